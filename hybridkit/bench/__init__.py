@@ -1,0 +1,1 @@
+"""Convergence, quantisation, inference: measured."""

@@ -1,0 +1,1 @@
+"""Clusterers, and the samplers that draw batches from clusters."""

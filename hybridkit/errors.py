@@ -1,0 +1,35 @@
+"""The error types a user meets, each with the exit code of the command that raises it.
+
+Exit codes: 0 ok, 1 failure, 2 usage, 3 a quality or size gate was missed, 130 interrupted.
+Messages are one line: what is wrong, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class HybridkitError(Exception):
+    """Something failed; the message says what and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(HybridkitError, ValueError):
+    """The caller asked for something that does not exist or does not fit together."""
+
+    exit_code = 2
+
+
+class FileError(HybridkitError):
+    """A file is missing, truncated, corrupted or of another kind than expected."""
+
+
+class GateError(HybridkitError):
+    """A result missed a quality or size gate; nothing was written."""
+
+    exit_code = 3
+
+
+class InterruptedRun(HybridkitError):
+    """SIGINT or SIGTERM arrived; the work so far is saved."""
+
+    exit_code = 130

@@ -1,0 +1,1 @@
+"""Module + packed weights -> a file another runtime loads, verified."""

@@ -1,0 +1,1 @@
+"""Hybrid optimisation: controllers, constraints, base optimizers and the optimizer that joins them."""

@@ -1,0 +1,1 @@
+"""Projections of an update into a trust region."""

@@ -1,0 +1,1 @@
+"""Who sets the learning-rate multiplier and the radius."""

@@ -1,0 +1,114 @@
+"""The small interfaces of hybrid optimisation: what a controller and a constraint see and answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """What a controller sees before step `step_number` (counted from 0). Plain Python numbers.
+
+    The first six fields are the auxiliary network's classic features; the rest help other controllers.
+    """
+
+    current_loss: float
+    gradient_magnitude: float  # ||g||_2 over all parameters
+    cluster_id: int  # data cluster of the batch, -1 where the batch is spread over all clusters
+    loss_trend: float  # slope of the smoothed loss, per step; negative while training goes well
+    gradient_variance: float  # variance of ||g||_2 over the recent steps
+    step_number: int
+    max_steps: int = 0  # 0: unknown
+    trust_radius: float = 0.0  # what the adaptation rule would use for this step
+    update_alignment: float = 0.0  # cos(g_t, -(last update)); > 0: the last step could have been longer
+    cluster_histogram: tuple[float, ...] = ()  # share of the batch per data cluster
+    parameter_gradients: tuple[float, ...] = ()  # ||g||_2 per parameter cluster
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]; 0 where the length is unknown."""
+        return min(self.step_number / self.max_steps, 1.0) if self.max_steps else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A controller's decision for one step.
+
+    `lr_multiplier` scales every group's learning rate for this step alone; a tuple holds one multiplier
+    per parameter cluster. `trust_radius` None leaves the radius to the adaptation rule.
+    """
+
+    lr_multiplier: float | tuple[float, ...] = 1.0
+    trust_radius: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step did; known, and given to the controller, when the next step begins."""
+
+    loss_before: float
+    loss_after: float
+    proposal: Proposal
+    update_magnitude: float  # ||delta||_2 as applied
+    constraint_active: bool
+
+
+class LRController(Protocol):
+    """Sets the learning-rate multiplier and the radius. Pure decisions: it never touches parameters.
+
+    `bounds` holds the least and the largest multiplier it may propose. `uses_update_alignment` True asks
+    for `TrainingState.update_alignment`, which costs one pass over the parameters.
+    """
+
+    bounds: tuple[float, float]
+    uses_update_alignment: bool
+
+    def propose(self, state: TrainingState) -> Proposal:
+        """Decide for the step that is about to be taken."""
+        ...
+
+    def feedback(self, state: TrainingState, outcome: Outcome) -> None:
+        """Learn from what the step decided in `state` did."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on: tensors, numbers, strings, lists and dicts of them."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConstraintReport:
+    """What a projection did, as tensors on the updates' device (nothing is synchronised).
+
+    `norm`: 0-d fp32, the update's size before projection in the constraint's own norm.
+    `active`: bool [number of tensors], True where that tensor's update was changed.
+    """
+
+    norm: Tensor
+    active: Tensor
+
+
+class Constraint(Protocol):
+    """Projects an update into a trust region, in place. Never enlarges; an inactive one changes no bit."""
+
+    def apply(
+        self, updates: Sequence[Tensor], parameters: Sequence[Tensor], radius: Tensor | float
+    ) -> ConstraintReport:
+        """Project `updates` (same shapes as `parameters`, whose values are from before the step).
+
+        `radius` is a scalar, or a tensor [number of parameter clusters] for a constraint that was given
+        clusters through `bind`.
+        """
+        ...
+
+    def bind(self, parameters: Sequence[Tensor], clusters: Sequence[int]) -> None:
+        """Told once, before the first step: the parameter cluster of each tensor."""
+        ...

@@ -1,0 +1,1 @@
+"""Codecs and the packed model file. NumPy arrays only."""

@@ -1,0 +1,1 @@
+"""Quantizers, fake-quantised layers, bit allocation, conversion to packed weights."""

@@ -1,0 +1,76 @@
+"""The quantizer protocol: from a latent weight to integer codes and scales, and a gradient back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Granularity = Literal["channel", "tensor"]
+Activations = Literal["int8", "float"]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedTensor:
+    """A quantised weight matrix: weight[n, k] is represented by scale[n, k // group] * codes[n, k].
+
+    codes: int8 [N, K], values from the quantizer's `levels`.
+    scale: float32 [N], or [N, ceil(K / group_size)] where the quantizer works in groups.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    group_size: int = 0  # 0: one scale per row
+
+    def dequantize(self) -> Tensor:
+        """The represented weight, float32 [N, K]."""
+        if self.group_size == 0:
+            return self.codes.float() * self.scale[:, None]
+        per_weight = self.scale.repeat_interleave(self.group_size, dim=1)[:, : self.codes.shape[1]]
+        return self.codes.float() * per_weight
+
+
+class Quantizer(Protocol):
+    """Quantises a weight seen as a matrix [N, K]: N output channels, K weights each.
+
+    Convolution weights [N, C/g, kh, kw] come flattened to [N, C/g*kh*kw], embeddings as [entries, width].
+    `levels` is the code book in ascending order; `bits` = log2(len(levels)).
+    """
+
+    levels: tuple[int, ...]
+    bits: float
+
+    def parameters(self, weight: Tensor) -> dict[str, Tensor]:
+        """Initial values of the learnable parameters for this weight, by name; empty if there are none."""
+        ...
+
+    def quantize(self, weight: Tensor, **parameters: Tensor) -> QuantizedTensor:
+        """Codes and scale of `weight` (float [N, K]). Deterministic; no gradient."""
+        ...
+
+    def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor, **parameters: Tensor) -> Tensor:
+        """`quantized.dequantize()`, with the estimator's gradient to `weight` and `parameters`."""
+        ...
+
+
+def straight_through(weight: Tensor, quantized: QuantizedTensor) -> Tensor:
+    """The dequantised weight with the identity as gradient (Bengio et al. 2013, arXiv 1308.3432)."""
+    return weight + (quantized.dequantize() - weight).detach()
+
+
+def is_ternary(quantizer: Quantizer) -> bool:
+    """Whether the code book is {-1, 0, +1}."""
+    return quantizer.levels == (-1, 0, 1)
+
+
+def int8_activations(x: Tensor, dim: int | tuple[int, ...] = -1) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 activation codes and their scale, over `dim` (kept as size 1).
+
+    s_x = max(max|x|, 1e-5) / 127; codes = clip(round_half_even(x / s_x), -127, 127). Codes come as
+    integer-valued floats of x's dtype. This is the arithmetic that every kernel and file repeats exactly.
+    """
+    largest = x.detach().abs().amax(dim=dim, keepdim=True).clamp(min=1e-5)
+    scale = largest / 127
+    return torch.clamp(torch.round(x.detach() / scale), -127, 127), scale

@@ -1,0 +1,1 @@
+"""Running packed models: ONNX Runtime session, torch modules. Imports without torch."""

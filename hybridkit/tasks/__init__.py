@@ -1,0 +1,1 @@
+"""What is trained: data, model, loss, metric, cluster features."""
