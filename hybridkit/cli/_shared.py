@@ -1,0 +1,218 @@
+"""What several verbs share: --set, --config, --json, and where text goes.
+
+A verb takes them as parameters:
+
+    def command(
+        ctx: typer.Context,
+        config: ConfigOption = None,
+        set_: SetOption = (),
+        json: JsonOption = False,
+    ) -> None:
+        options = strategy_options(ctx, set_)      # {"lr_controller": {"hidden_size": "32"}}
+        ...
+        if json:
+            emit_json("train", {"loss": 0.1})
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hybridkit import __version__
+from hybridkit.errors import FileError, UsageError
+from hybridkit.hookspecs import KINDS, Kind
+from hybridkit.options import nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+Settings = dict[Kind, dict[str, Any]]
+
+_CONFIG_TABLES = "hybridkit.config_tables"
+_NAME_PARAMETER = {
+    "exporter": "target"
+}  # the parameter that names a kind's strategy, where it is not the kind
+
+
+def parse_settings(assignments: Sequence[str]) -> Settings:
+    """`["lr-controller.hidden_size=32"]` as `{"lr_controller": {"hidden_size": "32"}}`; the last one wins.
+
+    Raises UsageError for another form, or a kind that does not exist.
+    """
+    settings: Settings = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        kind, dot, option = key.strip().partition(".")
+        if not (equals and dot and kind and option):
+            raise UsageError(
+                f"--set {assignment}: expected KIND.OPTION=VALUE, as in lr_controller.hidden_size=32"
+            )
+        settings.setdefault(_kind(kind, f"--set {assignment}"), {})[option.replace("-", "_")] = value
+    return settings
+
+
+def strategy_options(ctx: typer.Context, assignments: Sequence[str] | None) -> Settings:
+    """The options of strategies from the config file's tables, overridden by --set."""
+    merged: Settings = {kind: dict(table) for kind, table in ctx.meta.get(_CONFIG_TABLES, {}).items()}
+    for kind, table in parse_settings(assignments or ()).items():
+        merged.setdefault(kind, {}).update(table)
+    return merged
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The table in a TOML (.toml) or YAML (.yaml, .yml) file.
+
+    Raises FileError if it cannot be read or is malformed, UsageError for another suffix.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise FileError(f"config file {path}: {reason}") from None
+    if path.suffix == ".toml":
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise FileError(f"config file {path}: not valid TOML: {error}") from None
+    if path.suffix in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            table = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise FileError(f"config file {path}: not valid YAML: {error}") from None
+        if not isinstance(table, dict):
+            raise FileError(f"config file {path}: expected a table of options at the top level")
+        return {str(key): value for key, value in table.items()}
+    raise UsageError(f"config file {path}: the name must end in .toml, .yaml or .yml")
+
+
+def apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Make the values of a config file the defaults of this command; the callback of --config.
+
+    Keys are the command's long options, with hyphens or underscores. A table named after a kind of
+    strategy holds that strategy's options, and its name as `name`.
+    Raises UsageError for a key that is neither (naming the nearest valid one).
+    """
+    if path is None or ctx.resilient_parsing:
+        return path
+    parameters = {p.name for p in ctx.command.params if p.name and p.name not in ("config", "set_")}
+    defaults: dict[str, Any] = {}
+    tables: Settings = {}
+    for key, value in read_config(path).items():
+        name = key.replace("-", "_")
+        if isinstance(value, Mapping):
+            kind = _kind(name, f"config file {path}")
+            table = {option.replace("-", "_"): setting for option, setting in value.items()}
+            if "name" in table:
+                name_parameter = _NAME_PARAMETER.get(kind, kind)
+                _require(name_parameter, parameters, f"{key}.name", path)
+                defaults[name_parameter] = table.pop("name")
+            tables[kind] = table
+        else:
+            _require(name, parameters, key, path)
+            defaults[name] = value
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+    ctx.meta[_CONFIG_TABLES] = tables
+    return path
+
+
+def _require(name: str, parameters: set[str], key: str, path: Path) -> None:
+    if name not in parameters:
+        raise UsageError(f"config file {path}: unknown key {key!r}; {nearest(name, parameters)}")
+
+
+def _kind(name: str, where: str) -> Kind:
+    kind = name.replace("-", "_")
+    if kind not in KINDS:
+        raise UsageError(f"{where}: there is no kind of strategy {name!r}; {nearest(kind, KINDS)}")
+    return kind
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        callback=apply_config,
+        help="Take defaults from a TOML or YAML file.",
+        rich_help_panel="Configuration",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set an option of a strategy, as in lr_controller.hidden_size=32; repeatable.",
+        rich_help_panel="Configuration",
+    ),
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON document on stdout and everything else on stderr.",
+        rich_help_panel="Configuration",
+    ),
+]
+
+
+def emit_json(verb: str, payload: Mapping[str, Any]) -> None:
+    """Print a command's one JSON document: `{"schema": "hybridkit/<verb>/1", "version": ..., **payload}`.
+
+    Data classes, paths and NumPy scalars become plain values; a number that is not finite becomes null.
+    """
+    document = {"schema": f"hybridkit/{verb}/1", "version": __version__, **payload}
+    print(json.dumps(_plain(document), indent=2, allow_nan=False), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console on stdout or stderr. Honours NO_COLOR and COLUMNS; wide where nobody's eyes wrap lines."""
+    from rich.console import Console
+
+    piped = not (sys.stderr if stderr else sys.stdout).isatty()
+    width = 160 if piped and "COLUMNS" not in os.environ else None
+    return Console(stderr=stderr, highlight=False, width=width)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """A live progress display on stderr; silent where stderr is not a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    on_stderr = console(stderr=True)
+    with Progress(*columns, console=on_stderr, disable=not on_stderr.is_terminal, transient=True) as display:
+        yield display
