@@ -1,0 +1,167 @@
+"""Codecs: integer weight codes [N, K] <-> packed bytes [N, B].
+
+Every codec is a positional number system: a byte holds `per_byte` digits of base `base`, the first code in
+the lowest digit, and a code's digit is its index in the codec's levels. Rows are padded to a whole byte
+with digits 0, which readers ignore.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridkit.errors import FileError, UsageError
+from hybridkit.options import nearest
+
+_BLOCK = 1 << 20  # codes handled at a time: bounds the temporary arrays
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How codes from `levels` (ascending) are stored: `per_byte` digits of base `base` in each byte."""
+
+    name: str
+    levels: tuple[int, ...]
+    base: int
+    per_byte: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per code, padding of the rows aside."""
+        return 8 / self.per_byte
+
+    def row_bytes(self, K: int) -> int:
+        """Bytes B of a packed row of K codes."""
+        return -(-K // self.per_byte)
+
+    def pack(self, codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+        """Codes int8 [N, K] -> packed uint8 [N, B]. Raises UsageError for a code that is not a level."""
+        if codes.ndim != 2 or codes.dtype != np.int8:
+            raise UsageError(f"{self.name} packs int8 codes [N, K], not {codes.dtype} {list(codes.shape)}")
+        N, K = codes.shape
+        packed = np.zeros((N, self.row_bytes(K)), np.uint8)
+        for rows in _row_blocks(N, K):
+            block = np.ascontiguousarray(codes[rows]).view(np.uint8)
+            if not self._is_level[block].all():
+                wrong = block[~self._is_level[block]].view(np.int8)[0]
+                raise UsageError(
+                    f"{self.name} cannot store the code {wrong}; it has {_describe(self.levels)}"
+                )
+            digits = self._digit_of[block]
+            for place in range(self.per_byte):
+                column = digits[:, place :: self.per_byte]
+                packed[rows, : column.shape[1]] += column * np.uint8(self.base**place)
+        return packed
+
+    def unpack(self, packed: NDArray[np.uint8], K: int) -> NDArray[np.int8]:
+        """Packed uint8 [N, B] -> codes int8 [N, K]. Raises FileError for a byte that no code gives."""
+        if packed.ndim != 2 or packed.dtype != np.uint8 or packed.shape[1] != self.row_bytes(K):
+            raise FileError(
+                f"{self.name} codes of {K} columns are uint8 [N, {self.row_bytes(K)}], "
+                f"not {packed.dtype} {list(packed.shape)}"
+            )
+        N = packed.shape[0]
+        codes = np.empty((N, K), np.int8)
+        for rows in _row_blocks(N, K):
+            block = packed[rows]
+            if not self._is_byte[block].all():
+                wrong = block[~self._is_byte[block]][0]
+                raise FileError(
+                    f"{self.name} codes hold the invalid byte {wrong:#04x}; the file is corrupted"
+                )
+            codes[rows] = self._decoded[block].reshape(len(block), -1)[:, :K]
+        return codes
+
+    def count_zeros(self, packed: NDArray[np.uint8]) -> int:
+        """How many codes of a packed array are 0 (padding never decodes to 0)."""
+        flat = packed.reshape(-1)
+        blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
+        return sum(int(np.bincount(block, minlength=256) @ self._zeros) for block in blocks)
+
+    @cached_property
+    def _is_level(self) -> NDArray[np.bool_]:  # by code, seen as uint8
+        table = np.zeros(256, np.bool_)
+        table[np.array(self.levels, np.int8).view(np.uint8)] = True
+        return table
+
+    @cached_property
+    def _digit_of(self) -> NDArray[np.uint8]:  # by code, seen as uint8
+        table = np.zeros(256, np.uint8)
+        table[np.array(self.levels, np.int8).view(np.uint8)] = np.arange(len(self.levels))
+        return table
+
+    @cached_property
+    def _digits(self) -> NDArray[np.intp]:  # [256, per_byte]
+        return np.arange(256)[:, None] // self.base ** np.arange(self.per_byte) % self.base
+
+    @cached_property
+    def _is_byte(self) -> NDArray[np.bool_]:
+        in_range = np.arange(256) < self.base**self.per_byte
+        return in_range & (self._digits < len(self.levels)).all(axis=1)
+
+    @cached_property
+    def _decoded(self) -> NDArray[np.int8]:  # [256, per_byte]
+        return np.array(self.levels, np.int8)[np.minimum(self._digits, len(self.levels) - 1)]
+
+    @cached_property
+    def _zeros(self) -> NDArray[np.int64]:  # zeros in each byte
+        return (self._decoded == 0).sum(axis=1, dtype=np.int64)
+
+
+def _row_blocks(N: int, K: int) -> Iterator[slice]:
+    step = max(1, _BLOCK // max(K, 1))
+    return (slice(start, start + step) for start in range(0, N, step))
+
+
+def _describe(levels: Sequence[int]) -> str:
+    return (
+        f"levels {', '.join(map(str, levels))}" if len(levels) < 5 else f"levels {levels[0]} to {levels[-1]}"
+    )
+
+
+def _nbit(bits: int) -> Codec:
+    levels = tuple(range(-(1 << bits - 1), 1 << bits - 1))
+    return Codec(f"nbit{bits}", levels, base=1 << bits, per_byte=8 // bits)
+
+
+_CODECS = {
+    c.name: c
+    for c in (
+        Codec("two-bit", (-1, 0, 1), base=4, per_byte=4),
+        Codec("base3", (-1, 0, 1), base=3, per_byte=5),
+        Codec("one-bit", (-1, 1), base=2, per_byte=8),
+        _nbit(2),
+        _nbit(4),
+        _nbit(8),
+    )
+}
+CODECS: tuple[str, ...] = tuple(_CODECS)
+
+
+def codec(name: str) -> Codec:
+    """The codec called `name`. Raises UsageError if there is none."""
+    if name not in _CODECS:
+        raise UsageError(f"no codec is called {name!r}; {nearest(name, CODECS)}")
+    return _CODECS[name]
+
+
+def codec_for(levels: Sequence[int]) -> Codec:
+    """The default codec for a code book: the smallest that holds it, `two-bit` for ternary.
+
+    Raises UsageError if a level lies outside int8 or the code book is empty.
+    """
+    wanted = set(levels)
+    fitting = [c for c in _CODECS.values() if wanted and wanted <= set(c.levels) and c.name != "base3"]
+    if not fitting:
+        raise UsageError(f"no codec holds the levels {list(levels)}; they must be integers from -128 to 127")
+    return min(fitting, key=lambda c: (c.base, len(c.levels)))
+
+
+def bits_of(levels: Sequence[int]) -> float:
+    """Information content of a code from this code book, log2(len(levels))."""
+    return math.log2(len(levels))
