@@ -46,7 +46,8 @@ class Verb(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and options, grouped under their headings in order of appearance."""
         sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
+        parameters: list[Any] = list(self.get_params(ctx))
+        for parameter in parameters:
             parameter.show_envvar = False  # one rule covers them all: HYBRIDKIT_<VERB>_<OPTION>
             record = parameter.get_help_record(ctx)
             if record is not None:

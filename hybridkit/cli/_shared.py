@@ -199,7 +199,7 @@ def _plain(value: Any) -> Any:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A rich console on stdout or stderr. Honours NO_COLOR and COLUMNS; wide where nobody's eyes wrap lines."""
+    """A rich console on stdout or stderr. Honours NO_COLOR and COLUMNS; wide where its output is piped."""
     from rich.console import Console
 
     piped = not (sys.stderr if stderr else sys.stdout).isatty()
