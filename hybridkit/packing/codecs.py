@@ -101,8 +101,8 @@ class Codec:
 
     @cached_property
     def _is_byte(self) -> NDArray[np.bool_]:
-        in_range = np.arange(256) < self.base**self.per_byte
-        return in_range & (self._digits < len(self.levels)).all(axis=1)
+        in_range: NDArray[np.bool_] = np.arange(256) < self.base**self.per_byte
+        return in_range & np.all(self._digits < len(self.levels), axis=1)
 
     @cached_property
     def _decoded(self) -> NDArray[np.int8]:  # [256, per_byte]
@@ -110,7 +110,8 @@ class Codec:
 
     @cached_property
     def _zeros(self) -> NDArray[np.int64]:  # zeros in each byte
-        return (self._decoded == 0).sum(axis=1, dtype=np.int64)
+        zeros: NDArray[np.int64] = np.sum(self._decoded == 0, axis=1, dtype=np.int64)
+        return zeros
 
 
 def _row_blocks(N: int, K: int) -> Iterator[slice]:

@@ -1,0 +1,143 @@
+"""One quantised layer: what is known before its weights are quantised, and the packed layer itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridkit.errors import UsageError
+from hybridkit.packing.codecs import Codec, codec
+from hybridkit.packing.container import TensorSpec
+
+LayerKind = Literal["linear", "conv1d", "conv2d", "embedding"]
+Activations = Literal["int8", "float"]
+
+_DIMENSIONS: dict[LayerKind, int] = {"linear": 2, "conv1d": 3, "conv2d": 4, "embedding": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """What a packed layer is, without its content. Seen as a matrix its weight is [N, K], N = shape[0].
+
+    name: the module's name in the model ("" for the model itself).
+    shape: of the weight: [out, in], [out, in/groups, k], [out, in/groups, kh, kw] or [entries, width].
+    bits: information per weight, log2 of the number of levels the quantizer uses.
+    group_size: columns that share a scale; 0: one scale per row.
+    quantizer: name of the quantizer, for the record.
+    """
+
+    name: str
+    kind: LayerKind
+    codec: str
+    shape: tuple[int, ...]
+    bits: float
+    activations: Activations
+    group_size: int = 0
+    quantizer: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in _DIMENSIONS:
+            raise UsageError(f"layer {self.name!r}: kind {self.kind!r} is none of {', '.join(_DIMENSIONS)}")
+        if len(self.shape) != _DIMENSIONS[self.kind] or any(n < 0 for n in self.shape):
+            raise UsageError(
+                f"layer {self.name!r}: {list(self.shape)} is not the shape of a {self.kind} weight"
+            )
+        if self.activations not in get_args(Activations):
+            raise UsageError(
+                f"layer {self.name!r}: activations {self.activations!r} are neither int8 nor float"
+            )
+        if self.group_size < 0:
+            raise UsageError(f"layer {self.name!r}: group size {self.group_size} is negative")
+        most = math.log2(len(codec(self.codec).levels))
+        if not 0 < self.bits <= most + 1e-9:
+            raise UsageError(f"layer {self.name!r}: {self.bits} bits do not fit the codec {self.codec}")
+
+    @property
+    def weight_name(self) -> str:
+        """The name of the weight in the state dictionary of the fp32 model."""
+        return f"{self.name}.weight" if self.name else "weight"
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """N and K."""
+        return self.shape[0], math.prod(self.shape[1:])
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The code book of the codec, ascending."""
+        return codec(self.codec).levels
+
+    def tensor_specs(self) -> dict[str, TensorSpec]:
+        """The tensors that hold this layer in a file, by name: codes, then scale."""
+        N, K = self.matrix_shape
+        scale = (N, -(-K // self.group_size)) if self.group_size else (N,)
+        return {
+            f"{self.weight_name}.codes": TensorSpec("U8", (N, codec(self.codec).row_bytes(K))),
+            f"{self.weight_name}.scale": TensorSpec("F32", scale),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedLayer(LayerSpec):
+    """A layer with its content.
+
+    codes: uint8 [N, B], packed by the codec.
+    scale: float32 [N], or [N, ceil(K / group_size)]; finite.
+    """
+
+    codes: NDArray[np.uint8]
+    scale: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for (name, spec), array in zip(self.tensor_specs().items(), self.arrays(), strict=True):
+            if TensorSpec.of(array.dtype, array.shape) != spec:
+                raise UsageError(
+                    f"{name} is {array.dtype} {list(array.shape)}, not {spec.numpy} {list(spec.shape)}"
+                )
+        if not np.isfinite(self.scale).all():
+            raise UsageError(f"layer {self.name!r} has a scale that is not finite")
+
+    @property
+    def spec(self) -> LayerSpec:
+        """The layer without its content."""
+        return LayerSpec(**{f.name: getattr(self, f.name) for f in fields(LayerSpec)})
+
+    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The content in the order of `tensor_specs`."""
+        return self.codes, self.scale
+
+    @property
+    def zeros(self) -> int:
+        """Number of weights that are zero."""
+        return self._codec.count_zeros(self.codes)
+
+    @property
+    def zero_fraction(self) -> float:
+        """Share of the weights that are zero; 0 for an empty layer."""
+        return self.zeros / self.weights if self.weights else 0.0
+
+    def unpack(self) -> NDArray[np.int8]:
+        """The codes, int8 [N, K]. Raises FileError for a byte that no code gives."""
+        return self._codec.unpack(self.codes, self.matrix_shape[1])
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The represented weight, float32, in its own shape: codes times the scale of their row or group."""
+        K = self.matrix_shape[1]
+        scale = self.scale[:, None]
+        if self.group_size:
+            scale = np.repeat(self.scale, self.group_size, axis=1)[:, :K]
+        return (self.unpack().astype(np.float32) * scale).reshape(self.shape)
+
+    @property
+    def _codec(self) -> Codec:
+        return codec(self.codec)
