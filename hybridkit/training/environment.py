@@ -1,0 +1,61 @@
+"""What a result depends on besides its configuration: recorded with every run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# A run resumed where one of these differs need not be bit-identical.
+DECISIVE = ("torch", "instruction_set", "threads", "device")
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Git commit of the current directory (None outside a checkout), versions, processor, threads."""
+    import numpy
+    import torch
+
+    return {
+        "git_commit": _git_commit(),
+        "hybridkit": version("hybridkit"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+    }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs and may change the bits of a resumed run, as 'torch 2.9 -> 2.13'."""
+    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in DECISIVE if before.get(key) != now.get(key)]
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10, cwd=os.getcwd()
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        try:
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+        except OSError:
+            lines = []
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
