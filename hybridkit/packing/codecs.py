@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,19 +70,25 @@ class Codec:
         codes = np.empty((N, K), np.int8)
         for rows in _row_blocks(N, K):
             block = packed[rows]
-            if not self._is_byte[block].all():
-                wrong = block[~self._is_byte[block]][0]
-                raise FileError(
-                    f"{self.name} codes hold the invalid byte {wrong:#04x}; the file is corrupted"
-                )
+            self._refuse(np.bincount(block[~self._is_byte[block]], minlength=256))
             codes[rows] = self._decoded[block].reshape(len(block), -1)[:, :K]
         return codes
 
     def count_zeros(self, packed: NDArray[np.uint8]) -> int:
-        """How many codes of a packed array are 0 (padding never decodes to 0)."""
+        """How many codes of a packed array are 0 (padding never decodes to 0).
+
+        Raises FileError for a byte that no code gives, without unpacking.
+        """
         flat = packed.reshape(-1)
-        blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
-        return sum(int(np.bincount(block, minlength=256) @ self._zeros) for block in blocks)
+        histogram = np.zeros(256, np.int64)
+        for start in range(0, flat.size, _BLOCK):
+            histogram += np.bincount(flat[start : start + _BLOCK], minlength=256)
+        self._refuse((histogram > 0) & ~self._is_byte)
+        return int(histogram @ self._zeros)
+
+    def _refuse(self, seen: NDArray[Any]) -> None:  # [256], by invalid byte
+        if seen.any():
+            raise FileError(f"{self.name} codes hold the byte {seen.argmax():#04x}, which no code gives")
 
     @cached_property
     def _is_level(self) -> NDArray[np.bool_]:  # by code, seen as uint8
@@ -102,7 +109,8 @@ class Codec:
     @cached_property
     def _is_byte(self) -> NDArray[np.bool_]:
         in_range: NDArray[np.bool_] = np.arange(256) < self.base**self.per_byte
-        return in_range & np.all(self._digits < len(self.levels), axis=1)
+        in_range &= np.all(self._digits < len(self.levels), axis=1)
+        return in_range
 
     @cached_property
     def _decoded(self) -> NDArray[np.int8]:  # [256, per_byte]
