@@ -29,7 +29,7 @@ class GateError(HybridkitError):
     exit_code = 3
 
 
-class InterruptedRun(HybridkitError):
+class InterruptedRun(HybridkitError):  # noqa: N818 - the run was interrupted; nothing went wrong
     """SIGINT or SIGTERM arrived; the work so far is saved."""
 
     exit_code = 130

@@ -4,23 +4,25 @@
     class Options:
         hidden_size: Annotated[int, Ge(1)] = option(16, "width of the hidden layer")
 
-`parse_options` turns loosely typed values (command line strings, config tables) into such a dataclass.
+`construct` turns loosely typed values (command line strings, config tables) into such a dataclass and the
+strategy around it. A class without `Options` is described by its signature instead.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any, get_type_hints
 
-from hybridkit.errors import UsageError
+from hybridkit.errors import HybridkitError, UsageError
 
 
 def option(default: Any, help: str) -> Any:
-    """A dataclass field with a default and the sentence that documents it."""
+    """A dataclass field with a default (called, where it is callable) and the sentence that documents it."""
     if callable(default):
         return dataclasses.field(default_factory=default, metadata={"help": help})
     return dataclasses.field(default=default, metadata={"help": help})
@@ -28,7 +30,7 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class OptionInfo:
-    """What is known about one option: its name, type hint, default and help sentence."""
+    """What is known about one option. `default` is `dataclasses.MISSING` where a value is required."""
 
     name: str
     hint: Any
@@ -46,7 +48,7 @@ def describe_options(strategy: Callable[..., Any]) -> dict[str, OptionInfo]:
         f.name: OptionInfo(
             f.name,
             hints[f.name],
-            f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default,
+            f.default_factory() if f.default_factory is not MISSING else f.default,
             f.metadata.get("help", ""),
         )
         for f in dataclasses.fields(options_class)
@@ -54,10 +56,14 @@ def describe_options(strategy: Callable[..., Any]) -> dict[str, OptionInfo]:
 
 
 def _from_signature(strategy: Callable[..., Any]) -> dict[str, OptionInfo]:
-    parameters = inspect.signature(strategy).parameters.values()
+    annotated: Any = strategy.__init__ if isinstance(strategy, type) else strategy  # type: ignore[misc]
+    try:
+        hints = get_type_hints(annotated, include_extras=True)
+    except (NameError, TypeError):  # names that exist for type checkers only
+        hints = {}
     return {
-        p.name: OptionInfo(p.name, Any, p.default, "")
-        for p in parameters
+        p.name: OptionInfo(p.name, hints.get(p.name, Any), MISSING if p.default is p.empty else p.default, "")
+        for p in inspect.signature(strategy).parameters.values()
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     }
 
@@ -65,34 +71,55 @@ def _from_signature(strategy: Callable[..., Any]) -> dict[str, OptionInfo]:
 def parse_options(strategy: Callable[..., Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Validate `values` against the options of `strategy`; `where` names the strategy in messages.
 
-    Raises UsageError for an unknown option (naming the nearest valid one) or a value of another type.
+    Raises UsageError for an unknown option (naming the nearest valid one), a value of another type, or a
+    required option without a value.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     known = describe_options(strategy)
-    parsed: dict[str, Any] = {}
-    for name, value in values.items():
+    for name in values:
         if name not in known:
             raise UsageError(f"{where} has no option {name!r}; {nearest(name, known)}")
-        hint = known[name].hint
-        if hint is Any:
-            parsed[name] = _literal(value) if isinstance(value, str) else value
-            continue
-        try:
-            parsed[name] = TypeAdapter(hint).validate_python(value)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise UsageError(f"{where}.{name}={value!r}: {reason}") from None
-    return parsed
+    for name, info in known.items():
+        if info.default is MISSING and name not in values:
+            raise UsageError(f"{where} needs a value for its option {name!r}")
+    return {name: _validate(known[name], value, where) for name, value in values.items()}
+
+
+def _validate(info: OptionInfo, value: Any, where: str) -> Any:
+    """`value` as the option's type; text is tried as it stands, then as a Python literal."""
+    if info.hint is Any:
+        return _literal(value)
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticSchemaGenerationError
+
+    try:
+        adapter = TypeAdapter(info.hint)
+    except PydanticSchemaGenerationError:  # a hint that is some library's own class
+        adapter = TypeAdapter(info.hint, config=ConfigDict(arbitrary_types_allowed=True))
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        literal = _literal(value)
+        if literal is not value:
+            try:
+                return adapter.validate_python(literal)
+            except ValidationError:
+                pass  # the first message shows what was typed
+        raise UsageError(f"{where}: {info.name}={value!r}: {error.errors()[0]['msg']}") from None
 
 
 def construct(strategy: Callable[..., Any], values: Mapping[str, Any], where: str) -> Any:
-    """An instance of `strategy` with `values` as its options."""
+    """An instance of `strategy` with `values` as its options; `where` names it in messages.
+
+    Raises UsageError as `parse_options` does, and where the strategy itself refuses with a ValueError.
+    """
     parsed = parse_options(strategy, values, where)
     options_class = getattr(strategy, "Options", None)
-    if options_class is not None:
-        return strategy(options_class(**parsed))
-    return strategy(**parsed)
+    try:
+        return strategy(**parsed) if options_class is None else strategy(options_class(**parsed))
+    except HybridkitError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -104,11 +131,12 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"valid: {', '.join(valid) or 'none'}"
 
 
-def _literal(text: str) -> Any:
-    """A Python literal where the text is one, else the text: for classes that declare no types."""
-    import ast
-
+def _literal(value: Any) -> Any:
+    """Text as the Python literal it spells (also none, true and false), else `value` itself."""
+    if not isinstance(value, str):
+        return value
+    spelled = {"none": "None", "null": "None", "true": "True", "false": "False"}
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(spelled.get(value.strip().lower(), value.strip()))
     except (ValueError, SyntaxError):
-        return text
+        return value

@@ -12,22 +12,25 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any
 
 import pluggy
 
-from hybridkit import builtins as builtin_strategies
-from hybridkit import hookspecs
-from hybridkit.errors import UsageError
+from hybridkit import __version__, builtins, hookspecs
+from hybridkit.errors import HybridkitError, UsageError
 from hybridkit.hookspecs import KINDS, Kind, Strategy
 from hybridkit.options import construct, nearest
 
 GROUP = "hybridkit"
 BUILTIN = "hybridkit"
+
+_TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_NAME = re.compile(r"[a-z0-9]+([-_.][a-z0-9]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Entry:
 
     @property
     def qualified_name(self) -> str:
-        """`distribution:name`, which is unique where a bare name may not be."""
+        """`distribution:name`, which is unique within a kind where a bare name may not be."""
         return f"{self.distribution}:{self.strategy.name}"
 
 
@@ -67,8 +70,14 @@ class Registry:
 
     def find(self, kind: Kind, name: str) -> Entry:
         """The entry called `name` or `distribution:name`. Raises UsageError if there is none or several."""
-        of_kind = [e for e in self.entries if e.strategy.kind == kind]
-        found = [e for e in of_kind if name in (e.strategy.name, e.qualified_name)]
+        distribution, colon, bare = name.rpartition(":")
+        found = [
+            e
+            for e in self.entries
+            if e.strategy.kind == kind
+            and e.strategy.name == bare
+            and (not colon or e.distribution == normalize(distribution))
+        ]
         if len(found) == 1:
             return found[0]
         label = kind.replace("_", "-")
@@ -78,16 +87,31 @@ class Registry:
         raise UsageError(f"no {label} is called {name!r}; {nearest(name, self.names(kind))}")
 
     def load(self, kind: Kind, name: str) -> Any:
-        """Import the strategy called `name`, `distribution:name` or `package.module:attribute`."""
-        of_kind = [e for e in self.entries if e.strategy.kind == kind]
-        prefix = name.partition(":")[0]
-        if ":" in name and prefix not in {e.distribution for e in of_kind}:
+        """Import the strategy called `name`, `distribution:name` or `package.module:attribute`.
+
+        Raises UsageError if there is no such strategy, HybridkitError if a plugin's module does not import.
+        """
+        known = {e.qualified_name for e in self.entries if e.strategy.kind == kind}
+        distribution, colon, bare = name.rpartition(":")
+        if colon and f"{normalize(distribution)}:{bare}" not in known:
             return import_target(name)
-        return import_target(self.find(kind, name).strategy.target)
+        entry = self.find(kind, name)
+        try:
+            return import_target(entry.strategy.target)
+        except Exception as error:  # a stranger's code may fail in any way
+            raise HybridkitError(
+                f"{kind.replace('_', '-')} {name!r} of {entry.distribution} {entry.version} "
+                f"does not load: {_reason(error)}"
+            ) from error
 
     def create(self, kind: Kind, name: str, options: Mapping[str, Any] | None = None) -> Any:
         """An instance of a strategy with the given options, which are validated."""
-        return construct(self.load(kind, name), options or {}, where=kind)
+        return construct(self.load(kind, name), options or {}, where=f"{kind.replace('_', '-')} {name!r}")
+
+
+def normalize(distribution: str) -> str:
+    """A distribution's name as the packaging standard compares it: `My.Plug_in` -> `my-plug-in`."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def import_target(target: str) -> Any:
@@ -95,44 +119,42 @@ def import_target(target: str) -> Any:
 
     Raises UsageError if the text has another form, or the module or the attribute does not exist.
     """
-    module_name, _, attribute = target.partition(":")
-    if not module_name or not attribute:
+    if not _TARGET.fullmatch(target):
         raise UsageError(f"{target!r} is not of the form package.module:attribute")
+    module_name, _, attribute = target.partition(":")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and module_name.startswith(error.name):
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise UsageError(f"{target!r}: there is no module {error.name!r}") from None
         raise
     for part in attribute.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
-            public = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
+            public = [n for n in getattr(found, "__dict__", {}) if not n.startswith("_")]
             raise UsageError(f"{module_name!r} has no {attribute!r}; {nearest(part, public)}") from None
     return found
 
 
 def discover() -> Registry:
-    """Load every plugin: the built-ins, then those of the entry-point group, each on its own."""
-    manager = pluggy.PluginManager("hybridkit")
-    manager.add_hookspecs(hookspecs)
-    if os.environ.get("HYBRIDKIT_TRACE_PLUGINS"):
-        manager.trace.root.setwriter(lambda text: print(text, end="", file=sys.stderr))
-        manager.enable_tracing()
-    registry = Registry()
-    _add(registry, manager, builtin_strategies, BUILTIN, _own_version(), "builtin")
-    if not os.environ.get("HYBRIDKIT_NO_PLUGINS"):
-        for distribution, point in _entry_points():
-            _add(registry, manager, point, distribution.name, distribution.version, point.name)
-    if registry.failures and os.environ.get("HYBRIDKIT_STRICT_PLUGINS"):
-        broken = registry.failures[0]
-        raise UsageError(
+    """Load every plugin: the built-ins, then those of the entry-point group, each on its own.
+
+    Raises HybridkitError for a broken plugin if HYBRIDKIT_STRICT_PLUGINS is set.
+    """
+    found = Registry()
+    _add(found, BUILTIN, __version__, "builtin", lambda: builtins)
+    if not _switched_on("HYBRIDKIT_NO_PLUGINS"):
+        for distribution in _distributions():
+            _add_distribution(found, distribution)
+    if found.failures and _switched_on("HYBRIDKIT_STRICT_PLUGINS"):
+        broken = found.failures[0]
+        raise HybridkitError(
             f"plugin {broken.entry_point!r} of {broken.distribution} {broken.version} failed: {broken.reason}"
         )
-    return registry
+    return found
 
 
 @functools.cache
@@ -141,47 +163,92 @@ def registry() -> Registry:
     return discover()
 
 
-def _add(
-    registry: Registry,
-    manager: pluggy.PluginManager,
-    source: Any,
-    distribution: str,
-    version: str,
-    entry_point: str,
-) -> None:
-    try:
-        plugin = source.load() if isinstance(source, EntryPoint) else source
-        manager.register(plugin, name=f"{distribution}:{entry_point}")
-        only_this = manager.subset_hook_caller(
-            "hybridkit_strategies", [p for p in manager.get_plugins() if p is not plugin]
-        )
-        described = [s for group in only_this() for s in group]
-        for strategy in described:
-            _check(strategy)
-    except Exception as error:  # a stranger's code may fail in any way
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        registry.failures.append(Failure(distribution, version, entry_point, reason))
-        return
-    registry.entries.extend(Entry(s, distribution, version) for s in described)
-
-
-def _check(strategy: Any) -> None:
-    if not isinstance(strategy, Strategy):
-        raise TypeError(f"hybridkit_strategies returned {strategy!r}, not a Strategy")
-    if strategy.kind not in KINDS:
-        raise ValueError(f"strategy {strategy.name!r}: unknown kind {strategy.kind!r}; {nearest(strategy.kind, KINDS)}")
-
-
-def _entry_points() -> list[tuple[Distribution, EntryPoint]]:
-    found: dict[tuple[str, str], tuple[Distribution, EntryPoint]] = {}
+def _distributions() -> list[Distribution]:
+    """The installed distributions with plugins, by name; the first on the path hides others of its name."""
+    found: dict[str, Distribution] = {}
     for distribution in distributions():
-        for point in distribution.entry_points:
-            if point.group == GROUP and point.value != "hybridkit.builtins":
-                found.setdefault((distribution.name, point.name), (distribution, point))
-    return [found[key] for key in sorted(found)]
+        # Reading every distribution's METADATA would take longer than all the rest of a command's start.
+        if f"[{GROUP}]" in (distribution.read_text("entry_points.txt") or ""):
+            name = distribution.metadata["Name"] if distribution.metadata else None
+            if name:  # a half-removed installation has none
+                found.setdefault(normalize(name), distribution)
+    return [found[name] for name in sorted(found)]
 
 
-def _own_version() -> str:
-    from hybridkit import __version__
+def _add_distribution(found: Registry, distribution: Distribution) -> None:
+    name, version = normalize(distribution.metadata["Name"]), distribution.metadata["Version"] or "unknown"
+    try:
+        points = sorted(p for p in distribution.entry_points if p.group == GROUP)
+    except Exception as error:  # malformed entry_points.txt
+        found.failures.append(Failure(name, version, "entry_points.txt", _reason(error)))
+        return
+    for point in points:
+        if point.value != builtins.__name__:
+            _add(found, name, version, point.name, functools.partial(EntryPoint.load, point))
 
-    return __version__
+
+def _add(
+    found: Registry, distribution: str, version: str, entry_point: str, load: Callable[[], object]
+) -> None:
+    """Load one plugin and add what it describes; all of it or, with a recorded failure, nothing."""
+    try:
+        strategies = _ask(load(), f"{distribution}:{entry_point}")
+        taken = {(e.strategy.kind, e.qualified_name) for e in found.entries}
+        for strategy in strategies:
+            key = (strategy.kind, f"{distribution}:{strategy.name}")
+            if key in taken:
+                raise ValueError(f"{distribution} describes {strategy.kind} {strategy.name!r} twice")
+            taken.add(key)
+    except (Exception, SystemExit) as error:  # a stranger's code may fail in any way
+        found.failures.append(Failure(distribution, version, entry_point, _reason(error)))
+    else:
+        found.entries.extend(Entry(s, distribution, version) for s in strategies)
+
+
+def _ask(plugin: object, name: str) -> list[Strategy]:
+    """Call the plugin's hook and check what it returns. Each plugin has a manager of its own: isolation."""
+    manager = pluggy.PluginManager("hybridkit")
+    manager.add_hookspecs(hookspecs)
+    if _switched_on("HYBRIDKIT_TRACE_PLUGINS"):
+        manager.trace.root.setwriter(lambda text: print(f"{name}: {text}", end="", file=sys.stderr))
+        manager.enable_tracing()
+    manager.register(plugin, name=name)
+    manager.check_pending()
+    if not manager.get_hookcallers(plugin):
+        raise TypeError(f"{plugin!r} has no function hybridkit_strategies marked with @hybridkit.hookimpl")
+    answers = manager.hook.hybridkit_strategies()
+    if not answers or isinstance(answers[0], Strategy | str) or not isinstance(answers[0], Iterable):
+        raise TypeError(f"hybridkit_strategies returned {_shown(answers)}, not a list of Strategy")
+    strategies = list(answers[0])
+    for strategy in strategies:
+        _check(strategy)
+    return strategies
+
+
+def _check(strategy: object) -> None:
+    if not isinstance(strategy, Strategy):
+        raise TypeError(f"hybridkit_strategies returned {strategy!r} where a Strategy is expected")
+    if strategy.kind not in KINDS:
+        hint = nearest(str(strategy.kind), KINDS)
+        raise ValueError(f"strategy {strategy.name!r}: unknown kind {strategy.kind!r}; {hint}")
+    if not _NAME.fullmatch(strategy.name):
+        raise ValueError(f"strategy name {strategy.name!r}: use lower-case letters, digits and hyphens")
+    if not strategy.summary.strip() or "\n" in strategy.summary:
+        raise ValueError(f"strategy {strategy.name!r}: the summary must be one line of text")
+    if not _TARGET.fullmatch(strategy.target):
+        raise ValueError(
+            f"strategy {strategy.name!r}: target {strategy.target!r} is not package.module:attribute"
+        )
+
+
+def _shown(answers: list[Any]) -> str:
+    return repr(answers[0]) if answers else "None"
+
+
+def _reason(error: BaseException) -> str:
+    """The error as one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _switched_on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() not in ("", "0", "false", "no")
