@@ -1,0 +1,166 @@
+"""The arithmetic of the packed operators in plain torch: the reference of every kernel.
+
+    int8:  s_x = max(max|x|, 1e-5) / 127, x^ = clip(round_half_even(x / s_x), -127, 127),
+           y = float(x^ . q) * (s_x * s_w) + b
+    float: y = (x . q) * s_w + b
+
+s_x is per row of x for a matmul, per sample for a convolution. With groups (n-bit, group_size > 0) the scale
+is [N, ceil(K / group_size)] and cannot stay on the output: x^ meets the dequantised weight, and
+y = (x^ . (q * s_w)) * s_x + b. Arithmetic is in float32; the result has the type of x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridkit.errors import UsageError
+from hybridkit.quant.protocol import int8_activations
+
+Activations = Literal["int8", "float"]
+Codes = Literal["ternary", "binary", "nbit"]
+
+_CONVOLUTION: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d}
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The attributes of a convolution, as ONNX names them; `pads`: all begins, then all ends."""
+
+    kernel_shape: list[int]
+    strides: list[int]
+    pads: list[int]
+    dilations: list[int]
+    group: int
+
+    @property
+    def dims(self) -> int:
+        """1 or 2 spatial dimensions."""
+        return len(self.kernel_shape)
+
+
+def unpack(codes: Tensor, K: int, kind: Codes, bits: int = 2) -> Tensor:
+    """Packed codes uint8 [..., B] -> integer-valued float32 [..., K]."""
+    bits = 1 if kind == "binary" else bits
+    fields = codes if bits == 8 else _fields(codes, bits)
+    values = fields[..., :K].float()
+    if kind == "binary":
+        return values * 2 - 1
+    return values - (1 if kind == "ternary" else 1 << bits - 1)
+
+
+def _fields(codes: Tensor, bits: int) -> Tensor:
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
+    return ((codes.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)
+
+
+def take(rows: Tensor, indices: Tensor) -> Tensor:
+    """The rows [n, ...] at `indices`; unlike indexing, refuses negative ones."""
+    return rows.index_select(0, indices.reshape(-1)).reshape(*indices.shape, *rows.shape[1:])
+
+
+def scaled(weight: Tensor, scale: Tensor, group_size: int = 0) -> Tensor:
+    """Dequantised rows [..., K]; scale [...] or [..., groups]."""
+    if group_size == 0:
+        return weight * scale.unsqueeze(-1)
+    return weight * scale.repeat_interleave(group_size, dim=-1)[..., : weight.shape[-1]]
+
+
+def _product(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    activations: Activations,
+    group_size: int,
+    multiply: Callable[[Tensor, Tensor], Tensor],
+    channel: Callable[[Tensor], Tensor],
+    reduce: tuple[int, ...],
+) -> Tensor:
+    """The arithmetic above around `multiply`; `channel` lines a vector [N] up with the output's channels."""
+    given, x = x, x.float()
+    if activations == "int8":
+        x, s_x = int8_activations(x, dim=reduce)
+        if group_size:
+            y = multiply(x, scaled(weight, scale, group_size)) * s_x
+        else:
+            y = multiply(x, weight) * (s_x * channel(scale))
+    elif group_size:
+        y = multiply(x, scaled(weight, scale, group_size))
+    else:
+        y = multiply(x, weight) * channel(scale)
+    return (y + channel(bias)).to(given.dtype)
+
+
+def matmul(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    activations: Activations,
+    group_size: int = 0,
+) -> Tensor:
+    """x [..., K] with an integer-valued weight [N, K] -> [..., N]."""
+    return _product(x, weight, scale, bias, activations, group_size, F.linear, lambda v: v, (-1,))
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    activations: Activations,
+    geometry: Geometry,
+    group_size: int = 0,
+) -> Tensor:
+    """x [batch, channels, *space] with an integer-valued weight [N, K] -> [batch, N, *space]."""
+    dims = geometry.dims
+    _check_conv_input(x, dims)
+    begins, ends = geometry.pads[:dims], geometry.pads[dims:]
+    padding = begins
+    if begins != ends:
+        x = F.pad(x, [n for pair in zip(begins[::-1], ends[::-1], strict=True) for n in pair])
+        padding = [0] * dims
+
+    def multiply(a: Tensor, w: Tensor) -> Tensor:
+        kernels = w.reshape(w.shape[0], -1, *geometry.kernel_shape)
+        g = geometry
+        return _CONVOLUTION[dims](a, kernels, None, g.strides, padding, g.dilations, g.group)
+
+    def channel(v: Tensor) -> Tensor:
+        return v.reshape(-1, *[1] * dims)
+
+    reduce = tuple(range(1, dims + 2))
+    return _product(x, weight, scale, bias, activations, group_size, multiply, channel, reduce)
+
+
+def matmul_shape(x: Tensor, K: int, N: int) -> Tensor:
+    """What `matmul` returns, without content."""
+    if x.dim() == 0 or x.shape[-1] != K:
+        raise UsageError(f"the layer takes {K} features in the last dimension, not {list(x.shape)}")
+    return x.new_empty((*x.shape[:-1], N))
+
+
+def conv_shape(x: Tensor, N: int, geometry: Geometry) -> Tensor:
+    """What `conv` returns, without content."""
+    g, dims = geometry, geometry.dims
+    _check_conv_input(x, dims)
+    sizes = [
+        (x.shape[2 + i] + g.pads[i] + g.pads[dims + i] - g.dilations[i] * (g.kernel_shape[i] - 1) - 1)
+        // g.strides[i]
+        + 1
+        for i in range(dims)
+    ]
+    return x.new_empty((x.shape[0], N, *sizes))
+
+
+def _check_conv_input(x: Tensor, dims: int) -> None:
+    if x.dim() != dims + 2:
+        raise UsageError(
+            f"the layer takes {dims + 2} dimensions (batch, channels, space), not {list(x.shape)}"
+        )

@@ -1,0 +1,253 @@
+"""Packed torch modules, and how a packed model comes into a freshly built module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Self, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridkit.errors import UsageError
+from hybridkit.packing.codecs import codec
+from hybridkit.packing.layers import PackedLayer
+from hybridkit.packing.model import PackedModel
+from hybridkit.runtime import ops  # defines torch.ops.hybridkit
+from hybridkit.runtime.arithmetic import Codes
+
+__all__ = ["PackedConv1d", "PackedConv2d", "PackedEmbedding", "PackedLinear", "load_packed", "ops"]
+
+_CODES: dict[str, tuple[Codes, int]] = {
+    "two-bit": ("ternary", 2),
+    "one-bit": ("binary", 1),
+    "nbit2": ("nbit", 2),
+    "nbit4": ("nbit", 4),
+    "nbit8": ("nbit", 8),
+}
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+class _Packed(nn.Module):
+    """Codes and scales as an operator takes them.
+
+    codes: uint8 [N, B], layout 0 (`base3` is repacked as `two-bit`). scale: float32 [N] or [N, groups].
+    bits and group_size matter for n-bit codes only.
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, layer: PackedLayer, device: torch.device) -> None:
+        super().__init__()
+        name, codes = layer.codec, layer.codes
+        if name == "base3":
+            name, codes = "two-bit", codec("two-bit").pack(layer.unpack())
+        self.code_kind, self.bits = _CODES[name]
+        self.group_size = layer.group_size
+        if self.group_size and self.code_kind != "nbit":
+            raise UsageError(
+                f"layer {layer.name!r}: {layer.codec} codes run with one scale per row, not in groups"
+            )
+        self.N, self.K = layer.matrix_shape
+        self.activations = layer.activations
+        self.register_buffer("codes", torch.from_numpy(np.require(codes, requirements="W")).to(device))
+        self.register_buffer("scale", torch.from_numpy(np.require(layer.scale, requirements="W")).to(device))
+
+    @property
+    def _code_arguments(self) -> tuple[int, ...]:
+        """What the operators for n-bit codes take at the end."""
+        return (self.bits, self.group_size) if self.code_kind == "nbit" else ()
+
+    def extra_repr(self) -> str:
+        return f"N={self.N}, K={self.K}, {self.code_kind}, bits={self.bits}, activations={self.activations}"
+
+
+class _PackedProduct(_Packed):
+    """Adds the bias, float32 [N]: zeros where the original has none."""
+
+    bias: Tensor
+
+    def __init__(self, layer: PackedLayer, module: nn.Linear | nn.Conv1d | nn.Conv2d) -> None:
+        super().__init__(layer, module.weight.device)
+        bias = torch.zeros(self.N, device=module.weight.device)
+        if module.bias is not None:
+            bias.copy_(module.bias.detach())
+        self.register_buffer("bias", bias)
+
+
+class PackedLinear(_PackedProduct):
+    """A Linear layer over packed codes; x [..., K] -> [..., N]."""
+
+    @classmethod
+    def from_packed(cls, layer: PackedLayer, module: nn.Module) -> Self:
+        """The packed twin of `module`, whose bias it takes. Raises UsageError if they do not fit."""
+        return cls(layer, _matching(layer, module, nn.Linear))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One operator, `{ternary,binary,nbit}_matmul_{int8,float}`."""
+        operator = getattr(torch.ops.hybridkit, f"{self.code_kind}_matmul_{self.activations}")
+        result: Tensor = operator(x, self.codes, self.scale, self.bias, self.K, self.N, *self._code_arguments)
+        return result
+
+
+class _PackedConv(_PackedProduct):
+    """A convolution over packed codes; x [batch, channels, *space] -> [batch, N, *space]."""
+
+    def __init__(self, layer: PackedLayer, module: nn.Conv1d | nn.Conv2d) -> None:
+        super().__init__(layer, module)
+        dims = len(module.kernel_size)
+        self.kernel_shape = list(module.kernel_size)
+        self.strides = list(module.stride)
+        self.dilations = list(module.dilation)
+        self.group = module.groups
+        # torch's own list for F.pad: last dimension first, begin and end of each; also for padding="same"
+        self.around = list(module._reversed_padding_repeated_twice)
+        self.padding_mode = module.padding_mode
+        self.pads = [0] * 2 * dims
+        if self.padding_mode == "zeros":
+            self.pads = self.around[0::2][::-1] + self.around[1::2][::-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One operator, `{ternary,binary,nbit}_conv_{int8,float}`, after torch's pad unless by zeros."""
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self.around, mode=self.padding_mode)
+        operator = getattr(torch.ops.hybridkit, f"{self.code_kind}_conv_{self.activations}")
+        result: Tensor = operator(
+            x,
+            self.codes,
+            self.scale,
+            self.bias,
+            self.K,
+            self.N,
+            self.kernel_shape,
+            self.strides,
+            self.pads,
+            self.dilations,
+            self.group,
+            *self._code_arguments,
+        )
+        return result
+
+
+class PackedConv1d(_PackedConv):
+    """A Conv1d layer over packed codes."""
+
+    @classmethod
+    def from_packed(cls, layer: PackedLayer, module: nn.Module) -> Self:
+        """The packed twin of `module`: its bias and geometry. Raises UsageError if they do not fit."""
+        return cls(layer, _matching(layer, module, nn.Conv1d))
+
+
+class PackedConv2d(_PackedConv):
+    """A Conv2d layer over packed codes."""
+
+    @classmethod
+    def from_packed(cls, layer: PackedLayer, module: nn.Module) -> Self:
+        """The packed twin of `module`: its bias and geometry. Raises UsageError if they do not fit."""
+        return cls(layer, _matching(layer, module, nn.Conv2d))
+
+
+class PackedEmbedding(_Packed):
+    """An embedding over packed codes; integer indices [...] -> float32 [..., K]."""
+
+    @classmethod
+    def from_packed(cls, layer: PackedLayer, module: nn.Module) -> Self:
+        """The packed twin of `module`. Raises UsageError if they do not fit."""
+        embedding = _matching(layer, module, nn.Embedding)
+        if embedding.max_norm is not None:
+            raise UsageError(f"layer {layer.name!r}: an embedding with max_norm cannot be packed")
+        return cls(layer, embedding.weight.device)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """One operator, `{ternary,binary,nbit}_embedding`."""
+        operator = getattr(torch.ops.hybridkit, f"{self.code_kind}_embedding")
+        result: Tensor = operator(indices, self.codes, self.scale, self.K, self.N, *self._code_arguments)
+        return result
+
+
+_PACKED: dict[
+    str, tuple[type[nn.Module], type[PackedLinear | PackedConv1d | PackedConv2d | PackedEmbedding]]
+] = {
+    "linear": (nn.Linear, PackedLinear),
+    "conv1d": (nn.Conv1d, PackedConv1d),
+    "conv2d": (nn.Conv2d, PackedConv2d),
+    "embedding": (nn.Embedding, PackedEmbedding),
+}
+
+
+def load_packed(module: nn.Module, packed: PackedModel) -> nn.Module:
+    """A copy of `module` in eval mode that runs the packed model; `module` itself stays as it is.
+
+    `module` is a freshly built full-precision (or fake-quantised) network of the same architecture. Layers
+    that are packed are replaced, all other tensors are loaded. Raises UsageError for a layer or tensor that
+    is missing, left over or of another shape.
+    """
+    modules = dict(module.named_modules(remove_duplicate=False))
+    layers = _layers_by_module(packed)
+    replacements: dict[int, nn.Module] = {}
+    for name, layer in layers.items():
+        if name not in modules:
+            raise UsageError(f"the packed model has a layer {name!r}, the module has not")
+        if id(modules[name]) not in replacements:
+            replacements[id(modules[name])] = _packed_twin(name, layer, modules[name])
+    # deepcopy takes what its memo holds for the copy: packed layers come in place, their originals stay out
+    result: nn.Module = copy.deepcopy(module, dict(replacements))
+    _load_tensors(result, module, layers, packed)
+    return result.requires_grad_(False).eval()
+
+
+def _layers_by_module(packed: PackedModel) -> dict[str, PackedLayer]:
+    """The packed layer of each module name, tied ones included."""
+    by_weight = {layer.weight_name: layer for layer in packed.layers.values()}
+    by_weight |= {alias: by_weight[name] for alias, name in packed.tied.items() if name in by_weight}
+    return {weight.removesuffix("weight").removesuffix("."): layer for weight, layer in by_weight.items()}
+
+
+def _packed_twin(name: str, layer: PackedLayer, module: nn.Module) -> nn.Module:
+    for kind, (original, packed) in _PACKED.items():
+        if isinstance(module, original) and (kind == layer.kind or name != layer.name):
+            return packed.from_packed(layer, module)
+    raise UsageError(
+        f"layer {name!r} is packed as {layer.kind}, the module has a {type(module).__name__} there"
+    )
+
+
+def _matching(layer: PackedLayer, module: nn.Module, kind: type[_M]) -> _M:
+    if not isinstance(module, kind):
+        raise UsageError(f"layer {layer.name!r} is a {layer.kind}, not a {type(module).__name__}")
+    shape = tuple(module.get_parameter("weight").shape)
+    if shape != layer.shape:
+        raise UsageError(
+            f"layer {layer.name!r} has shape {list(layer.shape)}, the module's has {list(shape)}"
+        )
+    return module
+
+
+def _load_tensors(
+    result: nn.Module, module: nn.Module, layers: Mapping[str, PackedLayer], packed: PackedModel
+) -> None:
+    given = dict(packed.tensors)
+    given |= {alias: given[name] for alias, name in packed.tied.items() if name in given}
+    replaced = tuple(f"{name}." if name else "" for name in layers)
+    biases = {f"{name}bias" for name in replaced}
+    wanted = {name for name in module.state_dict() if name in biases or not name.startswith(replaced)}
+    if missing := wanted - set(given):
+        raise UsageError(f"the packed model lacks {_listed(missing)}")
+    if extra := set(given) - wanted:
+        raise UsageError(f"the packed model holds {_listed(extra)}, which the module does not have")
+    own = result.state_dict()
+    for name in wanted:
+        array = given[name]
+        if tuple(own[name].shape) != array.shape:
+            shapes = f"{list(array.shape)}, the module's has {list(own[name].shape)}"
+            raise UsageError(f"the packed model's {name!r} has shape {shapes}")
+        own[name].copy_(torch.from_numpy(np.require(array, requirements="W")))
+
+
+def _listed(names: Iterable[str]) -> str:
+    first, *rest = sorted(names)
+    return f"{first!r} and {len(rest)} more" if rest else f"{first!r}"
