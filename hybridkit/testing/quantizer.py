@@ -1,0 +1,122 @@
+"""What every quantizer promises."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybridkit.packing.codecs import codec_for
+from hybridkit.quant.protocol import QuantizedTensor, Quantizer
+
+_CASES = (
+    "normal",
+    "one weight",
+    "one row",
+    "one column",
+    "zeros",
+    "constant",
+    "tiny",
+    "huge",
+    "outlier",
+    "mixed",
+)
+
+
+class QuantizerContract(ABC):
+    """`make` returns a quantizer."""
+
+    @abstractmethod
+    def make(self) -> Quantizer:
+        """A quantizer."""
+
+    def test_code_book(self) -> None:
+        quantizer = self.make()
+        assert list(quantizer.levels) == sorted(set(quantizer.levels))
+        assert all(-128 <= level <= 127 for level in quantizer.levels)
+        assert quantizer.bits == pytest.approx(math.log2(len(quantizer.levels)))
+
+    @pytest.mark.parametrize("case", _CASES)
+    def test_codes_are_levels_and_scales_are_finite(self, case: str) -> None:
+        quantizer, weight = self.make(), example_weight(case)
+        quantized = quantizer.quantize(weight, **quantizer.parameters(weight))
+        N, K = weight.shape
+        assert quantized.codes.shape == (N, K)
+        assert quantized.codes.dtype == torch.int8
+        assert set(quantized.codes.flatten().tolist()) <= set(quantizer.levels)
+        groups = () if quantized.group_size == 0 else (-(-K // quantized.group_size),)
+        assert quantized.scale.shape == (N, *groups)
+        assert quantized.scale.dtype == torch.float32
+        assert torch.isfinite(quantized.scale).all()
+        assert (quantized.scale >= 0).all()
+        assert not quantized.scale.requires_grad
+
+    @pytest.mark.parametrize("case", _CASES)
+    def test_is_deterministic_and_leaves_the_weight_alone(self, case: str) -> None:
+        quantizer, weight = self.make(), example_weight(case)
+        before = weight.clone()
+        parameters = quantizer.parameters(weight)
+        first, second = quantizer.quantize(weight, **parameters), self.make().quantize(weight, **parameters)
+        assert torch.equal(first.codes, second.codes)
+        assert torch.equal(first.scale, second.scale)
+        assert torch.equal(weight, before)
+
+    @pytest.mark.parametrize("case", _CASES)
+    def test_fake_quantize_has_the_value_of_dequantize(self, case: str) -> None:
+        quantizer, weight = self.make(), example_weight(case)
+        parameters = quantizer.parameters(weight)
+        quantized = quantizer.quantize(weight, **parameters)
+        fake = quantizer.fake_quantize(weight, quantized, **parameters)
+        tolerance = 1e-6 * float(weight.abs().max())
+        torch.testing.assert_close(fake, quantized.dequantize(), rtol=1e-5, atol=tolerance)
+
+    def test_gradients_reach_the_weight_and_the_parameters(self) -> None:
+        quantizer, weight = self.make(), example_weight("normal").requires_grad_()
+        parameters = {
+            name: value.detach().clone().requires_grad_()
+            for name, value in quantizer.parameters(weight.detach()).items()
+        }
+        quantized = quantizer.quantize(weight, **parameters)
+        fake = quantizer.fake_quantize(weight, quantized, **parameters)
+        weighting = torch.linspace(-1, 2, fake.numel()).reshape(fake.shape)
+        torch.autograd.backward((fake * weighting).sum())
+        for name, tensor in {"weight": weight, **parameters}.items():
+            assert tensor.grad is not None, f"no gradient reaches {name}"
+            assert torch.isfinite(tensor.grad).all(), f"the gradient of {name} is not finite"
+            assert tensor.grad.any(), f"the gradient of {name} is zero"
+
+    @pytest.mark.parametrize("case", _CASES)
+    def test_what_is_packed_is_what_training_saw(self, case: str) -> None:
+        quantizer, weight = self.make(), example_weight(case)
+        seen = quantizer.quantize(weight, **quantizer.parameters(weight))
+        codec = codec_for(quantizer.levels)
+        unpacked = torch.from_numpy(codec.unpack(codec.pack(seen.codes.numpy()), weight.shape[1]))
+        assert torch.equal(unpacked, seen.codes)
+        stored = QuantizedTensor(unpacked, seen.scale, seen.group_size)
+        assert torch.equal(stored.dequantize(), seen.dequantize())
+
+    def test_the_error_is_smaller_than_the_weight(self) -> None:
+        quantizer, weight = self.make(), example_weight("normal")
+        quantized = quantizer.quantize(weight, **quantizer.parameters(weight))
+        assert (quantized.dequantize() - weight).norm() < weight.norm()
+
+
+def example_weight(case: str) -> Tensor:
+    """A float32 matrix [N, K] for each of the awkward cases, the same at each call."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(6, 37, generator=generator)
+    return {
+        "normal": normal,
+        "one weight": torch.tensor([[-0.3]]),
+        "one row": normal[:1],
+        "one column": normal[:, :1].contiguous(),
+        "zeros": torch.zeros(3, 5),
+        "constant": torch.full((3, 5), -0.25),
+        "tiny": normal * 1e-30,
+        "huge": normal * 1e30,
+        "outlier": torch.cat([normal, torch.full((6, 1), 1e4)], dim=1),
+        "mixed": torch.cat([normal[:2], torch.zeros(2, 37), normal[4:] * 1e-6]),
+    }[case]

@@ -1,0 +1,73 @@
+"""Every built-in strategy keeps the contract of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from hybridkit import builtins, testing
+from hybridkit.hookspecs import Kind
+from hybridkit.registry import registry
+
+
+def builtin(kind: Kind) -> list[str]:
+    return [s.name for s in builtins.hybridkit_strategies() if s.kind == kind]
+
+
+def variants(kind: Kind, extra: Mapping[str, Mapping[str, Any]] | None = None) -> Any:
+    """A fixture that sets `self.name` and `self.options` to each built-in, and to the given variants of them."""
+    cases = [(name, {}) for name in builtin(kind)] + [
+        (k.partition("+")[0], v) for k, v in (extra or {}).items()
+    ]
+    ids = builtin(kind) + list(extra or {})
+
+    @pytest.fixture(autouse=True, params=cases.items(), ids=list(cases))
+    def choose(self, request):
+        label, self.options = request.param
+        self.name = label.partition("+")[0]
+
+    return choose
+
+
+class TestLRControllers(testing.LRControllerContract):
+    choose = variants("lr_controller")
+
+    def make(self):
+        return registry().create("lr_controller", f"hybridkit:{self.name}", self.options)
+
+
+class TestClusterers(testing.ClustererContract):
+    choose = variants("clusterer", {"kmeans+3": {"n_clusters": 3}})
+
+    def make(self):
+        return registry().create("clusterer", f"hybridkit:{self.name}", self.options)
+
+
+class TestConstraints(testing.ConstraintContract):
+    choose = variants("constraint")
+
+    def make(self):
+        return registry().create("constraint", f"hybridkit:{self.name}", self.options)
+
+
+class TestQuantizers(testing.QuantizerContract):
+    choose = variants("quantizer")
+
+    def make(self):
+        return registry().create("quantizer", f"hybridkit:{self.name}", self.options)
+
+
+class TestOptimizers(testing.OptimizerContract):
+    choose = variants("optimizer")
+
+    def make(self):
+        return registry().create("optimizer", f"hybridkit:{self.name}", self.options)
+
+
+class TestTasks(testing.TaskContract):
+    choose = variants("task")
+
+    def make(self):
+        return registry().create("task", f"hybridkit:{self.name}", self.options)
