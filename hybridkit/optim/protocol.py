@@ -16,7 +16,7 @@ class TrainingState:
     The first six fields are the auxiliary network's classic features; the rest help other controllers.
     """
 
-    current_loss: float
+    current_loss: float  # nan where the caller does not observe losses
     gradient_magnitude: float  # ||g||_2 over all parameters
     cluster_id: int  # data cluster of the batch, -1 where the batch is spread over all clusters
     loss_trend: float  # slope of the smoothed loss, per step; negative while training goes well
@@ -61,7 +61,8 @@ class LRController(Protocol):
     """Sets the learning-rate multiplier and the radius. Pure decisions: it never touches parameters.
 
     `bounds` holds the least and the largest multiplier it may propose. `uses_update_alignment` True asks
-    for `TrainingState.update_alignment`, which costs one pass over the parameters.
+    for `TrainingState.update_alignment`, which costs one pass over the parameters. An attribute
+    `per_cluster` that is True announces tuples of multipliers wherever there are parameter clusters.
     """
 
     bounds: tuple[float, float]
@@ -88,7 +89,8 @@ class LRController(Protocol):
 class ConstraintReport:
     """What a projection did, as tensors on the updates' device (nothing is synchronised).
 
-    `norm`: 0-d fp32, the update's size before projection in the constraint's own norm.
+    `norm`: 0-d fp32, the update's size before projection in the constraint's own norm; [number of
+    clusters] from a constraint with a ball per parameter cluster.
     `active`: bool [number of tensors], True where that tensor's update was changed.
     """
 
@@ -97,7 +99,11 @@ class ConstraintReport:
 
 
 class Constraint(Protocol):
-    """Projects an update into a trust region, in place. Never enlarges; an inactive one changes no bit."""
+    """Projects an update into a trust region, in place. Never enlarges; an inactive one changes no bit.
+
+    It keeps no memory between steps: what it does depends on its arguments, its options and `bind` alone. An
+    attribute `per_cluster` that is True asks for one radius per parameter cluster.
+    """
 
     def apply(
         self, updates: Sequence[Tensor], parameters: Sequence[Tensor], radius: Tensor | float
@@ -110,5 +116,5 @@ class Constraint(Protocol):
         ...
 
     def bind(self, parameters: Sequence[Tensor], clusters: Sequence[int]) -> None:
-        """Told once, before the first step: the parameter cluster of each tensor."""
+        """Told before the first step, and again if parameters are added: the cluster of each tensor."""
         ...

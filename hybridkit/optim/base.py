@@ -1,0 +1,78 @@
+"""The base optimizer by name: a registered recipe, or any torch.optim.Optimizer class or factory."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hybridkit.errors import UsageError
+from hybridkit.optim.optimizers.recipe import NamedParameters, Recipe, decay_groups
+from hybridkit.options import construct, parse_options
+from hybridkit.registry import registry
+
+
+def build_base_optimizer(
+    name: str,
+    named_parameters: Iterable[tuple[str, Tensor]],
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    options: Mapping[str, Any] | None = None,
+) -> Optimizer:
+    """An optimizer over all parameters that require a gradient.
+
+    Matrices get `weight_decay`, vectors (biases, norm weights, quantizer steps) none.
+
+    Args:
+        name: a registered optimizer (`adamw`, `muon`, `sgd`, a plugin's) or `package.module:attribute` of a
+            `torch.optim.Optimizer` class or of a function with the same arguments.
+        named_parameters: as `model.named_parameters()` gives them.
+        lr: learning rate.
+        weight_decay: passed on if the optimizer knows weight decay.
+        momentum: SGD's momentum or Adam's beta1, passed on if the optimizer has either.
+        options: the optimizer's own options.
+
+    Raises:
+        UsageError: if nothing is to be trained, the name is unknown or an option does not exist.
+    """
+    trainable = [(n, p) for n, p in named_parameters if p.requires_grad]
+    if not trainable:
+        raise UsageError("the model has no parameter that requires a gradient; there is nothing to train")
+    loaded = registry().load("optimizer", name)
+    if hasattr(loaded, "build"):
+        recipe: Recipe = construct(loaded, options or {}, where="optimizer")
+        return recipe.build(trainable, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    return _build_plain(loaded, trainable, lr, weight_decay, momentum, options or {}, name)
+
+
+def _build_plain(
+    factory: Callable[..., Optimizer],
+    trainable: NamedParameters,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    options: Mapping[str, Any],
+    name: str,
+) -> Optimizer:
+    """Call an optimizer class with what its signature knows of our settings."""
+    if not callable(factory):
+        raise UsageError(f"optimizer {name!r} is neither a recipe nor a torch.optim.Optimizer class")
+    known = inspect.signature(factory).parameters
+    settings: dict[str, Any] = {"lr": lr}
+    if "momentum" in known:
+        settings["momentum"] = momentum
+    elif "betas" in known and isinstance(known["betas"].default, tuple):
+        settings["betas"] = (momentum, *known["betas"].default[1:])
+    settings |= parse_options(factory, options, where="optimizer")
+    groups = decay_groups(trainable, weight_decay)
+    if "weight_decay" not in known:
+        groups = [{"params": [p for _, p in trainable]}]
+    built = factory(groups, **settings)
+    if not isinstance(built, Optimizer):
+        raise UsageError(f"optimizer {name!r} made a {type(built).__name__}, not a torch.optim.Optimizer")
+    return built

@@ -1,0 +1,382 @@
+"""HybridOptimizer: a controller and a trust region around any torch.optim.Optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hybridkit.errors import HybridkitError, UsageError
+from hybridkit.optim import foreach
+from hybridkit.optim.constraints.none import Unconstrained
+from hybridkit.optim.controllers.schedules import Constant
+from hybridkit.optim.protocol import Constraint, LRController, Outcome, Proposal, TrainingState
+from hybridkit.optim.radius import RadiusRule
+from hybridkit.optim.readout import Readout
+from hybridkit.optim.record import Metrics, StepRecord, describe
+from hybridkit.optim.snapshot import Snapshot
+from hybridkit.optim.statistics import Statistics
+
+
+class HybridOptimizer(Optimizer):
+    """One step: the controller decides, the base optimizer moves, the constraint projects the whole change.
+
+        m_t, mu_t = controller(state_t)                     it has just been told what step t - 1 did
+        delta_t   = base step with every lr scaled by m_t   weight decay included
+        W_{t+1}   = W_t + P(delta_t, mu_t)                  P never enlarges; inactive: the base's bits
+
+    The multiplier scales `group["lr"]` for the one base step and is taken back, so that torch's schedulers
+    do not compound it. Parameter groups and state are the base optimizer's own. A step waits for the device
+    once. With the default controller and constraint it is bit-identical to the base optimizer.
+
+    Args:
+        base: any `torch.optim.Optimizer` with dense gradients.
+        controller: sets the multiplier and the radius; None: multiplier 1.
+        constraint: projects the update; None: no trust region, the same as `Unconstrained`.
+        initial_radius: radius of the first step.
+        adapt_radius: whether the radius follows the size of the updates (see `RadiusRule`).
+        max_steps: length of the run, for controllers that want to know it; 0: unknown.
+        parameter_clusters: the cluster of each parameter, from `cluster_parameters`. Controllers that propose
+            a multiplier per cluster need it (the base's groups are split accordingly), and constraints
+            with a ball per cluster.
+        measure_updates: report `update_magnitude` even where there is no constraint. Like a constraint, this
+            needs memory for two copies of the parameters.
+
+    Raises:
+        UsageError: for a base optimizer without learning rate, or clusters that miss a parameter.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        controller: LRController | None = None,
+        constraint: Constraint | None = None,
+        initial_radius: float = 0.01,
+        adapt_radius: bool = True,
+        max_steps: int = 0,
+        parameter_clusters: Mapping[Tensor, int] | None = None,
+        measure_updates: bool = False,
+    ) -> None:
+        self.base = base
+        self.controller: LRController = controller or Constant()
+        self.constraint: Constraint = constraint or Unconstrained()
+        self.max_steps = max_steps
+        self.step_number = 0
+        self.statistics = Statistics()
+        # What Optimizer does for an instance that did not come from its __init__, which would build
+        # parameter groups and state of its own.
+        super().__setstate__({"defaults": dict(base.defaults)})
+        if any("lr" not in group for group in base.param_groups):
+            raise UsageError(f"{type(base).__name__} has a parameter group without 'lr'; nothing to control")
+        self._clustered = parameter_clusters is not None
+        self._cluster_of = _all_clusters(base, parameter_clusters)
+        self._splits = self._clustered and getattr(self.controller, "per_cluster", False)
+        if self._splits:
+            base.param_groups[:] = [part for g in base.param_groups for part in self._split(g)]
+        self._constrained = not isinstance(self.constraint, Unconstrained)
+        self._measures = self._constrained or measure_updates or self.controller.uses_update_alignment
+        balls = 1 + max(self._cluster_of.values(), default=0)
+        if not getattr(self.constraint, "per_cluster", False):
+            balls = 1
+        self.radius = RadiusRule(initial_radius, balls=balls, adapt=adapt_radius)
+        self._observed: Tensor | float | None = None
+        self._observations = 0
+        self._cluster_id = -1
+        self._histogram: tuple[float, ...] = ()
+        self._last: StepRecord | None = None
+        self._pending: Tensor | None = None  # what the last step did, still on the device
+        self._collect()
+
+    # --- an ordinary torch.optim.Optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The base optimizer's parameter groups."""
+        return self.base.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The base optimizer's state per parameter."""
+        return self.base.state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer; its parameters join parameter cluster 0."""
+        self.base.add_param_group(param_group)
+        self._cluster_of |= dict.fromkeys(self.base.param_groups[-1]["params"], 0)
+        self._collect()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's `state_dict` with everything else under `hybrid`.
+
+        An optimizer that is resumed from it takes the same steps, bit for bit. It is to be taken between
+        steps: losses observed since the last one are not part of it.
+        """
+        self._settle()
+        hybrid: dict[str, Any] = {
+            "step_number": self.step_number,
+            "radius": self.radius.state_dict(),
+            "statistics": self.statistics.state_dict(),
+            "controller": self.controller.state_dict(),
+            "clusters": [self._cluster_of[p] for p in self._parameters],
+            "last": self._last.state_dict() if self._last else {},
+        }
+        if self.controller.uses_update_alignment and self._snapshot is not None:
+            hybrid["last_update"] = [u.clone() for u in self._snapshot.updates]
+        return {**self.base.state_dict(), "hybrid": hybrid}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, in an optimizer made with the same arguments.
+
+        Raises UsageError if the state is not a HybridOptimizer's or of other parameters.
+        """
+        if "hybrid" not in state_dict:
+            raise UsageError("this state is not a HybridOptimizer's; load it into the base optimizer")
+        hybrid = state_dict["hybrid"]
+        if list(hybrid["clusters"]) != [self._cluster_of[p] for p in self._parameters]:
+            raise UsageError("the saved state has other parameters or parameter clusters than this optimizer")
+        self.base.load_state_dict({k: v for k, v in state_dict.items() if k != "hybrid"})
+        self.step_number = int(hybrid["step_number"])
+        self.radius.load_state_dict(hybrid["radius"])
+        self.statistics.load_state_dict(hybrid["statistics"])
+        self.controller.load_state_dict(hybrid["controller"])
+        self._last = StepRecord.restored(hybrid["last"]) if hybrid["last"] else None
+        self._pending = None
+        self._forget_observed()
+        if self._snapshot is not None and "last_update" in hybrid:
+            torch._foreach_copy_(self._snapshot.updates, list(hybrid["last_update"]))
+
+    # --- one step
+
+    def observe(self, loss: Tensor | float, cluster_id: int = -1, histogram: Sequence[float] = ()) -> None:
+        """Tell the loss of the coming step; nothing is synchronised.
+
+        Several calls before one step (gradient accumulation, a step that gradient scaling skipped) are
+        averaged. `cluster_id` is the batch's data cluster (-1: mixed), `histogram` its share per cluster.
+        """
+        value = loss.detach() if isinstance(loss, Tensor) else float(loss)
+        mixed = self._observations > 0 and cluster_id != self._cluster_id
+        self._observed = value if self._observed is None else self._observed + value
+        self._observations += 1
+        self._cluster_id = -1 if mixed else cluster_id
+        self._histogram = tuple(histogram)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step; returns the closure's loss, which is observed too.
+
+        Raises HybridkitError, before anything is changed, if the loss or a gradient is not finite.
+        """
+        loss, again = None, None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+            self.observe(loss)
+            again = _replay(loss, closure)
+        with torch.no_grad():
+            if any(p.grad is not None for p in self._parameters):
+                self._step(again)
+        return loss
+
+    @property
+    def last_step(self) -> Metrics:
+        """The metrics of the last step by name, empty before the first.
+
+        `loss`, `learning_rate`, `lr_multiplier`, `trust_radius`, `constraint_active`, `gradient_magnitude`,
+        `loss_trend`, `gradient_variance`, `update_alignment` and, where updates are measured,
+        `update_magnitude` (as applied, l2) and `unconstrained_norm` (before, in the constraint's norm).
+        Reading it waits for the device where the step has not been followed by another one yet.
+        """
+        self._settle()
+        return dict(self._last.metrics) if self._last else {}
+
+    def _step(self, closure: Any) -> None:
+        state = self._look()
+        proposal = self.controller.propose(state)
+        multipliers = self._multipliers(proposal)
+        metrics = describe(state, proposal, multipliers, float(self.param_groups[0]["lr"]))
+        if self._snapshot is not None:
+            self._snapshot.take()
+        with _scaled(self.param_groups, multipliers):
+            self.base.step(closure)
+        if self._snapshot is not None:
+            scale = 1.0 if proposal.trust_radius is None else proposal.trust_radius / self.radius.total
+            self._pending = self._project(self._snapshot, [r * scale for r in self.radius.radii])
+        self._last = StepRecord(state, proposal, metrics)
+        self._forget_observed()
+        self.step_number += 1
+
+    def _look(self) -> TrainingState:
+        """Read everything in one synchronisation, tell what the step before did, describe this one."""
+        readout = Readout()
+        readout.add("gradients", foreach.cluster_norms(self._gradient_norms(), self._members))
+        if isinstance(self._observed, Tensor):
+            readout.add("loss", self._observed)
+        if self.controller.uses_update_alignment and self._last and self._snapshot:
+            readout.add("product", self._gradient_dot(self._snapshot.updates))
+        if self._pending is not None:
+            readout.add("pending", self._pending)
+        read = readout.read()
+        per_cluster = read["gradients"]
+        gradient = math.hypot(*per_cluster)
+        loss = self._mean_loss(read)
+        self._check_finite(loss, gradient)
+        self._settle(read.get("pending"))
+        self._tell(loss)
+        self.statistics.update(self.statistics.loss if math.isnan(loss) else loss, gradient)
+        return TrainingState(
+            current_loss=loss,
+            gradient_magnitude=gradient,
+            cluster_id=self._cluster_id,
+            loss_trend=self.statistics.loss_trend,
+            gradient_variance=self.statistics.gradient_variance,
+            step_number=self.step_number,
+            max_steps=self.max_steps,
+            trust_radius=self.radius.total,
+            update_alignment=self._alignment(read.get("product", [0.0])[0], gradient),
+            cluster_histogram=self._histogram,
+            parameter_gradients=tuple(per_cluster) if self._clustered else (),
+        )
+
+    def _gradient_norms(self) -> Tensor:
+        norms = iter(foreach.norms([p.grad for p in self._parameters if p.grad is not None]).unbind())
+        return torch.stack([self._zero if p.grad is None else next(norms) for p in self._parameters])
+
+    def _gradient_dot(self, updates: Sequence[Tensor]) -> Tensor:
+        pairs = zip(self._parameters, updates, strict=True)
+        present = [(p.grad, u) for p, u in pairs if p.grad is not None]
+        return foreach.dot([g for g, _ in present], [u for _, u in present])
+
+    def _alignment(self, product: float, gradient: float) -> float:
+        size = gradient * self._last.metrics.get("update_magnitude", 0.0) if self._last else 0.0
+        return -product / size if size > 0 else 0.0
+
+    def _mean_loss(self, read: Mapping[str, list[float]]) -> float:
+        if self._observed is None:
+            return math.nan
+        total = read["loss"][0] if isinstance(self._observed, Tensor) else self._observed
+        return total / self._observations
+
+    def _check_finite(self, loss: float, gradient: float) -> None:
+        if math.isfinite(gradient) and (self._observed is None or math.isfinite(loss)):
+            return
+        self._forget_observed()
+        raise HybridkitError(
+            f"step {self.step_number}: the loss is {loss} and the gradient's norm {gradient}; nothing was "
+            "updated; lower the learning rate or look at the data of this batch"
+        )
+
+    def _forget_observed(self) -> None:
+        self._observed, self._observations = None, 0
+
+    def _tell(self, loss: float) -> None:
+        """Give the controller what its last decision did, where both losses are known."""
+        if self._last is None or math.isnan(loss) or math.isnan(self._last.state.current_loss):
+            return
+        metrics = self._last.metrics
+        outcome = Outcome(
+            loss_before=self._last.state.current_loss,
+            loss_after=loss,
+            proposal=self._last.proposal,
+            update_magnitude=metrics.get("update_magnitude", math.nan),
+            constraint_active=bool(metrics["constraint_active"]),
+        )
+        self.controller.feedback(self._last.state, outcome)
+
+    def _multipliers(self, proposal: Proposal) -> list[float]:
+        """The multiplier of each parameter group, checked."""
+        name = type(self.controller).__name__
+        proposed = proposal.lr_multiplier
+        each = proposed if isinstance(proposed, tuple) else (proposed,)
+        low, high = self.controller.bounds
+        radius = proposal.trust_radius
+        if not all(low <= m <= high for m in each) or (radius is not None and not 0 < radius < math.inf):
+            raise HybridkitError(f"{name} proposed {proposal}; its bounds are {low} to {high}, radius > 0")
+        if not isinstance(proposed, tuple):
+            return [proposed] * len(self.param_groups)
+        if not self._splits or len(proposed) != self._members.shape[1]:
+            raise HybridkitError(f"{name} proposed {len(proposed)} multipliers without that many clusters")
+        return [proposed[self._cluster_of[g["params"][0]]] for g in self.param_groups]
+
+    def _project(self, snapshot: Snapshot, radii: list[float]) -> Tensor:
+        """Constrain the change since the snapshot. Returns fp32 [balls + 2]: norms, applied norm, active."""
+        updates = snapshot.measure()
+        if not self._constrained:
+            norm = foreach.total_norm(foreach.norms(updates))
+            return torch.stack([norm, norm, self._zero])
+        many = len(radii) > 1
+        radius = foreach.vector(radii, updates[0].device) if many else radii[0]
+        report = self.constraint.apply(updates, snapshot.before, radius)
+        snapshot.write_back(report.active)
+        applied = foreach.total_norm(foreach.norms(updates))
+        return torch.cat([report.norm.reshape(-1), torch.stack([applied, report.active.any().float()])])
+
+    def _settle(self, values: list[float] | None = None) -> None:
+        """Complete the last step's record, from `values` where they have been read already."""
+        if self._pending is None or self._last is None:
+            return
+        *norms, applied, active = values or self._pending.tolist()
+        self._pending = None
+        self._last.metrics |= {
+            "update_magnitude": applied,
+            "unconstrained_norm": math.hypot(*norms),
+            "constraint_active": bool(active),
+        }
+        self.radius.update(norms)
+
+    # --- parameters and clusters
+
+    def _collect(self) -> None:
+        """List the parameters and make the buffers, whenever the groups have changed."""
+        self._parameters: list[Tensor] = [p for g in self.param_groups for p in g["params"]]
+        labels = [self._cluster_of[p] for p in self._parameters]
+        device = self._parameters[0].device
+        self._members = foreach.membership(labels, 1 + max(labels), device)
+        self._zero = torch.zeros((), device=device)
+        self._snapshot = Snapshot(self._parameters) if self._measures else None
+        self.constraint.bind(self._parameters, labels)
+
+    def _split(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The group once per parameter cluster in it."""
+        for cluster in sorted({self._cluster_of[p] for p in group["params"]}):
+            yield {**group, "params": [p for p in group["params"] if self._cluster_of[p] == cluster]}
+
+
+def _all_clusters(base: Optimizer, clusters: Mapping[Tensor, int] | None) -> dict[Tensor, int]:
+    parameters = [p for g in base.param_groups for p in g["params"]]
+    if clusters is None:
+        return dict.fromkeys(parameters, 0)
+    missing = sum(p not in clusters for p in parameters)
+    if missing:
+        raise UsageError(
+            f"parameter_clusters lacks {missing} of the optimizer's {len(parameters)} parameters"
+        )
+    return {p: int(clusters[p]) for p in parameters}
+
+
+def _replay(loss: float, closure: Callable[[], float]) -> Callable[[], float]:
+    """A closure whose first call is the evaluation that has been made already (LBFGS wants several)."""
+    known = [loss]
+    return lambda: known.pop() if known else closure()
+
+
+@contextmanager
+def _scaled(groups: list[dict[str, Any]], multipliers: list[float]) -> Iterator[None]:
+    """Scale each group's learning rate, and put the very same object back afterwards."""
+    rates = [group["lr"] for group in groups]
+    try:
+        for group, multiplier in zip(groups, multipliers, strict=True):
+            if multiplier != 1.0:
+                group["lr"] = group["lr"] * multiplier
+        yield
+    finally:
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
