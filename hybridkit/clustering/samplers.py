@@ -1,0 +1,195 @@
+"""Samplers: endless streams of batches drawn from clustered data.
+
+A sampler plans one epoch at a time. A plan is a list of index arrays, one per batch, in which every sample
+appears exactly once, and it is a pure function of (labels, batch size, seed, epoch). The state of a sampler
+is therefore a few integers, and a resumed one continues exactly.
+"""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hybridkit.errors import FileError, UsageError
+from hybridkit.options import nearest
+
+Labels = NDArray[np.int64]
+Plan = list[NDArray[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One batch: which samples, and from which clusters.
+
+    indices: int64 [batch], positions in the data.
+    cluster_id: the cluster all of them come from, or -1 where the batch is spread over clusters.
+    histogram: share of the batch per cluster, [clusters], sums to 1.
+    """
+
+    indices: Tensor
+    cluster_id: int
+    histogram: tuple[float, ...]
+
+
+def shuffled(labels: Labels, batch_size: int, random: np.random.Generator) -> Plan:
+    """A random permutation, dealt into ceil(samples / batch_size) batches of equal size, give or take one."""
+    return balanced(np.zeros_like(labels), batch_size, random)
+
+
+def balanced(labels: Labels, batch_size: int, random: np.random.Generator) -> Plan:
+    """Stratified batches: each holds its proportional share of every cluster, rounded down or up.
+
+    The samples, cluster after cluster and shuffled within each, are dealt to the T = ceil(samples /
+    batch_size) batches like cards. A cluster of n samples gives every batch floor(n / T) or ceil(n / T) of
+    them, and batch sizes differ by one at most. Shares are proportional (not equal) so that the mean gradient
+    stays unbiased.
+    """
+    samples = len(labels)
+    batches = -(-samples // batch_size)
+    shuffle = random.permutation(samples)
+    # Clusters come in a random order, or the leftovers of small ones would always meet in the same batches.
+    rank = random.permutation(int(labels.max()) + 1)
+    deck = shuffle[np.argsort(rank[labels[shuffle]], kind="stable")]
+    return [deck[t::batches] for t in random.permutation(batches)]
+
+
+def per_cluster(labels: Labels, batch_size: int, random: np.random.Generator) -> Plan:
+    """Batches from one cluster each, in random order.
+
+    A cluster of n samples is dealt into ceil(n / batch_size) batches, so that a cluster comes up in
+    proportion to its size (rounded up to whole batches).
+    """
+    plan: Plan = []
+    for cluster in np.unique(labels):
+        members = np.flatnonzero(labels == cluster)
+        plan += [members[batch] for batch in shuffled(members, batch_size, random)]
+    return [plan[t] for t in random.permutation(len(plan))]
+
+
+class Sampler(ABC):
+    """An endless iterator of `Draw`s over samples with cluster `labels` (int64 [samples], from 0).
+
+    Raises UsageError if there are no samples, a label is negative, or `batch_size` is below 1.
+    """
+
+    def __init__(self, labels: Labels | Tensor, batch_size: int, seed: int) -> None:
+        self.labels = np.ascontiguousarray(labels, dtype=np.int64)
+        if self.labels.ndim != 1 or len(self.labels) == 0 or self.labels.min() < 0:
+            raise UsageError(
+                "a sampler needs cluster labels: one integer >= 0 per sample, and at least one sample"
+            )
+        if batch_size < 1:
+            raise UsageError(f"batch size is {batch_size}; it must be at least 1")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.clusters = int(self.labels.max()) + 1
+        self._start(epoch=0, position=0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches show every sample once."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Draw]:
+        return self
+
+    def __next__(self) -> Draw:
+        if self.position == len(self._batches):
+            self._start(self.epoch + 1, 0)
+        indices = self._batches[self.position]
+        self.position += 1
+        counts = np.bincount(self.labels[indices], minlength=self.clusters)
+        return Draw(
+            torch.from_numpy(indices), self._cluster_id(indices), tuple((counts / len(indices)).tolist())
+        )
+
+    def _cluster_id(self, indices: NDArray[np.int64]) -> int:
+        return -1
+
+    @abstractmethod
+    def plan(self, random: np.random.Generator) -> Plan:
+        """The batches of one epoch; every epoch has equally many."""
+
+    def _start(self, epoch: int, position: int) -> None:
+        self.epoch, self.position = epoch, position
+        plan = self.plan(np.random.default_rng([self.seed, epoch]))
+        self._batches = [np.ascontiguousarray(batch) for batch in plan]
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the sampler stands, and a checksum of what it draws from: integers only."""
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "position": self.position,
+            "batch_size": self.batch_size,
+            "labels_crc32": zlib.crc32(self.labels.tobytes()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken.
+
+        Raises FileError if the state is malformed or was taken with other labels or another batch size.
+        """
+        here = self.state_dict()
+        if set(state) != set(here) or not all(isinstance(v, int) and v >= 0 for v in state.values()):
+            raise FileError(
+                f"this is not the state of a sampler: it must hold integers named {', '.join(here)}"
+            )
+        for name in ("batch_size", "labels_crc32"):
+            if state[name] != here[name]:
+                raise FileError(
+                    f"the sampler's state was saved with another {name}; use the same data and settings"
+                )
+        if state["position"] > self.steps_per_epoch:  # the same in every epoch
+            raise FileError(f"the sampler's state says batch {state['position']} of {self.steps_per_epoch}")
+        self.seed = state["seed"]
+        self._start(state["epoch"], state["position"])
+
+
+class ShuffleSampler(Sampler):
+    """Plain shuffling; the clusters show up in the histogram only."""
+
+    def plan(self, random: np.random.Generator) -> Plan:
+        """The batches of one epoch."""
+        return shuffled(self.labels, self.batch_size, random)
+
+
+class BalancedSampler(Sampler):
+    """Every batch is spread over the clusters in proportion to their sizes; see `balanced`."""
+
+    def plan(self, random: np.random.Generator) -> Plan:
+        """The batches of one epoch."""
+        return balanced(self.labels, self.batch_size, random)
+
+
+class PerClusterSampler(Sampler):
+    """Every batch comes from one cluster; see `per_cluster`."""
+
+    def plan(self, random: np.random.Generator) -> Plan:
+        """The batches of one epoch."""
+        return per_cluster(self.labels, self.batch_size, random)
+
+    def _cluster_id(self, indices: NDArray[np.int64]) -> int:
+        return int(self.labels[indices[0]])
+
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    "balanced": BalancedSampler,
+    "per-cluster": PerClusterSampler,
+    "shuffle": ShuffleSampler,
+}
+
+
+def make_sampler(name: str, labels: Labels | Tensor, batch_size: int, seed: int) -> Sampler:
+    """The sampler called `name`: balanced, per-cluster or shuffle. Raises UsageError for another name."""
+    if name not in SAMPLERS:
+        raise UsageError(f"no sampler is called {name!r}; {nearest(name, SAMPLERS)}")
+    return SAMPLERS[name](labels, batch_size, seed)

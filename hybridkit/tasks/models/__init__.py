@@ -1,0 +1,1 @@
+"""The default models of the built-in tasks: plain torch modules."""
