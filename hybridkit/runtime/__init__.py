@@ -1,1 +1,5 @@
-"""Running packed models: ONNX Runtime session, torch modules. Imports without torch."""
+"""Running packed models: ONNX Runtime session, torch operators and modules. Imports without torch."""
+
+from hybridkit.runtime.session import session
+
+__all__ = ["session"]
