@@ -33,7 +33,12 @@ from hybridkit.training.state import flatten, unflatten
 
 FORMAT = "hybridkit-checkpoint"
 VERSION = 1
-MODEL, STATE_TENSORS, STATE, MANIFEST = "model.safetensors", "state.safetensors", "state.json", "manifest.json"
+MODEL, STATE_TENSORS, STATE, MANIFEST = (
+    "model.safetensors",
+    "state.safetensors",
+    "state.json",
+    "manifest.json",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         return _load(folder)
     except FileError as error:
         step = _step(folder.name)
-        intact = next((s for s in reversed(steps(folder.parent)) if s != step and _is_intact(folder.parent, s)), None)
+        intact = next(
+            (s for s in reversed(steps(folder.parent)) if s != step and _is_intact(folder.parent, s)), None
+        )
         if intact is None:
             raise
         raise FileError(f"{error}; step {intact} beside it is intact: --from {intact}") from None
@@ -144,7 +151,9 @@ def _load(folder: Path) -> Checkpoint:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise FileError(f"{folder}: not a hybridkit checkpoint")
     if manifest.get("version") != VERSION:
-        raise FileError(f"{folder}: checkpoint version {manifest.get('version')!r}; this hybridkit reads {VERSION}")
+        raise FileError(
+            f"{folder}: checkpoint version {manifest.get('version')!r}; this hybridkit reads {VERSION}"
+        )
     files = manifest.get("files")
     if not isinstance(files, Mapping):
         raise FileError(f"{folder}: the checkpoint manifest is corrupted")

@@ -26,10 +26,10 @@ Count = Annotated[int, Ge(1)]
 class TrainConfig:
     """Everything that decides what a run does. Equal configurations give equal runs on one machine.
 
-    Each field is validated on construction (UsageError). `quantizer` is the one that trains under `qat`, or the
-    one applied afterwards where `ternary` stands alone; None: full precision. `lr_controller`, `clusterer` and
-    `constraint` are None where that part of the hybrid optimisation is off. `options` holds the options of
-    strategies, by kind and option name.
+    Each field is validated on construction (UsageError). `quantizer` is the one that trains under `qat`, or
+    the one applied afterwards where `ternary` stands alone; None: full precision. `lr_controller`,
+    `clusterer` and `constraint` are None where that part of the hybrid optimisation is off. `options` holds
+    the options of strategies, by kind and option name.
     """
 
     task: str = "digits"
@@ -107,7 +107,9 @@ class TrainConfig:
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = [str(name) for name in value if name not in known]
         if unknown:
-            raise FileError(f"the run's configuration has an unknown entry {unknown[0]!r}; {nearest(unknown[0], known)}")
+            raise FileError(
+                f"the run's configuration has an unknown entry {unknown[0]!r}; {nearest(unknown[0], known)}"
+            )
         try:
             return cls(**value)
         except UsageError as error:
@@ -127,8 +129,8 @@ def resolve(
 ) -> TrainConfig:
     """The configuration that a set of flags means; a flag that is None was not given.
 
-    `flags` are other fields of `TrainConfig`. Raises UsageError where flags contradict each other, a name does
-    not exist, or a value is out of range.
+    `flags` are other fields of `TrainConfig`. Raises UsageError where flags contradict each other, a name
+    does not exist, or a value is out of range.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     if given.get("max_steps") and "epochs" not in given:
@@ -155,7 +157,16 @@ def resolve(
 def named_targets(config: TrainConfig) -> dict[str, str]:
     """The fields that name Python code (`package.module:attribute`) rather than a registered strategy."""
     found = {}
-    for name in ("task", "model", "lr_controller", "clusterer", "constraint", "quantizer", "optimizer", "teacher"):
+    for name in (
+        "task",
+        "model",
+        "lr_controller",
+        "clusterer",
+        "constraint",
+        "quantizer",
+        "optimizer",
+        "teacher",
+    ):
         value = getattr(config, name)
         distributions = {e.distribution for e in registry().entries}
         if isinstance(value, str) and ":" in value and value.partition(":")[0] not in distributions:
@@ -210,7 +221,9 @@ def _check_strategies(config: TrainConfig) -> None:
     if config.ternary and config.quantizer is not None:
         levels = registry().create("quantizer", config.quantizer, config.strategy_options("quantizer")).levels
         if tuple(levels) != (-1, 0, 1):
-            raise UsageError(f"--ternary with --quantizer {config.quantizer}, which is not ternary; drop one of them")
+            raise UsageError(
+                f"--ternary with --quantizer {config.quantizer}, which is not ternary; drop one of them"
+            )
 
 
 def _check(name: str, value: Any) -> None:

@@ -36,13 +36,20 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs and may change the bits of a resumed run, as 'torch 2.9 -> 2.13'."""
-    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in DECISIVE if before.get(key) != now.get(key)]
+    return [
+        f"{key} {before.get(key)} -> {now.get(key)}" for key in DECISIVE if before.get(key) != now.get(key)
+    ]
 
 
 def _git_commit() -> str | None:
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10, cwd=os.getcwd()
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+            cwd=os.getcwd(),
         )
     except (OSError, subprocess.SubprocessError):
         return None

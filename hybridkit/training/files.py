@@ -32,7 +32,7 @@ def sync_folder(path: Path) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """`value` as indented UTF-8 JSON. Raises ValueError for NaN and infinities, which JSON has no word for."""
+    """`value` as indented UTF-8 JSON. Raises ValueError for NaN and infinities."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 

@@ -1,7 +1,8 @@
 """The log of a run: one JSON object per line, appended as training goes, cut back on resume.
 
-A record has `event` ("step", "epoch", "evaluation" or "final"), `step` (steps taken so far) and numbers by name. A
-number that is not finite is written as null. Only `seconds` differs between two runs of one configuration.
+A record has `event` ("step", "epoch", "evaluation" or "final"), `step` (steps taken so far) and numbers by
+name. A number that is not finite is written as null. Only `seconds` differs between two runs of one
+configuration.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Record = dict[str, Any]
 
 
 class MetricsLog:
-    """Appends records to a JSONL file; each line is handed to the system at once, the disk has it after `sync`."""
+    """Appends records to a JSONL file: the system has each line at once, the disk after `sync`."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,11 @@ def rows(records: list[Record]) -> list[Record]:
     for record in records:
         row = merged.setdefault(record["step"], {"step": record["step"]})
         prefix = "" if record["event"] in ("step", "evaluation", "final") else record["event"] + "_"
-        row |= {f"{prefix}{name}": value for name, value in record.items() if name not in ("event", "step", "epoch")}
+        row |= {
+            f"{prefix}{name}": value
+            for name, value in record.items()
+            if name not in ("event", "step", "epoch")
+        }
         row.setdefault("epoch", record.get("epoch"))
     return list(merged.values())
 

@@ -1,7 +1,7 @@
 """Nested state <-> tensors and JSON, exactly.
 
-A state dict holds tensors, numpy arrays, numbers, strings, lists, tuples and dicts of them. `flatten` moves the
-tensors into one flat mapping (for safetensors) and leaves a JSON value in which they are referred to by
+A state dict holds tensors, numpy arrays, numbers, strings, lists, tuples and dicts of them. `flatten` moves
+the tensors into one flat mapping (for safetensors) and leaves a JSON value in which they are referred to by
 name; `unflatten` is its exact inverse. Nothing is pickled.
 """
 

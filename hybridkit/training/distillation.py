@@ -1,0 +1,60 @@
+"""Distillation: learning from a teacher's output too (Hinton, Vinyals & Dean 2015, arXiv 1503.02531)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridkit.errors import UsageError
+from hybridkit.registry import import_target
+from hybridkit.tasks.protocol import Batch, Task
+from hybridkit.training.runs import find_run, runs_root
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(teacher || student) of the distributions softened by T, mean over all positions, 0-d.
+
+    Both outputs are logits [..., classes] of one shape. T^2 keeps the gradient's size independent of T.
+    """
+    log_student = F.log_softmax(student.flatten(0, -2) / temperature, dim=-1)
+    log_teacher = F.log_softmax(teacher.flatten(0, -2) / temperature, dim=-1)
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def load_teacher(source: str, trusted: Collection[str] = ()) -> nn.Module:
+    """The network of a run (RUN, or one of its checkpoints) or of package.module:attr, frozen, in eval mode.
+
+    The attribute is a module, or something that returns one when called. Raises UsageError or FileError.
+    """
+    if ":" in source and not (Path(source).exists() or (runs_root() / source).exists()):
+        found = import_target(source)
+        model = found if isinstance(found, nn.Module) else found()
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"--teacher {source}: gives a {type(model).__name__}, not a torch.nn.Module")
+    else:
+        run, step = find_run(source)
+        _, model = run.load_model(step, trusted)
+    return model.requires_grad_(False).eval()
+
+
+def check_teacher(task: Task, teacher: nn.Module, student: nn.Module, batch: Batch) -> None:
+    """Raise UsageError unless both networks take `batch` and answer with logits of one shape."""
+    was_training = student.training
+    try:
+        with torch.no_grad():
+            theirs, ours = teacher(*task.inputs(batch)), student.eval()(*task.inputs(batch))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise UsageError(
+            f"--teacher: does not take this task's input ({str(error).splitlines()[0]})"
+        ) from None
+    finally:
+        student.train(was_training)
+    if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
+        shape = list(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
+        raise UsageError(
+            f"--teacher: its output is {shape}, the student's {list(ours.shape)}; they must agree"
+        )

@@ -1,0 +1,236 @@
+"""A run from its first step to its packed file, with log and checkpoints, stopped and resumed at will."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridkit.errors import InterruptedRun
+from hybridkit.training.checkpoint import drop_after, keep_recent, latest_step, save_checkpoint, steps
+from hybridkit.training.config import TrainConfig, named_targets
+from hybridkit.training.environment import differences, environment
+from hybridkit.training.events import EpochDone, Evaluated, Event, Listener, Saved, Started, StepDone, Warned
+from hybridkit.training.metrics import MetricsLog, cut_back
+from hybridkit.training.network import example_batch
+from hybridkit.training.packed import PackedResult, pack_run, packed_difference
+from hybridkit.training.runs import Run, runs_root, with_end
+from hybridkit.training.signals import stop_requests
+from hybridkit.training.trainer import DivergedError, Trainer
+from hybridkit.training.watch import StuckWatch
+
+DIFFERENCE_SAMPLES = 64  # validation samples on which the packed network is compared during training
+
+
+@dataclass(frozen=True, slots=True)
+class HybridSummary:
+    """What the hybrid optimisation did, over all steps of the run."""
+
+    total_steps: int
+    final_loss: float
+    avg_lr_multiplier: float
+    constraint_activation_rate: float
+    trust_radius: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a finished run came to. `summary` is there for hybrid runs, `packed` for quantised ones."""
+
+    run: Run
+    config: TrainConfig
+    steps: int
+    final_loss: float
+    best_step: int
+    validation: dict[str, float]
+    test: dict[str, float]
+    summary: HybridSummary | None
+    packed: PackedResult | None
+
+
+def train(
+    config: TrainConfig,
+    *,
+    run_dir: Path | str | None = None,
+    on_event: Listener | None = None,
+) -> TrainResult:
+    """Train from the beginning in a new folder under `run_dir` (see `runs_root`).
+
+    Raises InterruptedRun after SIGINT or SIGTERM (the state is saved), DivergedError where the loss is not
+    finite, UsageError and FileError for what does not fit together.
+    """
+    trusted = set(named_targets(config).values())
+    trainer = Trainer(config, trusted=trusted)
+    about = {"environment": environment(config.device), "data": trainer.task.provenance()}
+    run = Run.create(runs_root(run_dir), config, about)
+    return _Session(run, trainer, on_event).finish()
+
+
+def resume(
+    run: Run,
+    *,
+    step: int | None = None,
+    epochs: int | None = None,
+    max_steps: int | None = None,
+    threads: int | None = None,
+    trusted: Collection[str] = (),
+    on_event: Listener | None = None,
+) -> TrainResult:
+    """Go on from the checkpoint of `step`, or from the latest; what came after it is forgotten.
+
+    On the same torch, instruction set and thread count the result is that of a run that was never stopped,
+    bit for bit; a difference is reported as a warning. `epochs` or `max_steps` move the end. `trusted`: see
+    `Run.config`. Raises as `train` does.
+    """
+    recorded = run.config(trusted)
+    config = with_end(recorded, epochs, max_steps)
+    if threads is not None:
+        config = dataclasses.replace(config, threads=threads)
+    checkpoint = run.checkpoint(step)
+    trainer = Trainer(config, restored=checkpoint, trusted=trusted)
+    cut_back(run.metrics_path, checkpoint.step)
+    drop_after(run.checkpoints, checkpoint.step)
+    if config != recorded:
+        run.amend(config)
+    session = _Session(run, trainer, on_event)
+    changed = differences(run.about().get("environment", {}), environment(config.device))
+    if changed:
+        session.tell(
+            Warned(f"not the machine the run began on ({', '.join(changed)}); bits may differ from here")
+        )
+    return session.finish()
+
+
+class _Session:
+    """One process's share of a run."""
+
+    def __init__(self, run: Run, trainer: Trainer, on_event: Listener | None) -> None:
+        self.run, self.trainer, self.config = run, trainer, trainer.config
+        self.tell: Listener = on_event or _ignore
+        self.log = MetricsLog(run.metrics_path)
+        self.watch = _watch(trainer)
+
+    def finish(self) -> TrainResult:
+        trainer = self.trainer
+        self.tell(Started(self.run.path, trainer.progress.step, trainer.total_steps))
+        try:
+            with stop_requests() as stop_requested:
+                while not trainer.done:
+                    self._step()
+                    improved = self._evaluate_if_due()
+                    self._report_epoch_if_ended()
+                    stop = stop_requested()
+                    if stop or improved or self._checkpoint_due():
+                        self._save()
+                    if stop:
+                        raise InterruptedRun(
+                            f"stopped after step {trainer.progress.step}; saved, go on with "
+                            f"hybridkit train --resume {self.run.path}"
+                        )
+            return self._result()
+        finally:
+            self.log.close()
+
+    def _step(self) -> None:
+        try:
+            values = self.trainer.step()
+        except DivergedError as error:
+            raise self._with_last_good(error) from None
+        step = self.trainer.progress.step
+        self.log.write("step", step, values)
+        self.tell(StepDone(step, values))
+        warning = self.watch.look(values["lr_multiplier"], step) if self.watch else None
+        if warning:
+            self.tell(Warned(warning))
+
+    def _evaluate_if_due(self) -> bool:
+        trainer, every = self.trainer, self.config.eval_every
+        due = trainer.epoch_ended if every is None else trainer.progress.step % every == 0 or trainer.done
+        if not due:
+            return False
+        metrics = {f"validation_{name}": value for name, value in trainer.evaluate("validation").items()}
+        if self.config.qat:
+            sample = example_batch(trainer.task, DIFFERENCE_SAMPLES)
+            metrics |= packed_difference(trainer.task, trainer.model, sample, self.config.device)
+        self.log.write("evaluation", trainer.progress.step, metrics)
+        self.tell(Evaluated(trainer.progress.step, metrics))
+        return trainer.progress.improve(metrics["validation_loss"])
+
+    def _report_epoch_if_ended(self) -> None:
+        trainer = self.trainer
+        if not trainer.epoch_ended:
+            return
+        progress = trainer.progress
+        radius = progress.trust_radius if self.config.hybrid else None
+        done = EpochDone(trainer.epoch, progress.mean_epoch_loss, progress.learning_rate, radius)
+        values = {"loss": done.loss, "learning_rate": done.lr, "trust_radius": done.trust_radius}
+        self.log.write("epoch", progress.step, {"epoch": done.epoch, **values})
+        self.tell(done)
+
+    def _checkpoint_due(self) -> bool:
+        step = self.trainer.progress.step
+        return self.trainer.epoch_ended or step % self.config.checkpoint_every == 0
+
+    def _save(self) -> None:
+        try:
+            checkpoint = self.trainer.checkpoint()
+        except DivergedError as error:
+            raise self._with_last_good(error) from None
+        self.log.sync()
+        path = save_checkpoint(self.run.checkpoints, checkpoint)
+        keep_recent(self.run.checkpoints, self.config.keep_checkpoints, {self.trainer.progress.best_step})
+        self.tell(Saved(checkpoint.step, path))
+
+    def _with_last_good(self, error: DivergedError) -> DivergedError:
+        good = "no checkpoint was written yet"
+        if steps(self.run.checkpoints):
+            good = f"the last good checkpoint is step {latest_step(self.run.checkpoints)} of {self.run.path}"
+        return DivergedError(f"{error}; {good}; a smaller --lr may help")
+
+    def _result(self) -> TrainResult:
+        trainer, config, progress = self.trainer, self.config, self.trainer.progress
+        test = trainer.evaluate("test")
+        validation = trainer.evaluate("validation")
+        packed = None
+        if config.qat or config.ternary:
+            commit = self.run.about().get("environment", {}).get("git_commit")
+            packed = pack_run(config, trainer.task, trainer.model, self.run.packed_path, commit)
+        final: dict[str, Any] = {f"test_{name}": value for name, value in test.items()}
+        if packed:
+            final |= {f"packed_test_{name}": value for name, value in packed.test.items()}
+            final |= {"packed_error": packed.error, "bits_per_weight": packed.sizes.bits_per_weight}
+        self.log.write("final", progress.step, final)
+        return TrainResult(
+            run=self.run,
+            config=config,
+            steps=progress.step,
+            final_loss=progress.last_loss,
+            best_step=progress.best_step,
+            validation=validation,
+            test=test,
+            summary=_summary(trainer) if config.hybrid else None,
+            packed=packed,
+        )
+
+
+def _summary(trainer: Trainer) -> HybridSummary:
+    progress = trainer.progress
+    count = max(progress.step, 1)
+    return HybridSummary(
+        total_steps=progress.step,
+        final_loss=progress.last_loss,
+        avg_lr_multiplier=progress.multiplier_sum / count,
+        constraint_activation_rate=progress.active_steps / count,
+        trust_radius=progress.trust_radius or 0.0,
+    )
+
+
+def _watch(trainer: Trainer) -> StuckWatch | None:
+    controller = getattr(trainer.optimizer, "controller", None)
+    return StuckWatch(controller.bounds) if controller is not None else None
+
+
+def _ignore(event: Event) -> None:
+    pass

@@ -1,0 +1,142 @@
+"""Making the task and the network of a configuration, fresh or with the weights of a checkpoint."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hybridkit.errors import UsageError
+from hybridkit.options import nearest
+from hybridkit.registry import import_target, registry
+from hybridkit.tasks.protocol import Task
+from hybridkit.training.checkpoint import Checkpoint
+from hybridkit.training.config import TrainConfig
+from hybridkit.training.init import fits, load_weights, read_weights
+
+Allocation = dict[str, Any]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - a model or task of the user's may draw from it
+    torch.manual_seed(seed)
+
+
+def make_task(config: TrainConfig) -> Task:
+    """The configured task. Raises UsageError for unknown names and options."""
+    options = config.strategy_options("task")
+    if config.data_dir is not None:
+        options["data_dir"] = config.data_dir
+    found = registry().load("task", config.task)
+    if not isinstance(found, type) and hasattr(found, "splits"):
+        if options:
+            raise UsageError(f"--task {config.task} is a finished task and takes no options")
+        task: Task = found
+        return task
+    made: Task = registry().create("task", config.task, options)
+    return made
+
+
+def model_factory(config: TrainConfig, task: Task) -> Callable[[], nn.Module]:
+    """What makes the configured model: one of the task's, or package.module:factory."""
+    if config.model is None:
+        return next(iter(task.models.values()))
+    if config.model in task.models:
+        return task.models[config.model]
+    if ":" not in config.model:
+        raise UsageError(
+            f"task {task.name!r} has no model {config.model!r}; {nearest(config.model, task.models)}; "
+            "a model of your own is package.module:factory"
+        )
+    factory = import_target(config.model)
+
+    def checked() -> nn.Module:
+        model = factory()
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"--model {config.model}: gives a {type(model).__name__}, not a torch.nn.Module")
+        return model
+
+    return checked
+
+
+def model_name(config: TrainConfig, task: Task) -> str:
+    """The name under which the model is recorded."""
+    return config.model or next(iter(task.models))
+
+
+def fresh_network(
+    config: TrainConfig, task: Task, trusted: Collection[str] = ()
+) -> tuple[nn.Module, Allocation]:
+    """The network a run starts with, and the bits of each layer where they were chosen (--target-bits).
+
+    Initial weights come from the global generator, or from `init_from`.
+    """
+    model = model_factory(config, task)()
+    weights = read_weights(config.init_from, trusted) if config.init_from else None
+    # A full-precision file goes in before quantisation (learned scales start from the weights), a quantised
+    # run's file after it.
+    late = (
+        weights is not None
+        and config.qat
+        and not fits(model, weights)
+        and _has_quantised_names(model, weights)
+    )
+    if weights is not None and not late:
+        load_weights(model, weights, f"--init-from {config.init_from}")
+    allocation = choose_bits(config, model)
+    model = quantised(config, task, model, allocation)
+    if weights is not None and late:
+        load_weights(model, weights, f"--init-from {config.init_from}")
+    return model.to(config.device), allocation
+
+
+def restore_network(config: TrainConfig, checkpoint: Checkpoint) -> tuple[Task, nn.Module]:
+    """The task, and the network with a checkpoint's weights in eval mode; no global generator moves."""
+    task = make_task(config)
+    with torch.random.fork_rng(devices=[]):
+        model = model_factory(config, task)()
+        model = quantised(config, task, model, checkpoint.state["allocation"])
+    load_weights(model, checkpoint.model, "the checkpoint")
+    return task, model.to(config.device).eval()
+
+
+def choose_bits(config: TrainConfig, model: nn.Module) -> Allocation:
+    """The quantizer of each layer under --target-bits, else nothing."""
+    if config.target_bits is None:
+        return {}
+    from hybridkit.quant.allocation import allocate_bits
+
+    return dict(allocate_bits(model, config.target_bits, config.param_clusters, config.seed))
+
+
+def quantised(config: TrainConfig, task: Task, model: nn.Module, allocation: Mapping[str, Any]) -> nn.Module:
+    """`model` with fake-quantised layers under QAT, else as it is."""
+    if not config.qat:
+        return model
+    from hybridkit.quant.prepare import prepare_qat
+
+    return prepare_qat(
+        model,
+        quantizer=config.quantizer or "ternary-absmean",
+        options=config.strategy_options("quantizer"),
+        activations=config.activations,
+        quantize_all=config.quantize_all,
+        overrides=dict(allocation) or None,
+        ramp_steps=config.ramp_steps,
+        example_inputs=task.inputs(example_batch(task)),
+    )
+
+
+def example_batch(task: Task, size: int = 1) -> tuple[torch.Tensor, ...]:
+    """The first `size` validation samples."""
+    return tuple(part[:size] for part in task.splits().validation)
+
+
+def _has_quantised_names(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:
+    return set(model.state_dict()) < set(weights)

@@ -1,0 +1,30 @@
+"""What is minimised: the task's loss, alone or mixed with a teacher's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hybridkit.tasks.protocol import Batch, Task
+from hybridkit.training.distillation import distillation_loss
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """loss = alpha * task + (1 - alpha) * T^2 * KL(teacher || student), or the task's alone."""
+
+    task: Task
+    teacher: nn.Module | None = None
+    temperature: float = 2.0
+    alpha: float = 0.5
+
+    def __call__(self, output: Tensor, batch: Batch) -> Tensor:
+        """The objective for the model's output on a batch, 0-d."""
+        loss = self.task.loss(output, batch)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            expert = self.teacher(*self.task.inputs(batch))
+        return self.alpha * loss + (1 - self.alpha) * distillation_loss(output, expert, self.temperature)

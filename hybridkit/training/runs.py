@@ -1,0 +1,178 @@
+"""Run folders: where a run keeps its configuration, log, checkpoints and packed model.
+
+runs/digits-20260131-120000-s0/
+  config.json            resolved configuration, environment, where the data came from
+  metrics.jsonl          what was logged
+  checkpoints/           see checkpoint.py
+  model.hk.safetensors   the packed model, once a quantised run has ended
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hybridkit.errors import FileError, UsageError
+from hybridkit.packing.atomic import atomic_file
+from hybridkit.training.checkpoint import Checkpoint, latest_step, load_checkpoint
+from hybridkit.training.config import TrainConfig, named_targets
+from hybridkit.training.files import read_json, to_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hybridkit.packing.model import PackedModel
+    from hybridkit.tasks.protocol import Task
+
+FORMAT = "hybridkit-run"
+VERSION = 1
+
+
+def runs_root(given: str | os.PathLike[str] | None = None) -> Path:
+    """The folder that holds run folders: `given`, else HYBRIDKIT_RUNS, else `runs`."""
+    return Path(given or os.environ.get("HYBRIDKIT_RUNS") or "runs")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run folder; nothing is read before it is asked for."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, root: Path, config: TrainConfig, about: Mapping[str, Any]) -> Run:
+        """A new folder under `root`, named after task, time and seed; never one that exists.
+
+        `about` (environment, data) is recorded beside the configuration.
+        """
+        now = datetime.datetime.now(datetime.UTC)
+        task = re.sub(r"[^A-Za-z0-9.-]+", "-", config.task)
+        name = f"{task}-{now:%Y%m%d-%H%M%S}-s{config.seed}"
+        for attempt in range(1, 10_000):
+            path = root / (name if attempt == 1 else f"{name}-{attempt}")
+            try:
+                path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                if not path.is_dir():
+                    raise FileError(f"{root}: runs cannot be kept here, it is not a folder") from None
+            except OSError as error:
+                raise FileError(f"{path}: cannot make the run folder ({error.strerror})") from None
+        run = cls(path)
+        run._write({"created": now.isoformat(), **about, "config": config.to_json()})
+        return run
+
+    @property
+    def metrics_path(self) -> Path:
+        """The log."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def packed_path(self) -> Path:
+        """Where the packed model is, once there is one."""
+        return self.path / "model.hk.safetensors"
+
+    def about(self) -> dict[str, Any]:
+        """The whole of config.json. Raises FileError where it is missing or damaged."""
+        about = read_json(self.path / "config.json", "run configuration")
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            raise FileError(f"{self.path}: not a hybridkit run folder")
+        if about.get("version") != VERSION:
+            raise FileError(
+                f"{self.path}: run version {about.get('version')!r}; this hybridkit reads {VERSION}"
+            )
+        return about
+
+    def config(self, trusted: Collection[str] = ()) -> TrainConfig:
+        """The run's configuration.
+
+        No module is imported because a file names it: where the configuration names code as
+        package.module:attribute, that text must be in `trusted`, or UsageError says which flag repeats it.
+        """
+        config = TrainConfig.from_json(self.about().get("config"))
+        for name, target in named_targets(config).items():
+            if target not in trusted:
+                flag = name.replace("_", "-")
+                raise UsageError(
+                    f"{self.path}: the run's {flag} is {target!r}, and code that only a file names is never "
+                    f"imported; say --{flag} {target}"
+                )
+        return config
+
+    def amend(self, config: TrainConfig) -> None:
+        """Record a changed configuration, as a resumed run with another end has."""
+        self._write({**self.about(), "config": config.to_json()})
+
+    def checkpoint(self, step: int | None = None) -> Checkpoint:
+        """The checkpoint of `step`, or the latest. Raises FileError where it is missing or damaged."""
+        step = latest_step(self.checkpoints) if step is None else step
+        return load_checkpoint(self.checkpoints / f"step-{step}")
+
+    def load_model(self, step: int | None = None, trusted: Collection[str] = ()) -> tuple[Task, nn.Module]:
+        """The run's task, and its model in evaluation mode with the weights of a checkpoint.
+
+        The model holds fake-quantised layers where the run trained quantised ones.
+        """
+        from hybridkit.training.network import restore_network
+
+        return restore_network(self.config(trusted), self.checkpoint(step))
+
+    def packed(self) -> PackedModel:
+        """The packed model. Raises FileError where the run has none (yet)."""
+        from hybridkit.packing.model import PackedModel
+
+        if not self.packed_path.exists():
+            raise FileError(f"{self.path}: no packed model here; was the run quantised, and did it finish?")
+        return PackedModel.load(self.packed_path)
+
+    def _write(self, about: Mapping[str, Any]) -> None:
+        with atomic_file(self.path / "config.json") as file:
+            file.write(to_json({"format": FORMAT, "version": VERSION, **about}))
+
+
+def find_run(source: str | os.PathLike[str], root: Path | None = None) -> tuple[Run, int | None]:
+    """The run that `source` means, and the step where it is one checkpoint of it.
+
+    `source` is a run folder, a checkpoint folder in one, or the name of a run under `root`.
+    Raises FileError where there is none.
+    """
+    root = runs_root(root)
+    for path in (Path(source), root / source):
+        if (path / "config.json").is_file():
+            return Run(path), None
+        match = re.fullmatch(r"step-(\d+)", path.name)
+        if match and (path / "manifest.json").is_file():
+            return Run(path.parent.parent), int(match.group(1))
+    raise FileError(f"{source}: there is no run here, nor one of that name in {root}")
+
+
+def newest_run(root: Path | None = None) -> Run:
+    """The run that was started last under `root`. Raises FileError where there is none."""
+    root = runs_root(root)
+    created: list[tuple[str, str]] = []
+    for entry in root.iterdir() if root.is_dir() else ():
+        try:
+            created.append((str(Run(entry).about().get("created")), entry.name))
+        except FileError:
+            continue  # something else lies here
+    if not created:
+        raise FileError(f"{root}: there are no runs here; hybridkit train makes one")
+    return Run(root / max(created)[1])
+
+
+def with_end(config: TrainConfig, epochs: int | None, max_steps: int | None) -> TrainConfig:
+    """`config` with another end, where one is given."""
+    if epochs is None and max_steps is None:
+        return config
+    return dataclasses.replace(config, epochs=epochs, max_steps=max_steps)

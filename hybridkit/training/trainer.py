@@ -1,0 +1,223 @@
+"""The steps of a run: network, optimizer, sampler and counters, in memory. Files are the loop's business.
+
+trainer = Trainer(config)
+while not trainer.done:
+    trainer.step()
+trainer.evaluate("test")
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Collection
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hybridkit.clustering.batches import take
+from hybridkit.clustering.clusterers import fit_labels, make_clusterer
+from hybridkit.clustering.samplers import make_sampler
+from hybridkit.errors import HybridkitError
+from hybridkit.hookspecs import Kind
+from hybridkit.optim.base import build_base_optimizer
+from hybridkit.optim.hybrid import HybridOptimizer
+from hybridkit.optim.parameter_clusters import cluster_parameters
+from hybridkit.quant.layers import set_ramp
+from hybridkit.registry import registry
+from hybridkit.tasks.protocol import Batch, Task
+from hybridkit.training.checkpoint import Checkpoint
+from hybridkit.training.config import TrainConfig
+from hybridkit.training.distillation import check_teacher, load_teacher
+from hybridkit.training.evaluation import evaluate
+from hybridkit.training.init import load_weights
+from hybridkit.training.network import (
+    Allocation,
+    fresh_network,
+    make_task,
+    model_factory,
+    quantised,
+    seed_everything,
+)
+from hybridkit.training.objective import Objective
+from hybridkit.training.progress import Progress
+
+Part = Literal["train", "validation", "test"]
+
+
+class DivergedError(HybridkitError):
+    """The loss, or a weight, is not finite."""
+
+
+class Trainer:
+    """A run in memory, from its first step or from a checkpoint. Seeds the global random generators.
+
+    `trusted`: the package.module:attribute texts that the user gave, see `Run.config`.
+    """
+
+    def __init__(
+        self, config: TrainConfig, *, restored: Checkpoint | None = None, trusted: Collection[str] = ()
+    ) -> None:
+        self.config = config
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        seed_everything(config.seed)
+        self.task: Task = make_task(config)
+        self.model, self.allocation = self._network(restored, trusted)
+        self.labels = restored.state["labels"] if restored else self._cluster_data()
+        self.sampler = make_sampler(config.sampler, self.labels, config.batch_size, config.seed)
+        self.total_steps = config.total_steps(self.sampler.steps_per_epoch)
+        self.parameter_clusters: list[int] | None = restored.state["parameter_clusters"] if restored else None
+        self.optimizer = self._optimizer()
+        self.objective = self._objective(trusted)
+        self.progress = Progress()
+        if restored:
+            self._restore(restored.state)
+
+    @property
+    def done(self) -> bool:
+        """Whether every step has been taken."""
+        return self.progress.step >= self.total_steps
+
+    @property
+    def epoch(self) -> int:
+        """The epoch (from 1) that the last step belonged to."""
+        return max(self.progress.step - 1, 0) // self.sampler.steps_per_epoch + 1
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether the last step closed an epoch, or the run."""
+        return self.progress.step % self.sampler.steps_per_epoch == 0 or self.done
+
+    def step(self) -> dict[str, Any]:
+        """Take one optimisation step and return what is worth logging.
+
+        Raises DivergedError, before anything is changed, where the loss is not finite.
+        """
+        started = time.perf_counter()
+        draw = next(self.sampler)
+        batch = self._batch("train", draw.indices)
+        self.model.train()
+        if self.config.ramp_steps:
+            set_ramp(self.model, min(1.0, (self.progress.step + 1) / self.config.ramp_steps))
+        loss = self.objective(self.model(*self.task.inputs(batch)), batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the loss is {value} at step {self.progress.step + 1} (data cluster {draw.cluster_id})"
+            )
+        self.optimizer.zero_grad()
+        if isinstance(self.optimizer, HybridOptimizer):
+            self.optimizer.observe(value, draw.cluster_id, draw.histogram)
+        loss.backward()  # type: ignore[no-untyped-call]
+        try:
+            self.optimizer.step()
+        except HybridkitError as error:  # a gradient that is not finite
+            raise DivergedError(f"{error} (data cluster {draw.cluster_id})") from None
+        values = {"epoch": 0, "loss": value, **self._last_step()}
+        self.progress.count(values, first_of_epoch=self.progress.step % self.sampler.steps_per_epoch == 0)
+        return {**values, "epoch": self.epoch, "seconds": time.perf_counter() - started}
+
+    def evaluate(self, part: Part = "validation") -> dict[str, float]:
+        """Loss and metrics on one part of the data, in evaluation mode."""
+        data: Batch = getattr(self.task.splits(), part)
+        size = max(self.config.batch_size, 256) if data[0].ndim <= 2 else self.config.batch_size
+        return evaluate(self.model, self.task, data, batch_size=size, device=self.config.device)
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything needed to go on. Raises DivergedError where a weight is not finite."""
+        weights = self.model.state_dict()
+        for name, tensor in weights.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise DivergedError(
+                    f"{name} holds values that are not finite after step {self.progress.step}"
+                )
+        state = {
+            "allocation": self.allocation,
+            "labels": self.labels,
+            "parameter_clusters": self.parameter_clusters,
+            "sampler": self.sampler.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": self.progress.state_dict(),
+            "random": {
+                "python": random.getstate(),
+                "numpy": np.random.get_state(),  # noqa: NPY002
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if self.config.device.startswith("cuda") else [],
+            },
+        }
+        return Checkpoint(self.progress.step, weights, state)
+
+    def _network(self, restored: Checkpoint | None, trusted: Collection[str]) -> tuple[nn.Module, Allocation]:
+        if restored is None:
+            return fresh_network(self.config, self.task, trusted)
+        allocation = restored.state["allocation"]
+        model = quantised(self.config, self.task, model_factory(self.config, self.task)(), allocation)
+        load_weights(model, restored.model, "the checkpoint")
+        return model.to(self.config.device), allocation
+
+    def _cluster_data(self) -> Any:
+        data = self.task.splits().train
+        if self.config.clusterer is None:
+            return np.zeros(len(data[0]), np.int64)
+        clusterer = make_clusterer(
+            self.config.clusterer, self.config.data_clusters, self.config.strategy_options("clusterer")
+        )
+        return fit_labels(clusterer, self.task.cluster_features(data), self.config.seed)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        base = build_base_optimizer(
+            config.optimizer,
+            named,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            options=config.strategy_options("optimizer"),
+        )
+        if not config.uses_hybrid_optimizer:
+            return base
+        if self.parameter_clusters is None:
+            clusters = cluster_parameters(named, config.param_clusters, config.seed)
+            self.parameter_clusters = [clusters[p] for _, p in named]
+        return HybridOptimizer(
+            base,
+            controller=self._strategy("lr_controller", config.lr_controller),
+            constraint=self._strategy("constraint", config.constraint),
+            initial_radius=config.initial_trust_radius,
+            max_steps=self.total_steps,
+            parameter_clusters=dict(zip((p for _, p in named), self.parameter_clusters, strict=True)),
+        )
+
+    def _strategy(self, kind: Kind, name: str | None) -> Any:
+        return None if name is None else registry().create(kind, name, self.config.strategy_options(kind))
+
+    def _objective(self, trusted: Collection[str]) -> Objective:
+        if self.config.teacher is None:
+            return Objective(self.task)
+        teacher = load_teacher(self.config.teacher, trusted).to(self.config.device)
+        check_teacher(self.task, teacher, self.model, self._batch("train", torch.arange(1)))
+        return Objective(self.task, teacher, self.config.temperature, self.config.alpha)
+
+    def _batch(self, part: Part, indices: Tensor) -> Batch:
+        batch: Batch = take(getattr(self.task.splits(), part), indices)
+        return tuple(tensor.to(self.config.device) for tensor in batch)
+
+    def _last_step(self) -> dict[str, Any]:
+        if isinstance(self.optimizer, HybridOptimizer):
+            return dict(self.optimizer.last_step)
+        return {"learning_rate": float(self.optimizer.param_groups[0]["lr"])}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.sampler.load_state_dict(state["sampler"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress.load_state_dict(state["progress"])
+        random.setstate(state["random"]["python"])
+        np.random.set_state(state["random"]["numpy"])  # noqa: NPY002
+        torch.set_rng_state(state["random"]["torch"])
+        if state["random"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
