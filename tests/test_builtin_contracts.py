@@ -18,7 +18,7 @@ def builtin(kind: Kind) -> list[str]:
 
 def variants(kind: Kind, extra: Mapping[str, Mapping[str, Any]] | None = None) -> Any:
     """A fixture that sets `self.name` and `self.options` to each built-in, and to variants `name+label`."""
-    cases: dict[str, Mapping[str, Any]] = dict.fromkeys(builtin(kind), {}) | dict(extra or {})
+    cases: dict[str, Mapping[str, Any]] = {name: {} for name in builtin(kind)} | dict(extra or {})
 
     @pytest.fixture(autouse=True, params=cases.items(), ids=list(cases))
     def choose(self, request):
