@@ -89,8 +89,7 @@ class LRController(Protocol):
 class ConstraintReport:
     """What a projection did, as tensors on the updates' device (nothing is synchronised).
 
-    `norm`: 0-d fp32, the update's size before projection in the constraint's own norm; [number of
-    clusters] from a constraint with a ball per parameter cluster.
+    `norm`: fp32 of the radius's shape, the update's size before projection in the constraint's own norm.
     `active`: bool [number of tensors], True where that tensor's update was changed.
     """
 

@@ -1,0 +1,282 @@
+"""The auxiliary network: proposes the multiplier and the radius, and learns from what followed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Le
+from numpy.typing import NDArray
+
+from hybridkit.errors import UsageError
+from hybridkit.optim.controllers.features import FEATURES, Features, relative_difference
+from hybridkit.optim.protocol import Outcome, Proposal, TrainingState
+from hybridkit.options import option
+
+Array = NDArray[np.float64]
+
+LARGEST_MULTIPLIER = 10.0
+LARGEST_RADIUS_FACTOR = 2.0
+_BASELINE_RATE = 0.05
+_NOISE_BLOCK = 256
+
+
+class AuxiliaryNeuralNetwork:
+    """A network of one hidden layer that learns, by trial and feedback, how long the steps should be.
+
+        h = tanh(W1 x + b1),   (a, b) = W2 h + b2                            x: `Features`
+        multiplier = 10 ^ tanh(a + s e1),   radius = rule's radius * 2 ^ tanh(b + s e2),   e ~ N(0, 1)
+
+    It starts at multiplier 1 and radius factor 1 (W2 = 0), with an exploration s of 0.05: +-12 % in the
+    multiplier. After a step, the loss reduction r that followed is compared with its running mean, and the
+    weights move by the policy gradient of a Gaussian (REINFORCE, Williams 1992), in units of s:
+
+        A = (r - mean r) / rms(r - mean r), clipped to +-3
+        W <- W + lr * (A e1 - k a) * da/dW + lr * (A e2 - k b) * db/dW
+
+    k a pulls back to multiplier 1 and so decides what is signal: a settles at corr(A, e1) / k.
+
+    What to expect: the reduction from one mini-batch to the next is mostly noise, and one step's learning
+    rate explains little of it. Over a few hundred steps the network finds a multiplier that is wrong by
+    a lot, not the last 10 %; it sees one step ahead only, which favours short steps in the long run
+    (Wu et al. 2018, arXiv 1803.02021); and the radius that shortens a step hides what a longer one would
+    have done.
+    Without any signal it wanders within about +-15 % of multiplier 1.
+
+    NumPy only, well below 0.1 ms per step. It draws its noise from `seed` and a counter and touches no global
+    random state.
+
+    Args:
+        input_size: how many of the six features it sees, from the first.
+        hidden_size: width of the hidden layer.
+        output_size: 2, or 1 for the multiplier alone.
+        learning_rate: lr above.
+        exploration: s above.
+        pull: k above.
+        seed: of the first weights and of the exploration.
+    """
+
+    def __init__(
+        self,
+        input_size: int = 6,
+        hidden_size: int = 16,
+        output_size: int = 2,
+        *,
+        learning_rate: float = 1e-3,
+        exploration: float = 0.05,
+        pull: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        if not 1 <= input_size <= len(FEATURES) or hidden_size < 1 or output_size not in (1, 2):
+            raise UsageError(
+                f"the auxiliary network takes 1 to {len(FEATURES)} inputs, at least 1 hidden unit and 1 or "
+                f"2 outputs; not {input_size}, {hidden_size}, {output_size}"
+            )
+        self.learning_rate, self.exploration, self.pull, self.seed = learning_rate, exploration, pull, seed
+        start = np.random.default_rng([seed, 0])
+        self.weights: dict[str, Array] = {
+            "hidden.weight": start.standard_normal((hidden_size, input_size)) / math.sqrt(input_size),
+            "hidden.bias": np.zeros(hidden_size),
+            "output.weight": np.zeros((output_size, hidden_size)),
+            "output.bias": np.zeros(output_size),
+        }
+        self.features = Features()
+        self.decisions = 0
+        self.baseline = 0.0
+        self.spread = 0.0  # running mean of (r - baseline)^2, with a bias that `feedbacks` corrects
+        self.feedbacks = 0
+        self._inputs: Array = np.zeros((1, input_size))
+        self._state: TrainingState | None = None
+        self._noise: tuple[int, Array] = (-1, np.zeros(0))
+
+    # --- deciding
+
+    def predict_learning_rate(self, state: TrainingState) -> float:
+        """The multiplier for the step that begins in `state`, in [0.1, 10], exploration included.
+
+        Asked again before the feedback, it gives the same answer for the same state.
+        """
+        return self.decide(state)[0][0]
+
+    def predict_trust_region(self, state: TrainingState) -> float:
+        """The radius for the step that begins in `state`: half to twice `state.trust_radius`."""
+        return state.trust_radius * self.decide(state)[1]
+
+    def decide(self, state: TrainingState) -> tuple[list[float], float]:
+        """Multipliers (one, or one per parameter cluster) and the factor of the radius."""
+        if state != self._state:
+            width = self.weights["hidden.weight"].shape[1]
+            self._inputs = self.features.rows(state)[:, :width]
+            self._state = state
+            self.decisions += 1
+        _, output = self._forward(self._inputs)
+        noise = self.exploration * self._draw(len(output) + 1)
+        rows = _deciding(len(output))
+        multipliers = _bounded(output[rows, 0] + noise[:-1][rows], LARGEST_MULTIPLIER)
+        factor = 1.0
+        if output.shape[1] > 1:
+            factor = float(_bounded(output[0, 1] + noise[-1], LARGEST_RADIUS_FACTOR))
+        return multipliers.tolist(), factor
+
+    def _forward(self, inputs: Array) -> tuple[Array, Array]:
+        w = self.weights
+        hidden = np.tanh(inputs @ w["hidden.weight"].T + w["hidden.bias"])
+        return hidden, hidden @ w["output.weight"].T + w["output.bias"]
+
+    def _draw(self, count: int) -> Array:
+        """The noise of the current decision: depends on the seed and the number of decisions alone."""
+        block, row = divmod(self.decisions, _NOISE_BLOCK)
+        if self._noise[0] != block or self._noise[1].shape[1] != count:
+            generator = np.random.default_rng([self.seed, 1, block])
+            self._noise = block, generator.standard_normal((_NOISE_BLOCK, count))
+        drawn: Array = self._noise[1][row]
+        return drawn
+
+    # --- learning
+
+    def update_with_feedback(self, lr_multiplier: float, loss_improvement: float) -> None:
+        """Learn that the last decision, taken with `lr_multiplier`, made the loss fall by `loss_improvement`.
+
+        The multiplier may be another one than predicted. The improvement may have any unit: only its
+        size relative to earlier ones counts.
+        """
+        self.learn([lr_multiplier], None, loss_improvement)
+
+    def learn(self, multipliers: Sequence[float], factor: float | None, improvement: float) -> None:
+        """One policy-gradient step. `factor` None: the radius did not matter."""
+        advantage = self._advantage(improvement)
+        hidden, output = self._forward(self._inputs)
+        slope = np.zeros_like(output)
+        rows = _deciding(len(output))
+        taken = _unbounded(np.asarray(multipliers, dtype=np.float64), LARGEST_MULTIPLIER)
+        slope[rows, 0] = self._slope(advantage, taken, output[rows, 0]) / len(output[rows])
+        if factor is not None and output.shape[1] > 1:
+            slope[0, 1] = self._slope(
+                advantage, _unbounded(np.asarray(factor), LARGEST_RADIUS_FACTOR), output[0, 1]
+            )
+        w, rate = self.weights, self.learning_rate
+        back = slope @ w["output.weight"] * (1 - hidden**2)
+        w["output.weight"] += rate * slope.T @ hidden
+        w["output.bias"] += rate * slope.sum(0)
+        w["hidden.weight"] += rate * back.T @ self._inputs
+        w["hidden.bias"] += rate * back.sum(0)
+        self._state = None
+
+    def _slope(self, advantage: float, taken: Array, mean: Any) -> Any:
+        score = np.clip((taken - mean) / self.exploration, -3.0, 3.0)
+        return advantage * score - self.pull * mean
+
+    def _advantage(self, improvement: float) -> float:
+        """How much better than usual, in usual deviations. The usual is 0 at first."""
+        surprise = improvement - self.baseline
+        self.feedbacks += 1
+        self.spread += _BASELINE_RATE * (surprise**2 - self.spread)
+        self.baseline += _BASELINE_RATE * surprise
+        corrected = self.spread / (1 - (1 - _BASELINE_RATE) ** self.feedbacks)
+        return min(max(surprise / math.sqrt(corrected), -3.0), 3.0) if corrected > 0 else 0.0
+
+    # --- resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, running means, counters and the inputs of the last decision."""
+        return {
+            "weights": {name: torch.from_numpy(w.copy()) for name, w in self.weights.items()},
+            "features": self.features.state_dict(),
+            "inputs": torch.from_numpy(self._inputs.copy()),
+            "decisions": self.decisions,
+            "baseline": self.baseline,
+            "spread": self.spread,
+            "feedbacks": self.feedbacks,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned. Raises UsageError for a network of another size."""
+        weights = {name: w.numpy().copy() for name, w in state["weights"].items()}
+        if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in self.weights.items()}:
+            raise UsageError("the saved auxiliary network has another size; keep hidden_size when resuming")
+        self.weights = weights
+        self.features.load_state_dict(state["features"])
+        self._inputs = state["inputs"].numpy().copy()
+        self.decisions = int(state["decisions"])
+        self.baseline, self.spread = float(state["baseline"]), float(state["spread"])
+        self.feedbacks = int(state["feedbacks"])
+        self._state = None
+
+
+class AuxNN:
+    """The auxiliary network as a controller; its feedback is the relative loss reduction of the step.
+
+    With parameter clusters it gives one multiplier per cluster, from the same weights and the cluster's own
+    gradient. The radius's factor is learned from the steps that the constraint shortened; on the others it
+    did nothing.
+    """
+
+    bounds = (1 / LARGEST_MULTIPLIER, LARGEST_MULTIPLIER)
+    uses_update_alignment = False
+    per_cluster = True
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Options:
+        """Options of `aux-nn`."""
+
+        hidden_size: Annotated[int, Ge(1)] = option(16, "width of the hidden layer")
+        learning_rate: Annotated[float, Ge(0.0)] = option(
+            1e-3, "learning rate of the auxiliary network itself"
+        )
+        exploration: Annotated[float, Gt(0.0), Le(1.0)] = option(
+            0.05, "spread of the trials, in tanh's argument"
+        )
+        pull: Annotated[float, Ge(0.0)] = option(1.0, "how strongly it is drawn back to multiplier 1")
+        seed: Annotated[int, Ge(0)] = option(0, "seed of its weights and its trials")
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = o = options or self.Options()
+        self.network = AuxiliaryNeuralNetwork(
+            hidden_size=o.hidden_size,
+            learning_rate=o.learning_rate,
+            exploration=o.exploration,
+            pull=o.pull,
+            seed=o.seed,
+        )
+
+    def propose(self, state: TrainingState) -> Proposal:
+        """Ask the network. Raises UsageError where the loss is not observed."""
+        multipliers, factor = self.network.decide(state)
+        radius = state.trust_radius * factor if state.trust_radius > 0 else None
+        return Proposal(tuple(multipliers) if len(multipliers) > 1 else multipliers[0], radius)
+
+    def feedback(self, state: TrainingState, outcome: Outcome) -> None:
+        """Let the network learn from the relative reduction of the loss."""
+        proposed, radius = outcome.proposal.lr_multiplier, outcome.proposal.trust_radius
+        multipliers = proposed if isinstance(proposed, tuple) else (proposed,)
+        factor = None
+        if outcome.constraint_active and radius is not None:
+            factor = radius / state.trust_radius
+        self.network.learn(multipliers, factor, relative_difference(outcome.loss_before, outcome.loss_after))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The network's state."""
+        return self.network.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the network."""
+        self.network.load_state_dict(state)
+
+
+def _deciding(rows: int) -> slice:
+    """The rows that give multipliers: the clusters' where there are any, else the only one."""
+    return slice(1, None) if rows > 1 else slice(None)
+
+
+def _bounded(x: Any, largest: float) -> Any:
+    return np.clip(largest ** np.tanh(x), 1 / largest, largest)
+
+
+def _unbounded(y: Array, largest: float) -> Array:
+    """The inverse of `_bounded`, up to the ends of the range."""
+    inverse: Array = np.arctanh(np.clip(np.log(y) / math.log(largest), -1 + 1e-9, 1 - 1e-9))
+    return inverse
