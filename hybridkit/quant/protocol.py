@@ -56,8 +56,11 @@ class Quantizer(Protocol):
 
 
 def straight_through(weight: Tensor, quantized: QuantizedTensor) -> Tensor:
-    """The dequantised weight with the identity as gradient (Bengio et al. 2013, arXiv 1308.3432)."""
-    return weight + (quantized.dequantize() - weight).detach()
+    """The dequantised weight with the identity as gradient (Bengio et al. 2013, arXiv 1308.3432).
+
+    The value is exact: the gradient is carried by a term that is zero.
+    """
+    return quantized.dequantize() + (weight - weight.detach())
 
 
 def is_ternary(quantizer: Quantizer) -> bool:
