@@ -50,7 +50,7 @@ class _Stream(io.RawIOBase):
         try:
             return int(self._reader.readinto(buffer))
         except self._zstandard.ZstdError:
-            raise FileError("its zstd compression is corrupted") from None
+            raise FileError("its zstd compression is corrupted or asks for too much memory") from None
 
 
 def _zstandard() -> Any:

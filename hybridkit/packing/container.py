@@ -18,8 +18,9 @@ from numpy.typing import DTypeLike
 from hybridkit.errors import FileError, UsageError
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-_METADATA = "__metadata__"
+METADATA = "__metadata__"  # the header's key beside the names of tensors
 _ALIGNMENT = 8
+_MOST_DIMENSIONS = 32  # what every NumPy can hold
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(code)
@@ -90,7 +91,7 @@ def place(tensors: Mapping[str, TensorSpec]) -> dict[str, int]:
 
 def encode_header(tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str], reserve: int = 0) -> bytes:
     """Length and JSON header, padded to a multiple of 8 bytes and to at least `reserve` bytes in all."""
-    entries: dict[str, Any] = {_METADATA: dict(metadata)}
+    entries: dict[str, Any] = {METADATA: dict(metadata)}
     for name, begin in place(tensors).items():
         spec = tensors[name]
         entries[name] = {
@@ -110,7 +111,7 @@ def decode_header(text: bytes) -> Header:
     if not text.startswith(b"{"):
         raise FileError("it is not a safetensors file")
     entries = parse_json(text, "header")
-    metadata = entries.pop(_METADATA, {})
+    metadata = entries.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FileError("the metadata of its header are not strings")
     tensors, spans = {}, []
@@ -134,6 +135,8 @@ def _decode_entry(name: str, entry: Any) -> tuple[TensorSpec, int]:
     if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
         raise FileError(f"tensor {name!r} has a malformed shape or offsets")
     spec = TensorSpec(dtype, tuple(shape))
+    if len(shape) > _MOST_DIMENSIONS or math.prod(max(n, 1) for n in shape) * 8 >= 1 << 63:
+        raise FileError(f"tensor {name!r} has a shape beyond all bounds")
     if offsets[1] - offsets[0] != spec.nbytes:
         raise FileError(f"tensor {name!r} has offsets that do not fit its shape")
     return spec, offsets[0]

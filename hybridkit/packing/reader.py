@@ -92,7 +92,7 @@ def _read(stream: BinaryIO, limit: int) -> Content:
 def _take(stream: BinaryIO, size: int, limit: int) -> bytearray:
     """Exactly `size` bytes. The limit is known to be there (or to be harmless), so they can be allocated."""
     if size > limit:
-        raise FileError("it is truncated")
+        raise FileError("it is truncated, or announces more content than it can hold")
     content = bytearray(size)
     view = memoryview(content)
     while view:

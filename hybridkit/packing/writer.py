@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hybridkit.errors import FileError, UsageError
 from hybridkit.packing.atomic import atomic_file
 from hybridkit.packing.compression import compress as zstd_compress
-from hybridkit.packing.container import TensorSpec, compact_json, encode_header, place
+from hybridkit.packing.container import METADATA, TensorSpec, compact_json, encode_header, place
 from hybridkit.packing.layers import LayerSpec, PackedLayer
 from hybridkit.packing.sizes import Sizes, measure
 
@@ -62,6 +62,8 @@ class ModelSource:
 def check_names(layers: Sequence[LayerSpec], tensors: Mapping[str, Any], tied: Mapping[str, str]) -> None:
     """Raise UsageError unless every name is there once and every alias points at a stored weight."""
     stored: set[str] = set(tensors)
+    if METADATA in stored:
+        raise UsageError(f"a tensor cannot be called {METADATA!r}")
     for layer in layers:
         names = {layer.weight_name, *layer.tensor_specs()}
         if clash := names & stored:
@@ -159,7 +161,7 @@ def _header(
         "layers": compact_json(rows),
         "tied": compact_json(dict(source.tied)),
         "metadata": compact_json(dict(source.metadata)),
-        "hashes": compact_json({name: hashes[name] if hashes else NO_HASH for name in specs}),
+        "hashes": compact_json({name: hashes[name] if hashes else NO_HASH for name in place(specs)}),
         "sha256": NO_HASH,
     }
     header = encode_header(specs, metadata, reserve)

@@ -12,9 +12,9 @@ from hybridkit.options import nearest
 if TYPE_CHECKING:
     import onnxruntime
 
-# Stock ONNX Runtime unpacks a two-bit weight to fp32 when it loads (constant folding) and keeps what it needed
-# on the way: 70 bytes of memory per byte of file. Told to leave the operators' bodies alone, it unpacks at every
-# run instead. Measured with 16 layers of 2048 x 2048 (17 MB), ONNX Runtime 1.32, one thread, batch 1:
+# Stock ONNX Runtime unpacks a two-bit weight to fp32 when it loads (constant folding) and keeps what it
+# needed on the way: 70 bytes of memory per byte of file. Told to leave the operators' bodies alone, it
+# unpacks at every run instead. Measured with 16 layers of 2048 x 2048 (17 MB), ORT 1.32, 1 thread, batch 1:
 #   unpacked at load   load 5.2 s    1.15 GB     15 ms a run
 #   unpacked at run    load 0.1 s    0.13 GB    909 ms a run
 # constant_folding_max_output_size_in_bytes gives the second row too, with a warning per layer.
@@ -34,7 +34,7 @@ def session(
     threads: of one operator; None takes OMP_NUM_THREADS, or else one per physical core.
     low_memory: True keeps packed weights packed and unpacks them at every run (slow), False unpacks them
     once (about 70 bytes of memory per byte of file). None: False where that fits into half of the memory
-    that is free. It changes no result.
+    that is free. Results are the same (in float mode: to fp32 rounding).
     options: attributes of `onnxruntime.SessionOptions`, such as `log_severity_level=3`.
 
     Raises FileError if the file is missing or is not a model that this ONNX Runtime can run, UsageError for
