@@ -254,7 +254,8 @@ def command(
 def _reject_with_resume(ctx: typer.Context) -> None:
     """A resumed run has its configuration; only its end, threads and repeated code names can be given."""
     for name, value in ctx.params.items():
-        if value in (None, False) or _OUTSIDE.get(name, name in _WITH_RESUME):
+        source = ctx.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE" or _OUTSIDE.get(name, name in _WITH_RESUME):
             continue
         if isinstance(value, str) and ":" in value:
             continue  # repeats a package.module:attr that the run's configuration names

@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 from annotated_types import Ge, Gt, Le
 
@@ -157,21 +157,21 @@ def resolve(
 def named_targets(config: TrainConfig) -> dict[str, str]:
     """The fields that name Python code (`package.module:attribute`) rather than a registered strategy."""
     found = {}
-    for name in (
-        "task",
-        "model",
-        "lr_controller",
-        "clusterer",
-        "constraint",
-        "quantizer",
-        "optimizer",
-        "teacher",
-    ):
-        value = getattr(config, name)
-        distributions = {e.distribution for e in registry().entries}
-        if isinstance(value, str) and ":" in value and value.partition(":")[0] not in distributions:
+    for name in (*KINDS, "model", "teacher"):
+        value = getattr(config, name, None)
+        if value is not None and ":" in value and not _is_registered(name, value):
             found[name] = value
     return found
+
+
+def _is_registered(kind: str, name: str) -> bool:
+    if kind not in KINDS:
+        return False
+    try:
+        registry().find(cast(Kind, kind), name)
+    except UsageError:
+        return False
+    return True
 
 
 def _choose_quantizer(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridkit.errors import InterruptedRun
+from hybridkit.optim.controllers.schedules import Constant
 from hybridkit.training.checkpoint import drop_after, keep_recent, latest_step, save_checkpoint, steps
 from hybridkit.training.config import TrainConfig, named_targets
 from hybridkit.training.environment import differences, environment
@@ -228,8 +229,11 @@ def _summary(trainer: Trainer) -> HybridSummary:
 
 
 def _watch(trainer: Trainer) -> StuckWatch | None:
+    """A watch over a controller that learns; a schedule may rest where it likes."""
     controller = getattr(trainer.optimizer, "controller", None)
-    return StuckWatch(controller.bounds) if controller is not None else None
+    if controller is None or type(controller).feedback is Constant.feedback:
+        return None
+    return StuckWatch(controller.bounds)
 
 
 def _ignore(event: Event) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from hybridkit.errors import UsageError
-from hybridkit.options import nearest
-from hybridkit.registry import import_target, registry
 from hybridkit.tasks.protocol import Task
+from hybridkit.tasks.resolve import make_model, make_task
 from hybridkit.training.checkpoint import Checkpoint
 from hybridkit.training.config import TrainConfig
 from hybridkit.training.init import fits, load_weights, read_weights
@@ -28,41 +26,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def make_task(config: TrainConfig) -> Task:
+def configured_task(config: TrainConfig) -> Task:
     """The configured task. Raises UsageError for unknown names and options."""
     options = config.strategy_options("task")
     if config.data_dir is not None:
         options["data_dir"] = config.data_dir
-    found = registry().load("task", config.task)
-    if not isinstance(found, type) and hasattr(found, "splits"):
-        if options:
-            raise UsageError(f"--task {config.task} is a finished task and takes no options")
-        task: Task = found
-        return task
-    made: Task = registry().create("task", config.task, options)
-    return made
-
-
-def model_factory(config: TrainConfig, task: Task) -> Callable[[], nn.Module]:
-    """What makes the configured model: one of the task's, or package.module:factory."""
-    if config.model is None:
-        return next(iter(task.models.values()))
-    if config.model in task.models:
-        return task.models[config.model]
-    if ":" not in config.model:
-        raise UsageError(
-            f"task {task.name!r} has no model {config.model!r}; {nearest(config.model, task.models)}; "
-            "a model of your own is package.module:factory"
-        )
-    factory = import_target(config.model)
-
-    def checked() -> nn.Module:
-        model = factory()
-        if not isinstance(model, nn.Module):
-            raise UsageError(f"--model {config.model}: gives a {type(model).__name__}, not a torch.nn.Module")
-        return model
-
-    return checked
+    return make_task(config.task, options)
 
 
 def model_name(config: TrainConfig, task: Task) -> str:
@@ -77,7 +46,7 @@ def fresh_network(
 
     Initial weights come from the global generator, or from `init_from`.
     """
-    model = model_factory(config, task)()
+    model = make_model(task, config.model)
     weights = read_weights(config.init_from, trusted) if config.init_from else None
     # A full-precision file goes in before quantisation (learned scales start from the weights), a quantised
     # run's file after it.
@@ -98,9 +67,9 @@ def fresh_network(
 
 def restore_network(config: TrainConfig, checkpoint: Checkpoint) -> tuple[Task, nn.Module]:
     """The task, and the network with a checkpoint's weights in eval mode; no global generator moves."""
-    task = make_task(config)
+    task = configured_task(config)
     with torch.random.fork_rng(devices=[]):
-        model = model_factory(config, task)()
+        model = make_model(task, config.model)
         model = quantised(config, task, model, checkpoint.state["allocation"])
     load_weights(model, checkpoint.model, "the checkpoint")
     return task, model.to(config.device).eval()

@@ -21,14 +21,16 @@ from torch import Tensor, nn
 from hybridkit.clustering.batches import take
 from hybridkit.clustering.clusterers import fit_labels, make_clusterer
 from hybridkit.clustering.samplers import make_sampler
-from hybridkit.errors import HybridkitError
+from hybridkit.errors import HybridkitError, UsageError
 from hybridkit.hookspecs import Kind
 from hybridkit.optim.base import build_base_optimizer
 from hybridkit.optim.hybrid import HybridOptimizer
 from hybridkit.optim.parameter_clusters import cluster_parameters
+from hybridkit.options import describe_options
 from hybridkit.quant.layers import set_ramp
 from hybridkit.registry import registry
 from hybridkit.tasks.protocol import Batch, Task
+from hybridkit.tasks.resolve import make_model
 from hybridkit.training.checkpoint import Checkpoint
 from hybridkit.training.config import TrainConfig
 from hybridkit.training.distillation import check_teacher, load_teacher
@@ -36,9 +38,8 @@ from hybridkit.training.evaluation import evaluate
 from hybridkit.training.init import load_weights
 from hybridkit.training.network import (
     Allocation,
+    configured_task,
     fresh_network,
-    make_task,
-    model_factory,
     quantised,
     seed_everything,
 )
@@ -62,10 +63,11 @@ class Trainer:
         self, config: TrainConfig, *, restored: Checkpoint | None = None, trusted: Collection[str] = ()
     ) -> None:
         self.config = config
+        check_device(config.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         seed_everything(config.seed)
-        self.task: Task = make_task(config)
+        self.task: Task = configured_task(config)
         self.model, self.allocation = self._network(restored, trusted)
         self.labels = restored.state["labels"] if restored else self._cluster_data()
         self.sampler = make_sampler(config.sampler, self.labels, config.batch_size, config.seed)
@@ -115,6 +117,8 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         try:
             self.optimizer.step()
+        except UsageError:
+            raise
         except HybridkitError as error:  # a gradient that is not finite
             raise DivergedError(f"{error} (data cluster {draw.cluster_id})") from None
         values = {"epoch": 0, "loss": value, **self._last_step()}
@@ -155,7 +159,7 @@ class Trainer:
         if restored is None:
             return fresh_network(self.config, self.task, trusted)
         allocation = restored.state["allocation"]
-        model = quantised(self.config, self.task, model_factory(self.config, self.task)(), allocation)
+        model = quantised(self.config, self.task, make_model(self.task, self.config.model), allocation)
         load_weights(model, restored.model, "the checkpoint")
         return model.to(self.config.device), allocation
 
@@ -194,7 +198,12 @@ class Trainer:
         )
 
     def _strategy(self, kind: Kind, name: str | None) -> Any:
-        return None if name is None else registry().create(kind, name, self.config.strategy_options(kind))
+        if name is None:
+            return None
+        options = self.config.strategy_options(kind)
+        if "seed" in describe_options(registry().load(kind, name)):
+            options.setdefault("seed", self.config.seed)
+        return registry().create(kind, name, options)
 
     def _objective(self, trusted: Collection[str]) -> Objective:
         if self.config.teacher is None:
@@ -221,3 +230,11 @@ class Trainer:
         torch.set_rng_state(state["random"]["torch"])
         if state["random"]["cuda"]:
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError unless torch can put a tensor on `device`."""
+    try:
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from None

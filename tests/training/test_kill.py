@@ -1,0 +1,64 @@
+"""SIGKILL at a random moment of a real process; the resumed run equals one that was never stopped."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybridkit.training.loop import resume
+from hybridkit.training.metrics import read_records
+from hybridkit.training.runs import Run, newest_run
+from hybridkit.training.state import flatten
+
+TASK = "tiny_task:tiny"
+FIXTURES = Path(__file__).parent / "fixtures"
+ARGUMENTS = ["--hybrid", "--ternary", "--qat", "--epochs", "6", "--batch-size", "6", "--data-clusters", "3"]
+
+
+def start(root: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(FIXTURES), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-m", "hybridkit", "train", "--task", TASK, "--run-dir", str(root), *ARGUMENTS]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def logged(run: Run) -> list[dict[str, object]]:
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in read_records(run.metrics_path)]
+
+
+def steps_logged(root: Path) -> int:
+    path = next(root.glob("*/metrics.jsonl"), None)
+    return path.read_text().count('"event": "step"') if path else 0
+
+
+@pytest.mark.slow
+def test_killed_at_a_random_step_and_resumed(tmp_path: Path) -> None:
+    killed_at = random.SystemRandom().randrange(13, 60)  # an epoch has 12 steps
+    whole = start(tmp_path / "whole")
+    victim = start(tmp_path / "victim")
+    while steps_logged(tmp_path / "victim") < killed_at and victim.poll() is None:
+        time.sleep(0.001)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() in (-signal.SIGKILL, 0)
+    assert whole.wait() == 0, whole.communicate()[1]
+
+    expected = newest_run(tmp_path / "whole")
+    resumed = resume(newest_run(tmp_path / "victim"), trusted={TASK}).run
+    assert logged(resumed) == logged(expected)
+    left, right = expected.checkpoint(), resumed.checkpoint()
+    assert left.step == right.step == 72
+    for one, other in ((left.model, right.model), (left.state, right.state)):
+        tensors, rest = flatten(one)
+        others, other_rest = flatten(other)
+        assert rest == other_rest
+        assert list(tensors) == list(others)
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, others[name]), name
+    assert expected.packed_path.read_bytes() == resumed.packed_path.read_bytes()

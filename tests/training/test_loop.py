@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hybridkit.errors import FileError, InterruptedRun, UsageError
+from hybridkit.training.checkpoint import steps
+from hybridkit.training.config import TrainConfig, resolve
+from hybridkit.training.events import EpochDone, Event, StepDone, Warned
+from hybridkit.training.loop import TrainResult, resume, train
+from hybridkit.training.metrics import Record, read_records
+from hybridkit.training.runs import Run, find_run, newest_run
+from hybridkit.training.state import flatten
+from hybridkit.training.trainer import DivergedError
+
+TASK = "tiny_task:tiny"
+HYBRID = {"hybrid": True, "ternary": True, "qat": True, "batch_size": 12, "checkpoint_every": 5}
+PLAIN: dict[str, Any] = {"batch_size": 12, "checkpoint_every": 5}
+
+
+def config(**flags: Any) -> TrainConfig:
+    return resolve(**{"task": TASK, "epochs": 3, "data_clusters": 3, **flags})
+
+
+def logged(run: Run) -> list[Record]:
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in read_records(run.metrics_path)]
+
+
+def assert_same_run(a: Run, b: Run) -> None:
+    assert logged(a) == logged(b)
+    left, right = a.checkpoint(), b.checkpoint()
+    assert left.step == right.step
+    for one, other in ((left.model, right.model), (left.state, right.state)):
+        tensors, rest = flatten(one)
+        others, other_rest = flatten(other)
+        assert rest == other_rest
+        assert list(tensors) == list(others)
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, others[name]), name
+
+
+class Stop:
+    """Sends this process a signal after a number of steps."""
+
+    def __init__(self, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+        self.step, self.number, self.sent = step, number, False
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == self.step and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("flags", [PLAIN, HYBRID], ids=["plain", "hybrid"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_and_resumed_equals_never_stopped(
+    tmp_path: Path, flags: dict[str, Any], number: signal.Signals
+) -> None:
+    whole = train(config(**flags), run_dir=tmp_path / "a")
+    with pytest.raises(InterruptedRun, match="after step 8; saved"):
+        train(config(**flags), run_dir=tmp_path / "b", on_event=Stop(8, number))
+    run = newest_run(tmp_path / "b")
+    assert run.checkpoint().step == 8
+    torch.rand(3)  # whatever happened in between must not matter
+    resumed = resume(run, trusted={TASK})
+    assert_same_run(whole.run, resumed.run)
+    assert resumed.test == whole.test
+    assert resumed.summary == whole.summary
+    if whole.packed:
+        assert whole.packed.path.read_bytes() == resumed.packed.path.read_bytes()
+
+
+def test_going_back_to_an_earlier_checkpoint_repeats_the_run(tmp_path: Path) -> None:
+    flags = {**HYBRID, "keep_checkpoints": 10}
+    whole = train(config(**flags), run_dir=tmp_path / "a")
+    again = train(config(**flags), run_dir=tmp_path / "b")
+    resumed = resume(again.run, step=5, trusted={TASK})
+    assert_same_run(whole.run, resumed.run)
+
+
+def test_two_runs_of_one_seed_are_equal_and_another_seed_is_not(tmp_path: Path) -> None:
+    one, two = (train(config(**HYBRID, max_steps=9), run_dir=tmp_path) for _ in range(2))
+    assert one.run.path != two.run.path
+    assert_same_run(one.run, two.run)
+    assert one.final_loss != train(config(**HYBRID, max_steps=9, seed=1), run_dir=tmp_path).final_loss
+
+
+def test_a_finished_run_goes_on_with_another_end(tmp_path: Path) -> None:
+    first = train(config(**PLAIN, max_steps=6), run_dir=tmp_path)
+    assert first.steps == 6
+    longer = resume(first.run, max_steps=11, trusted={TASK})
+    assert longer.steps == 11
+    assert first.run.config({TASK}).max_steps == 11
+    assert [r["step"] for r in logged(first.run) if r["event"] == "step"] == list(range(1, 12))
+
+
+def test_checkpoints_come_with_epochs_and_every_few_steps(tmp_path: Path) -> None:
+    run = train(config(batch_size=12, checkpoint_every=4, keep_checkpoints=99), run_dir=tmp_path).run
+    assert {4, 6, 8, 12, 16, 18} <= set(steps(run.checkpoints))
+    few = train(config(batch_size=12, checkpoint_every=1, keep_checkpoints=2), run_dir=tmp_path)
+    assert set(steps(few.run.checkpoints)) == {17, 18, few.best_step}
+
+
+def test_what_is_told_and_logged(tmp_path: Path) -> None:
+    told: list[Event] = []
+    result = train(config(**HYBRID), run_dir=tmp_path, on_event=told.append)
+    epochs = [event for event in told if isinstance(event, EpochDone)]
+    records = logged(result.run)
+    steps_logged = [r for r in records if r["event"] == "step"]
+    assert [e.epoch for e in epochs] == [1, 2, 3]
+    assert epochs[0].loss == pytest.approx(np.mean([r["loss"] for r in steps_logged[:6]]))
+    assert epochs[0].lr == steps_logged[5]["learning_rate"]
+    assert epochs[0].trust_radius == steps_logged[5]["trust_radius"]
+    wanted = {
+        "loss",
+        "learning_rate",
+        "lr_multiplier",
+        "trust_radius",
+        "update_magnitude",
+        "gradient_magnitude",
+    }
+    assert wanted | {"constraint_active", "cluster_id"} <= set(steps_logged[0])
+    summary = result.summary
+    assert summary is not None
+    assert summary.total_steps == 18
+    assert summary.avg_lr_multiplier == pytest.approx(np.mean([r["lr_multiplier"] for r in steps_logged]))
+    assert summary.constraint_activation_rate == np.mean([r["constraint_active"] for r in steps_logged])
+    evaluations = [r for r in records if r["event"] == "evaluation"]
+    assert all(0 <= r["mean_diff"] <= r["max_diff"] < 1e-4 for r in evaluations)
+
+
+def test_evaluation_every_few_steps(tmp_path: Path) -> None:
+    result = train(config(**PLAIN, eval_every=4), run_dir=tmp_path)
+    assert [r["step"] for r in logged(result.run) if r["event"] == "evaluation"] == [4, 8, 12, 16, 18]
+    assert result.validation["loss"] == logged(result.run)[-3]["validation_loss"]
+
+
+def test_not_a_number_stops_the_run_and_names_the_way_back(tmp_path: Path) -> None:
+    flags = {**PLAIN, "task": "tiny_task:exploding", "hybrid": True, "sampler": "per-cluster"}
+    with pytest.raises(
+        DivergedError, match=r"nan at step 7 \(data cluster [0-2]\).*last good checkpoint is step \d"
+    ) as e:
+        train(config(**flags), run_dir=tmp_path)
+    assert e.value.exit_code == 1
+    run = newest_run(tmp_path)
+    assert run.checkpoint().step < 7
+    assert all(torch.isfinite(t).all() for t in run.checkpoint().model.values())
+
+
+def test_weights_that_exploded_are_never_saved(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"no checkpoint was written yet|last good checkpoint"):
+        train(config(**PLAIN, optimizer="sgd", lr=1e30), run_dir=tmp_path)
+    run = newest_run(tmp_path)
+    for step in steps(run.checkpoints):
+        assert all(torch.isfinite(t).all() for t in run.checkpoint(step).model.values())
+
+
+def test_ternary_alone_quantises_after_training(tmp_path: Path) -> None:
+    result = train(config(**PLAIN, ternary=True), run_dir=tmp_path)
+    assert result.packed is not None
+    assert result.packed.error > 1e-4
+    full = train(config(**PLAIN), run_dir=tmp_path)
+    assert full.packed is None
+    assert full.final_loss == result.final_loss
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"ternary": True},
+        {"quantizer": "nbit"},
+        {"ternary": True, "learnable_scale": True},
+        {"target_bits": 2.0},
+        {"quantize_all": True},
+        {"activations": "float"},
+    ],
+)
+def test_what_trains_is_what_is_packed(tmp_path: Path, flags: dict[str, Any]) -> None:
+    result = train(config(**PLAIN, qat=True, **flags), run_dir=tmp_path)
+    assert result.packed is not None
+    assert result.packed.error < 1e-10
+    assert result.packed.test["accuracy"] == result.test["accuracy"]
+    task, model = result.run.load_model(trusted={TASK})
+    inputs = task.splits().test[0]
+    again, packed = model(inputs), result.run.packed()
+    assert packed.metadata["task"] == TASK
+    assert packed.metadata["inputs"] == [{"name": "input", "shape": [1, 8], "dtype": "float32"}]
+    assert again.shape == (24, 3)
+
+
+def test_a_ramp_reaches_the_quantised_weights(tmp_path: Path) -> None:
+    result = train(config(**PLAIN, qat=True, ternary=True, ramp_steps=8), run_dir=tmp_path)
+    evaluations = [r for r in logged(result.run) if r["event"] == "evaluation"]
+    assert evaluations[0]["max_diff"] > 1e-3 > evaluations[-1]["max_diff"]
+
+
+def test_no_module_is_imported_because_a_file_names_it(tmp_path: Path) -> None:
+    run = train(config(**PLAIN, max_steps=1), run_dir=tmp_path).run
+    with pytest.raises(UsageError, match=f"say --task {TASK}"):
+        run.load_model()
+    with pytest.raises(UsageError, match="never imported"):
+        resume(run)
+
+
+def test_runs_are_found_by_folder_name_and_checkpoint(tmp_path: Path) -> None:
+    run = train(config(**PLAIN, max_steps=1), run_dir=tmp_path).run
+    newer = train(config(**PLAIN, max_steps=1), run_dir=tmp_path).run
+    assert newest_run(tmp_path) == newer
+    assert find_run(run.path) == (run, None)
+    assert find_run(run.path.name, tmp_path) == (run, None)
+    assert find_run(run.checkpoints / "step-1") == (run, 1)
+    with pytest.raises(FileError, match="there is no run here"):
+        find_run("nothing", tmp_path)
+    with pytest.raises(FileError, match="no packed model"):
+        run.packed()
+    (run.path / "config.json").write_text("{}")
+    with pytest.raises(FileError, match="not a hybridkit run"):
+        run.config()
+    (run.path / "config.json").write_text("{")
+    with pytest.raises(FileError, match="truncated or corrupted"):
+        run.config()
+    with pytest.raises(FileError, match="there are no runs here"):
+        newest_run(tmp_path / "empty")
+
+
+def test_another_machine_is_a_warning(tmp_path: Path) -> None:
+    run = train(config(**PLAIN, max_steps=2), run_dir=tmp_path).run
+    about = run.about()
+    about["environment"]["torch"] = "1.0"
+    run._write(about)
+    told: list[Event] = []
+    result: TrainResult = resume(run, max_steps=3, trusted={TASK}, on_event=told.append)
+    assert result.steps == 3
+    assert any(isinstance(e, Warned) and "torch 1.0 -> " in e.message for e in told)
