@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -55,12 +55,21 @@ class Quantizer(Protocol):
         ...
 
 
-def straight_through(weight: Tensor, quantized: QuantizedTensor) -> Tensor:
-    """The dequantised weight with the identity as gradient (Bengio et al. 2013, arXiv 1308.3432).
+class _Substitute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, value: Tensor) -> Tensor:
+        return value
 
-    The value is exact: the gradient is carried by a term that is zero.
-    """
-    return quantized.dequantize() + (weight - weight.detach())
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def straight_through(weight: Tensor, quantized: QuantizedTensor) -> Tensor:
+    """The dequantised weight, exactly, with the identity as gradient (Bengio et al. 2013, arXiv 1308.3432)."""
+    substitute: Any = _Substitute.apply
+    value: Tensor = substitute(weight, quantized.dequantize())
+    return value
 
 
 def is_ternary(quantizer: Quantizer) -> bool:
