@@ -117,6 +117,9 @@ def root() -> Any:
             "auto_envvar_prefix": "HYBRIDKIT",
             "help_option_names": ["-h", "--help"],
             "max_content_width": 100,
+            "default_map": {
+                "help": False
+            },  # without a value, typer 0.29 imports pydantic to convert it: 0.1 s
             "token_normalize_func": lambda token: token.replace("_", "-"),
         }
     )(_top_level)
