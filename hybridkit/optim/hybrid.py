@@ -159,6 +159,8 @@ class HybridOptimizer(Optimizer):
         Several calls before one step (gradient accumulation, a step that gradient scaling skipped) are
         averaged. `cluster_id` is the batch's data cluster (-1: mixed), `histogram` its share per cluster.
         """
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            raise UsageError(f"the loss has to be one number; it has shape {tuple(loss.shape)}")
         value = loss.detach() if isinstance(loss, Tensor) else float(loss)
         mixed = self._observations > 0 and cluster_id != self._cluster_id
         self._observed = value if self._observed is None else self._observed + value

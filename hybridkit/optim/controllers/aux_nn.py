@@ -28,7 +28,7 @@ _NOISE_BLOCK = 256
 class AuxiliaryNeuralNetwork:
     """A network of one hidden layer that learns, by trial and feedback, how long the steps should be.
 
-        h = tanh(W1 x + b1),   (a, b) = W2 h + b2                            x: `Features`
+        h = tanh(W1 [x, 1]),   (a, b) = W2 [h, 1]                            x: `Features`
         multiplier = 10 ^ tanh(a + s e1),   radius = rule's radius * 2 ^ tanh(b + s e2),   e ~ N(0, 1)
 
     It starts at multiplier 1 and radius factor 1 (W2 = 0), with an exploration s of 0.05: +-12 % in the
@@ -78,20 +78,19 @@ class AuxiliaryNeuralNetwork:
             )
         self.learning_rate, self.exploration, self.pull, self.seed = learning_rate, exploration, pull, seed
         start = np.random.default_rng([seed, 0])
-        self.weights: dict[str, Array] = {
-            "hidden.weight": start.standard_normal((hidden_size, input_size)) / math.sqrt(input_size),
-            "hidden.bias": np.zeros(hidden_size),
-            "output.weight": np.zeros((output_size, hidden_size)),
-            "output.bias": np.zeros(output_size),
-        }
+        # The last column of each holds the biases.
+        self.hidden_weight: Array = np.zeros((hidden_size, input_size + 1))
+        self.hidden_weight[:, :-1] = start.standard_normal((hidden_size, input_size)) / math.sqrt(input_size)
+        self.output_weight: Array = np.zeros((output_size, hidden_size + 1))
         self.features = Features()
         self.decisions = 0
         self.baseline = 0.0
         self.spread = 0.0  # running mean of (r - baseline)^2, with a bias that `feedbacks` corrects
         self.feedbacks = 0
-        self._inputs: Array = np.zeros((1, input_size))
+        self._inputs: Array = np.ones((1, input_size + 1))
+        self._hidden, self._means = self._forward()
         self._state: TrainingState | None = None
-        self._noise: tuple[int, Array] = (-1, np.zeros(0))
+        self._noise: tuple[int, Array] = (-1, np.zeros((0, 0)))
 
     # --- deciding
 
@@ -109,31 +108,31 @@ class AuxiliaryNeuralNetwork:
     def decide(self, state: TrainingState) -> tuple[list[float], float]:
         """Multipliers (one, or one per parameter cluster) and the factor of the radius."""
         if state != self._state:
-            width = self.weights["hidden.weight"].shape[1]
-            self._inputs = self.features.rows(state)[:, :width]
+            width = self._inputs.shape[1] - 1
+            self._inputs = np.array([[*row[:width], 1.0] for row in self.features.rows(state)])
+            self._hidden, self._means = self._forward()
             self._state = state
             self.decisions += 1
-        _, output = self._forward(self._inputs)
-        noise = self.exploration * self._draw(len(output) + 1)
-        rows = _deciding(len(output))
-        multipliers = _bounded(output[rows, 0] + noise[:-1][rows], LARGEST_MULTIPLIER)
-        factor = 1.0
-        if output.shape[1] > 1:
-            factor = float(_bounded(output[0, 1] + noise[-1], LARGEST_RADIUS_FACTOR))
-        return multipliers.tolist(), factor
+        noise = self._draw(len(self._means) + 1)
+        s = self.exploration
+        tried = [mean[0] + s * e for mean, e in zip(self._means, noise, strict=False)]
+        multipliers = [_bounded(a, LARGEST_MULTIPLIER) for a in tried[_deciding(len(tried))]]
+        return multipliers, _bounded(self._means[0][1] + s * noise[-1], LARGEST_RADIUS_FACTOR)
 
-    def _forward(self, inputs: Array) -> tuple[Array, Array]:
-        w = self.weights
-        hidden = np.tanh(inputs @ w["hidden.weight"].T + w["hidden.bias"])
-        return hidden, hidden @ w["output.weight"].T + w["output.bias"]
+    def _forward(self) -> tuple[Array, list[list[float]]]:
+        """[h, 1] and (a, b) for each row of inputs; b is 0 where the network has no second output."""
+        hidden = np.ones((len(self._inputs), len(self.hidden_weight) + 1))
+        np.tanh(self._inputs @ self.hidden_weight.T, out=hidden[:, :-1])
+        means = (hidden @ self.output_weight.T).tolist()
+        return hidden, [[*row, 0.0][:2] for row in means]
 
-    def _draw(self, count: int) -> Array:
+    def _draw(self, count: int) -> list[float]:
         """The noise of the current decision: depends on the seed and the number of decisions alone."""
         block, row = divmod(self.decisions, _NOISE_BLOCK)
         if self._noise[0] != block or self._noise[1].shape[1] != count:
             generator = np.random.default_rng([self.seed, 1, block])
             self._noise = block, generator.standard_normal((_NOISE_BLOCK, count))
-        drawn: Array = self._noise[1][row]
+        drawn: list[float] = self._noise[1][row].tolist()
         return drawn
 
     # --- learning
@@ -149,26 +148,24 @@ class AuxiliaryNeuralNetwork:
     def learn(self, multipliers: Sequence[float], factor: float | None, improvement: float) -> None:
         """One policy-gradient step. `factor` None: the radius did not matter."""
         advantage = self._advantage(improvement)
-        hidden, output = self._forward(self._inputs)
-        slope = np.zeros_like(output)
-        rows = _deciding(len(output))
-        taken = _unbounded(np.asarray(multipliers, dtype=np.float64), LARGEST_MULTIPLIER)
-        slope[rows, 0] = self._slope(advantage, taken, output[rows, 0]) / len(output[rows])
-        if factor is not None and output.shape[1] > 1:
-            slope[0, 1] = self._slope(
-                advantage, _unbounded(np.asarray(factor), LARGEST_RADIUS_FACTOR), output[0, 1]
-            )
-        w, rate = self.weights, self.learning_rate
-        back = slope @ w["output.weight"] * (1 - hidden**2)
-        w["output.weight"] += rate * slope.T @ hidden
-        w["output.bias"] += rate * slope.sum(0)
-        w["hidden.weight"] += rate * back.T @ self._inputs
-        w["hidden.bias"] += rate * back.sum(0)
+        slopes = [[0.0, 0.0] for _ in self._means]
+        deciding = range(len(slopes))[_deciding(len(slopes))]
+        for row, multiplier in zip(deciding, multipliers, strict=True):
+            slopes[row][0] = self._slope(advantage, multiplier, LARGEST_MULTIPLIER, self._means[row][0])
+            slopes[row][0] /= len(deciding)
+        if factor is not None:
+            slopes[0][1] = self._slope(advantage, factor, LARGEST_RADIUS_FACTOR, self._means[0][1])
+        moves = np.array(slopes)[:, : len(self.output_weight)]
+        hidden = self._hidden[:, :-1]
+        back = moves @ self.output_weight[:, :-1] * (1 - hidden * hidden)
+        self.output_weight += moves.T @ self._hidden
+        self.hidden_weight += back.T @ self._inputs
         self._state = None
 
-    def _slope(self, advantage: float, taken: Array, mean: Any) -> Any:
-        score = np.clip((taken - mean) / self.exploration, -3.0, 3.0)
-        return advantage * score - self.pull * mean
+    def _slope(self, advantage: float, taken: float, largest: float, mean: float) -> float:
+        score = (_unbounded(taken, largest) - mean) / self.exploration
+        score = min(max(score, -3.0), 3.0)
+        return self.learning_rate * (advantage * score - self.pull * mean)
 
     def _advantage(self, improvement: float) -> float:
         """How much better than usual, in usual deviations. The usual is 0 at first."""
@@ -184,7 +181,8 @@ class AuxiliaryNeuralNetwork:
     def state_dict(self) -> dict[str, Any]:
         """Weights, running means, counters and the inputs of the last decision."""
         return {
-            "weights": {name: torch.from_numpy(w.copy()) for name, w in self.weights.items()},
+            "hidden_weight": torch.from_numpy(self.hidden_weight.copy()),
+            "output_weight": torch.from_numpy(self.output_weight.copy()),
             "features": self.features.state_dict(),
             "inputs": torch.from_numpy(self._inputs.copy()),
             "decisions": self.decisions,
@@ -195,12 +193,13 @@ class AuxiliaryNeuralNetwork:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned. Raises UsageError for a network of another size."""
-        weights = {name: w.numpy().copy() for name, w in state["weights"].items()}
-        if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in self.weights.items()}:
+        hidden, output = state["hidden_weight"].numpy().copy(), state["output_weight"].numpy().copy()
+        if hidden.shape != self.hidden_weight.shape or output.shape != self.output_weight.shape:
             raise UsageError("the saved auxiliary network has another size; keep hidden_size when resuming")
-        self.weights = weights
+        self.hidden_weight, self.output_weight = hidden, output
         self.features.load_state_dict(state["features"])
         self._inputs = state["inputs"].numpy().copy()
+        self._hidden, self._means = self._forward()
         self.decisions = int(state["decisions"])
         self.baseline, self.spread = float(state["baseline"]), float(state["spread"])
         self.feedbacks = int(state["feedbacks"])
@@ -272,11 +271,11 @@ def _deciding(rows: int) -> slice:
     return slice(1, None) if rows > 1 else slice(None)
 
 
-def _bounded(x: Any, largest: float) -> Any:
-    return np.clip(largest ** np.tanh(x), 1 / largest, largest)
+def _bounded(x: float, largest: float) -> float:
+    return min(max(math.pow(largest, math.tanh(x)), 1 / largest), largest)
 
 
-def _unbounded(y: Array, largest: float) -> Array:
+def _unbounded(y: float, largest: float) -> float:
     """The inverse of `_bounded`, up to the ends of the range."""
-    inverse: Array = np.arctanh(np.clip(np.log(y) / math.log(largest), -1 + 1e-9, 1 - 1e-9))
-    return inverse
+    end = 1 - 1e-9
+    return math.atanh(min(max(math.log(y) / math.log(largest), -end), end))

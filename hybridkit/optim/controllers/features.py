@@ -6,9 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hybridkit.errors import UsageError
 from hybridkit.optim.protocol import TrainingState
 
@@ -43,8 +40,8 @@ class Features:
         self.loss_square = 0.0  # running mean of (loss - its mean)^2
         self.gradients: list[float] = []  # running mean of the whole gradient's norm, then of each cluster's
 
-    def rows(self, state: TrainingState) -> NDArray[np.float64]:
-        """Take in `state`; float64 [1 + clusters, 6], the first row for the whole gradient.
+    def rows(self, state: TrainingState) -> list[list[float]]:
+        """Take in `state`; six features per row, the first row for the whole gradient.
 
         There is a row per parameter cluster where there are at least two. Raises UsageError where the loss is
         unknown.
@@ -64,10 +61,9 @@ class Features:
         shared = (cluster, state.loss_trend / noise, deviation, 2 * state.progress - 1)
         first = relative_difference(loss, self.loss)
         pairs = zip(gradients, self.gradients, strict=True)
-        rows = np.array([(first, relative_difference(g, mean), *shared) for g, mean in pairs])
+        rows = [(first, relative_difference(g, mean), *shared) for g, mean in pairs]
         self._move(loss, gradients)
-        clipped: NDArray[np.float64] = np.clip(rows, -3.0, 3.0)
-        return clipped
+        return [[min(max(value, -3.0), 3.0) for value in row] for row in rows]
 
     def _move(self, loss: float, gradients: list[float]) -> None:
         assert self.loss is not None
