@@ -106,6 +106,7 @@ def matmul(
     group_size: int = 0,
 ) -> Tensor:
     """x [..., K] with an integer-valued weight [N, K] -> [..., N]."""
+    _check_matmul_input(x, weight.shape[1])
     return _product(x, weight, scale, bias, activations, group_size, F.linear, lambda v: v, (-1,))
 
 
@@ -141,8 +142,7 @@ def conv(
 
 def matmul_shape(x: Tensor, K: int, N: int) -> Tensor:
     """What `matmul` returns, without content."""
-    if x.dim() == 0 or x.shape[-1] != K:
-        raise UsageError(f"the layer takes {K} features in the last dimension, not {list(x.shape)}")
+    _check_matmul_input(x, K)
     return x.new_empty((*x.shape[:-1], N))
 
 
@@ -157,6 +157,11 @@ def conv_shape(x: Tensor, N: int, geometry: Geometry) -> Tensor:
         for i in range(dims)
     ]
     return x.new_empty((x.shape[0], N, *sizes))
+
+
+def _check_matmul_input(x: Tensor, K: int) -> None:
+    if x.dim() == 0 or x.shape[-1] != K:
+        raise UsageError(f"the layer takes {K} features in the last dimension, not {list(x.shape)}")
 
 
 def _check_conv_input(x: Tensor, dims: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def _threads(threads: int | None) -> int:
 def _fits_unpacked(file: Path) -> bool:
     import psutil
 
-    size = sum(part.stat().st_size for part in (file, file.with_name(f"{file.name}.data")) if part.is_file())
+    size = sum(part.stat().st_size for part in (file, *file.parent.glob(f"{glob.escape(file.name)}.*data")) if part.is_file())
     free: int = psutil.virtual_memory().available
     return size * _MEMORY_PER_BYTE <= free // 2
 
