@@ -152,7 +152,7 @@ class _Session:
         if not due:
             return False
         metrics = {f"validation_{name}": value for name, value in trainer.evaluate("validation").items()}
-        if self.config.qat:
+        if self.config.qat and trainer.progress.step >= self.config.ramp_steps:
             sample = example_batch(trainer.task, DIFFERENCE_SAMPLES)
             metrics |= packed_difference(trainer.task, trainer.model, sample, self.config.device)
         self.log.write("evaluation", trainer.progress.step, metrics)

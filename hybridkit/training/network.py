@@ -70,9 +70,24 @@ def restore_network(config: TrainConfig, checkpoint: Checkpoint) -> tuple[Task, 
     task = configured_task(config)
     with torch.random.fork_rng(devices=[]):
         model = make_model(task, config.model)
-        model = quantised(config, task, model, checkpoint.state["allocation"])
-    load_weights(model, checkpoint.model, "the checkpoint")
+        model = rebuilt(config, task, model, checkpoint)
     return task, model.to(config.device).eval()
+
+
+def rebuilt(config: TrainConfig, task: Task, model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
+    """A fresh `model`, made what it was when the checkpoint was taken."""
+    model = quantised(config, task, model, checkpoint.state["allocation"])
+    load_weights(model, checkpoint.model, "the checkpoint")
+    ramp_to(config, model, checkpoint.step)
+    return model
+
+
+def ramp_to(config: TrainConfig, model: nn.Module, step: int) -> None:
+    """Set the share of the quantised weights to what it is in step `step` (from 1) of the run."""
+    if config.ramp_steps:
+        from hybridkit.quant.layers import set_ramp
+
+        set_ramp(model, min(1.0, step / config.ramp_steps))
 
 
 def choose_bits(config: TrainConfig, model: nn.Module) -> Allocation:

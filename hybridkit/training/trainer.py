@@ -27,7 +27,6 @@ from hybridkit.optim.base import build_base_optimizer
 from hybridkit.optim.hybrid import HybridOptimizer
 from hybridkit.optim.parameter_clusters import cluster_parameters
 from hybridkit.options import describe_options
-from hybridkit.quant.layers import set_ramp
 from hybridkit.registry import registry
 from hybridkit.tasks.protocol import Batch, Task
 from hybridkit.tasks.resolve import make_model
@@ -35,12 +34,12 @@ from hybridkit.training.checkpoint import Checkpoint
 from hybridkit.training.config import TrainConfig
 from hybridkit.training.distillation import check_teacher, load_teacher
 from hybridkit.training.evaluation import evaluate
-from hybridkit.training.init import load_weights
 from hybridkit.training.network import (
     Allocation,
     configured_task,
     fresh_network,
-    quantised,
+    ramp_to,
+    rebuilt,
     seed_everything,
 )
 from hybridkit.training.objective import Objective
@@ -72,6 +71,10 @@ class Trainer:
         self.labels = restored.state["labels"] if restored else self._cluster_data()
         self.sampler = make_sampler(config.sampler, self.labels, config.batch_size, config.seed)
         self.total_steps = config.total_steps(self.sampler.steps_per_epoch)
+        if config.ramp_steps >= self.total_steps:
+            raise UsageError(
+                f"--ramp-steps {config.ramp_steps} must end before the run's {self.total_steps} steps do"
+            )
         self.parameter_clusters: list[int] | None = restored.state["parameter_clusters"] if restored else None
         self.optimizer = self._optimizer()
         self.objective = self._objective(trusted)
@@ -103,8 +106,7 @@ class Trainer:
         draw = next(self.sampler)
         batch = self._batch("train", draw.indices)
         self.model.train()
-        if self.config.ramp_steps:
-            set_ramp(self.model, min(1.0, (self.progress.step + 1) / self.config.ramp_steps))
+        ramp_to(self.config, self.model, self.progress.step + 1)
         loss = self.objective(self.model(*self.task.inputs(batch)), batch)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -158,10 +160,8 @@ class Trainer:
     def _network(self, restored: Checkpoint | None, trusted: Collection[str]) -> tuple[nn.Module, Allocation]:
         if restored is None:
             return fresh_network(self.config, self.task, trusted)
-        allocation = restored.state["allocation"]
-        model = quantised(self.config, self.task, make_model(self.task, self.config.model), allocation)
-        load_weights(model, restored.model, "the checkpoint")
-        return model.to(self.config.device), allocation
+        model = rebuilt(self.config, self.task, make_model(self.task, self.config.model), restored)
+        return model.to(self.config.device), restored.state["allocation"]
 
     def _cluster_data(self) -> Any:
         data = self.task.splits().train
