@@ -124,7 +124,7 @@ def _layer_source(name: str, layer: QATLayer, codec: str | None) -> LayerSource:
         codec=chosen.name,
         shape=tuple(layer.weight.shape),
         bits=weight_quantizer.quantizer.bits,
-        activations="float" if isinstance(layer, QATEmbedding) else weight_quantizer.activations,
+        activations=weight_quantizer.activations,  # an embedding has none, but a head tied to it does
         group_size=group_size,
         quantizer=weight_quantizer.name,
     )
@@ -158,7 +158,8 @@ def _tensor_source(tensor: Tensor) -> TensorSource:
     dtype = np.dtype(np.float32) if tensor.is_floating_point() else _numpy_dtype(tensor)
 
     def produce() -> NDArray[Any]:
-        return np.ascontiguousarray(tensor.detach().to("cpu", copy=True).to(_torch_dtype(tensor)).numpy())
+        array = tensor.detach().to("cpu", copy=True).to(_torch_dtype(tensor)).numpy()
+        return np.asarray(array, order="C")  # ascontiguousarray would make a 0-d array 1-d
 
     return TensorSource(TensorSpec.of(dtype, tuple(tensor.shape)), produce)
 

@@ -1,236 +1,193 @@
-"""Fake-quantised layers: they train latent weights and compute exactly what the packed layers will.
+"""Fake-quantised layers: they train a latent weight and compute, bit for bit, what the packed model will.
 
-    int8:  s_x = max(max|x|, 1e-5) / 127, x^ = clip(round_half_even(x / s_x), -127, 127),
-           y = float(x^ . q) * (s_x * s_w) + b
-    float: y = (x . q) * s_w + b
-
-s_x is per token (last dimension) for Linear, per sample for convolutions. With scales in groups, x^ meets the
-dequantised weight instead: y = (x^ . (q * s_w)) * s_x + b. Backward, both roundings are straight-through or
-the quantizer's own estimator: the gradients are those of y = x~ . w~ + b, x~ and w~ the dequantised values.
+A layer is made from an existing one in place, by changing its class (as torch's own parametrisations do): every
+reference to it, its hooks, its Parameter objects and so every tied weight stay what they are. `weight` and `bias`
+keep their names in the state dictionary; a quantizer's learnable parameters are added under
+`quantizer_parameters`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
-from hybridkit.quant.protocol import Activations, QuantizedTensor, Quantizer, int8_activations
+from hybridkit.quant.product import Bilinear, Convolution, MatMul, blended_product, quantized_product
+from hybridkit.quant.protocol import Activations, QuantizedTensor, Quantizer
 
-_CONVOLUTION: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d}
 
+class QATLayer:
+    """What fake-quantised layers share.
 
-class WeightQuantizer(nn.Module):
-    """A quantizer with its learnable parameters for one weight, and the ramp from full precision.
-
-    `ramp` is the share of the quantised weight in what the layer computes with: 0 full precision, 1 (the
-    default) quantised. Tied weights share one of these.
+    `ramp` goes from 0 (full precision) to 1 (quantised, the default, where the arithmetic is exact).
     """
 
-    def __init__(
-        self, name: str, quantizer: Quantizer, weight: Tensor, activations: Activations, ramp: float = 1.0
-    ) -> None:
-        super().__init__()
-        self.name = name
-        self.quantizer = quantizer
-        self.activations: Activations = activations
-        self.ramp = ramp
-        for key, value in quantizer.parameters(as_matrix(weight)).items():
-            self.register_parameter(key, nn.Parameter(value))
+    float_class: ClassVar[type[nn.Module]]
+    weight: nn.Parameter
+    quantizer: Quantizer
+    quantizer_name: str
+    quantizer_parameters: nn.ParameterDict
+    activations: Activations
+    ramp: float
 
-    def quantize(self, weight: Tensor) -> QuantizedTensor:
-        """Codes [N, K] and scale of `weight` [N, ...]."""
-        return self.quantizer.quantize(as_matrix(weight), **dict(self.named_parameters()))
+    @classmethod
+    def adopt(
+        cls,
+        layer: nn.Module,
+        quantizer: Quantizer,
+        *,
+        activations: Activations = "int8",
+        name: str = "",
+        parameters: nn.ParameterDict | None = None,
+    ) -> Self:
+        """Turn `layer`, which is exactly a `float_class`, into a fake-quantised one, in place.
 
-    def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor) -> Tensor:
-        """The dequantised weight in its own shape, with the estimator's gradient."""
-        fake = self.quantizer.fake_quantize(as_matrix(weight), quantized, **dict(self.named_parameters()))
-        return fake.reshape(weight.shape)
+        `name` is the quantizer's name, for the record. `parameters` are learnable parameters to share with
+        another layer of the same weight; None makes new ones from the weight.
+        """
+        if type(layer) is not cls.float_class:
+            raise UsageError(f"{cls.__name__} is made from {cls.float_class.__name__}, not {type(layer).__name__}")
+        layer.__class__ = cls
+        adopted = cast(Self, layer)
+        adopted.quantizer = quantizer
+        adopted.quantizer_name = name or type(quantizer).__name__
+        adopted.activations = activations
+        adopted.ramp = 1.0
+        if parameters is None:
+            initial = quantizer.parameters(adopted.weight_matrix().detach())
+            parameters = nn.ParameterDict({key: nn.Parameter(value) for key, value in initial.items()})
+        adopted.quantizer_parameters = parameters
+        return adopted
+
+    def release(self) -> nn.Module:
+        """Turn this back, in place, into the full-precision layer it was; the latent weight stays."""
+        for attribute in ("quantizer", "quantizer_name", "quantizer_parameters", "activations", "ramp"):
+            delattr(self, attribute)
+        layer = cast(nn.Module, self)
+        layer.__class__ = self.float_class
+        return layer
+
+    def weight_matrix(self) -> Tensor:
+        """The latent weight as float32 [N, K]."""
+        return self.weight.flatten(1).float()
+
+    @torch.no_grad()
+    def quantized_weight(self) -> QuantizedTensor:
+        """The codes and scales that the forward uses and that are packed."""
+        return self.quantizer.quantize(self.weight_matrix(), **dict(self.quantizer_parameters.items()))
+
+    def fake_weight(self, quantized: QuantizedTensor) -> Tensor:
+        """The fake-quantised weight in the weight's own shape, with the estimator's gradient."""
+        if not torch.is_grad_enabled():
+            return quantized.dequantize().view(self.weight.shape)
+        parameters = dict(self.quantizer_parameters.items())
+        return self.quantizer.fake_quantize(self.weight_matrix(), quantized, **parameters).view(self.weight.shape)
+
+    def product(self, op: Bilinear, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's output for x, computed in float32 (also under autocast) and returned in x's type."""
+        with torch.autocast(x.device.type, enabled=False):
+            quantized = self.quantized_weight()
+            fake, int8 = self.fake_weight(quantized), self.activations == "int8"
+            if self.ramp >= 1:
+                y = quantized_product(op, x.float(), fake, quantized, int8)
+            else:
+                y = blended_product(op, x.float(), self.weight.float(), fake, int8, self.ramp)
+            if bias is not None:
+                y = y + bias.float().reshape(-1, *[1] * op.trailing)
+            return y.to(x.dtype)
 
     def extra_repr(self) -> str:
-        """Shown when the model is printed."""
-        return f"{self.name}, {self.quantizer.bits:.2f} bits, {self.activations} activations"
+        """The layer's own description and the quantizer's name."""
+        own: str = super().extra_repr()  # type: ignore[misc]
+        return f"{own}, quantizer={self.quantizer_name}, activations={self.activations}"
 
 
-def as_matrix(weight: Tensor) -> Tensor:
-    """A weight [N, ...] as the matrix [N, K] that quantizers see."""
-    return weight.reshape(weight.shape[0], -1)
+class QATLinear(QATLayer, nn.Linear):
+    """A Linear layer with a fake-quantised weight: x [..., K] gives [..., N], activations quantised per token."""
+
+    float_class = nn.Linear
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The arithmetic of product.py, plus the bias."""
+        return self.product(MatMul(), input, self.bias)
 
 
-@dataclass(frozen=True, slots=True)
-class _Geometry:
-    """A convolution's attributes; None stands for a matrix product."""
-
+class _QATConv(QATLayer):
+    # The attributes of a torch convolution that are used here.
+    bias: Tensor | None
     stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    padding: str | tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
-
-
-class _Product(torch.autograd.Function):
-    """x . w in the packed arithmetic, with the gradients of x~ . w~ (see the module's docstring)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        fake: Tensor,
-        quantized: QuantizedTensor,
-        activations: Activations,
-        geometry: _Geometry | None,
-    ) -> Tensor:
-        dims = (-1,) if geometry is None else tuple(range(1, x.dim()))
-        given, x = x, x.float()
-        s_x = None
-        if activations == "int8":
-            x, s_x = int8_activations(x, dims)
-        ctx.save_for_backward(x, s_x, fake)
-        ctx.geometry, ctx.dtype = geometry, given.dtype
-        if quantized.group_size:
-            y = _multiply(x, fake.float(), geometry)
-            return (y if s_x is None else y * s_x).to(given.dtype)
-        y = _multiply(x, quantized.codes.float().reshape(fake.shape), geometry)
-        s_w = quantized.scale if geometry is None else quantized.scale.reshape(-1, *[1] * (x.dim() - 2))
-        return (y * s_w if s_x is None else y * (s_x * s_w)).to(given.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, s_x, fake = ctx.saved_tensors
-        gradient = gradients[0].float()
-        x = x if s_x is None else x * s_x
-        to_x, to_w = _multiply_backward(gradient, x, fake.float(), ctx.geometry, ctx.needs_input_grad[:2])
-        return (
-            None if to_x is None else to_x.to(ctx.dtype),
-            None if to_w is None else to_w.to(fake.dtype),
-            None,
-            None,
-            None,
-        )
-
-
-def _multiply(x: Tensor, weight: Tensor, geometry: _Geometry | None) -> Tensor:
-    if geometry is None:
-        return F.linear(x, weight)
-    convolve = _CONVOLUTION[weight.dim() - 2]
-    return convolve(x, weight, None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-
-
-def _multiply_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry | None, needed: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    if geometry is None:
-        to_x = gradient @ weight if needed[0] else None
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        return to_x, rows.T @ x.reshape(-1, x.shape[-1]) if needed[1] else None
-    g = geometry
-    to_x, to_w, _ = torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, g.stride, g.padding, g.dilation, False, [0], g.groups, [*needed, False]
-    )
-    return to_x, to_w
-
-
-def _product(
-    x: Tensor, weight: Tensor, weight_quantizer: WeightQuantizer, geometry: _Geometry | None = None
-) -> Tensor:
-    quantized = weight_quantizer.quantize(weight)
-    fake = weight_quantizer.fake_quantize(weight, quantized)
-    if weight_quantizer.ramp >= 1:
-        product: Any = _Product.apply
-        y: Tensor = product(x, fake, quantized, weight_quantizer.activations, geometry)
-        return y
-    if weight_quantizer.activations == "int8":
-        codes, s_x = int8_activations(x, (-1,) if geometry is None else tuple(range(1, x.dim())))
-        x = x + (codes * s_x - x).detach()
-    return _multiply(x, torch.lerp(weight, fake, weight_quantizer.ramp), geometry)
-
-
-class QATLinear(nn.Linear):
-    """A fake-quantised Linear; x [..., K] -> [..., N]."""
-
-    weight_quantizer: WeightQuantizer
+    padding_mode: str
+    _reversed_padding_repeated_twice: list[int]
 
     def forward(self, input: Tensor) -> Tensor:
-        """The packed layer's output, with gradients to input, latent weight and quantizer parameters."""
-        y = _product(input, self.weight, self.weight_quantizer)
-        return y if self.bias is None else y + self.bias
+        """The arithmetic of product.py, plus the bias. x [C, *space] without a batch is one sample."""
+        dims = len(self.stride)
+        batched = input.dim() == dims + 2
+        x = input if batched else input[None]
+        padding: tuple[int, ...] = (0,) * dims
+        if self.padding_mode != "zeros":  # copies of values of x: the activation scale stays the same
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        elif isinstance(self.padding, str):  # "same" may need more at the end than at the beginning
+            x = F.pad(x, self._reversed_padding_repeated_twice)
+        else:
+            padding = self.padding
+        y = self.product(Convolution(self.stride, padding, self.dilation, self.groups), x, self.bias)
+        return y if batched else y[0]
 
 
-class QATConv1d(nn.Conv1d):
-    """A fake-quantised Conv1d; x [batch, channels, length]."""
+class QATConv1d(_QATConv, nn.Conv1d):
+    """A Conv1d with a fake-quantised weight, activations quantised per sample."""
 
-    weight_quantizer: WeightQuantizer
-
-    def forward(self, input: Tensor) -> Tensor:
-        """The packed layer's output, with gradients to input, latent weight and quantizer parameters."""
-        return _convolution(self, input)
+    float_class = nn.Conv1d
 
 
-class QATConv2d(nn.Conv2d):
-    """A fake-quantised Conv2d; x [batch, channels, height, width]."""
+class QATConv2d(_QATConv, nn.Conv2d):
+    """A Conv2d with a fake-quantised weight, activations quantised per sample."""
 
-    weight_quantizer: WeightQuantizer
-
-    def forward(self, input: Tensor) -> Tensor:
-        """The packed layer's output, with gradients to input, latent weight and quantizer parameters."""
-        return _convolution(self, input)
+    float_class = nn.Conv2d
 
 
-def _convolution(layer: QATConv1d | QATConv2d, x: Tensor) -> Tensor:
-    dims = layer.weight.dim() - 2
-    if x.dim() != dims + 2:
-        raise UsageError(
-            f"a quantised convolution takes {dims + 2} dimensions (batch first), not {list(x.shape)}"
-        )
-    if isinstance(layer.padding, str):
-        # 'same' with an even kernel pads the end more; explicit padding covers every case
-        reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        ends = [0] * (2 * dims) if layer.padding == "valid" else _both_ends(reach)
-        x, padding = F.pad(x, ends), (0,) * dims
-    else:
-        padding = tuple(layer.padding)
-    geometry = _Geometry(tuple(layer.stride), padding, tuple(layer.dilation), layer.groups)
-    y = _product(x, layer.weight, layer.weight_quantizer, geometry)
-    return y if layer.bias is None else y + layer.bias.reshape(-1, *[1] * dims)
+class QATEmbedding(QATLayer, nn.Embedding):
+    """An embedding with fake-quantised rows; its output is codes times scale and has no activations to quantise."""
 
-
-def _both_ends(reach: list[int]) -> list[int]:
-    """`F.pad`'s list for padding 'same': last dimension first, the odd one at the end."""
-    return [n for total in reversed(reach) for n in (total // 2, total - total // 2)]
-
-
-class QATEmbedding(nn.Embedding):
-    """A fake-quantised Embedding; a row is codes times scale."""
-
-    weight_quantizer: WeightQuantizer
+    float_class = nn.Embedding
 
     def forward(self, input: Tensor) -> Tensor:
-        """The dequantised rows, with gradients to the latent weight and quantizer parameters."""
-        table = self.weight_quantizer
-        fake = table.fake_quantize(self.weight, table.quantize(self.weight))
-        if table.ramp < 1:
-            fake = torch.lerp(self.weight, fake, table.ramp)
-        return F.embedding(input, fake, self.padding_idx)
+        """The rows at `input`, [...] gives [..., K], in the weight's type."""
+        fake = self.fake_weight(self.quantized_weight())
+        if self.ramp < 1:
+            fake = torch.lerp(self.weight.float(), fake, self.ramp)
+        rows = F.embedding(input, fake, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
+        return rows.to(self.weight.dtype)
 
 
-QATLayer = QATLinear | QATConv1d | QATConv2d | QATEmbedding
+LAYERS: dict[type[nn.Module], type[QATLayer]] = {
+    cls.float_class: cls for cls in (QATLinear, QATConv1d, QATConv2d, QATEmbedding)
+}
 
 
 def qat_layers(model: nn.Module) -> dict[str, QATLayer]:
-    """The fake-quantised layers of a model by module name, a layer with two names under its first."""
+    """The fake-quantised layers by module name, each once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QATLayer)}
 
 
-def weight_quantizers(model: nn.Module) -> Iterator[WeightQuantizer]:
-    """Every weight quantizer of a model, each once."""
-    return (module for module in model.modules() if isinstance(module, WeightQuantizer))
-
-
 def set_ramp(model: nn.Module, value: float) -> None:
-    """Set the share of the quantised weight in every layer: 0 full precision, 1 quantised."""
-    for weight_quantizer in weight_quantizers(model):
-        weight_quantizer.ramp = float(value)
+    """Set how far every layer is from full precision (0) to quantised (1). Raises UsageError outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise UsageError(f"a ramp goes from 0 to 1, not {value}")
+    for layer in qat_layers(model).values():
+        layer.ramp = float(value)
+
+
+def parameters_without_quantizers(model: nn.Module) -> dict[str, Any]:
+    """The state dictionary of the model's full-precision twin: `model`'s own, quantizer parameters left out."""
+    prefixes = tuple(
+        f"{name}.quantizer_parameters." if name else "quantizer_parameters." for name in qat_layers(model)
+    )
+    return {k: v for k, v in model.state_dict().items() if not k.startswith(prefixes)}
