@@ -1,0 +1,8 @@
+"""Small networks and data for the optimizers' tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
