@@ -48,6 +48,7 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
     },
     "exporter": {
         "onnx": ("exporting.onnx:OnnxExporter", "our packed operators with a portable body in the file"),
+        "fp32": ("exporting.onnx:Fp32Exporter", "a twin with plain float32 weights, to compare with"),
         "matmulnbits": ("exporting.matmulnbits:MatMulNBitsExporter", "stock ONNX Runtime operators only"),
     },
     "task": {

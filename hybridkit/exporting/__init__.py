@@ -1,1 +1,91 @@
 """Module + packed weights -> a file another runtime loads, verified."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hybridkit.errors import UsageError
+from hybridkit.exporting.protocol import Batch, ExportReport, ExportRequest, Validation
+from hybridkit.registry import registry
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hybridkit.packing.model import PackedModel
+
+__all__ = ["Batch", "ExportReport", "Validation", "export", "target_for"]
+
+DEFAULT_OPSET = 18  # what every supported ONNX Runtime loads
+
+
+def export(
+    module: nn.Module,
+    packed: PackedModel | None,
+    path: str | os.PathLike[str],
+    *,
+    example_inputs: Sequence[Tensor],
+    input_names: Sequence[str] | None = None,
+    dynamic_axes: Sequence[Mapping[int, str]] | None = None,
+    target: str | None = None,
+    opset: int = DEFAULT_OPSET,
+    validation: Validation | None = None,
+    verify: bool = True,
+    metadata: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> ExportReport:
+    """Write `module` with the weights of `packed` to `path`, verified; the file appears whole or not at all.
+
+    module: any network; where it holds fake-quantised layers it is what the file is compared with, else
+    the packed network is. packed: None exports the module as it is.
+    example_inputs: one tensor per input. input_names: default `input`, or `input_0`, `input_1`, ...
+    dynamic_axes: the free dimensions of each input by axis; by default the first, as `batch`.
+    target: the exporter, by default the one that answers to the suffix of `path`; `options` are its options.
+    validation: what to verify on; by default `example_inputs`. `verify` False checks the file's form only.
+    metadata: recorded in the file.
+
+    Raises UsageError for arguments that do not fit, HybridkitError where the network cannot be exported,
+    FileError where the file cannot be written, GateError where it differs from the network.
+    """
+    given = list(example_inputs)
+    numbered = ["input"] if len(given) == 1 else [f"input_{i}" for i in range(len(given))]
+    file = Path(path)
+    exporter = registry().create("exporter", target or target_for(file), options or {})
+    if target:
+        _check_suffix(file, target, exporter.suffixes)
+    request = ExportRequest(
+        example_inputs=given,
+        input_names=list(input_names or numbered),
+        dynamic_axes=[{0: "batch"} for _ in given] if dynamic_axes is None else dynamic_axes,
+        opset=opset,
+        validation=(validation or Validation(batches=[tuple(given)])) if verify else None,
+        metadata=metadata or {},
+    )
+    report: ExportReport = exporter.export(module, packed, file, request)
+    return report
+
+
+def target_for(path: Path) -> str:
+    """The exporter that answers to the longest suffix of `path`. Raises UsageError if none does."""
+    suffixes = {
+        suffix: entry.qualified_name
+        for entry in registry().entries
+        if entry.strategy.kind == "exporter"
+        for suffix in registry().load("exporter", entry.qualified_name).suffixes
+    }
+    fitting = [suffix for suffix in suffixes if path.name.endswith(suffix)]
+    if not fitting:
+        raise UsageError(
+            f"{path.name}: no exporter writes such files; names end in {', '.join(sorted(suffixes))}"
+        )
+    return suffixes[max(fitting, key=len)]
+
+
+def _check_suffix(path: Path, target: str, suffixes: Sequence[str]) -> None:
+    endings = sorted({Path(suffix).suffix or suffix for suffix in suffixes})
+    if path.suffix not in endings:
+        raise UsageError(
+            f"{path.name}: the exporter {target!r} writes files that end in {' or '.join(endings)}"
+        )

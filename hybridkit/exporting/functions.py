@@ -1,11 +1,11 @@
 """The portable bodies of our operators, as ONNX local functions of the domain `hybridkit`.
 
 A runtime that knows an operator runs its own kernel; every other one inlines the body, which consists of
-stock operators. Bodies are written in ONNX's textual syntax. Operator names are `<Prefix><Stem>`:
+stock operators. Bodies are written in ONNX's textual syntax. The operators:
 
-    Ternary | Binary              MatMulInt8 | MatMulFloat   x [..., K], codes, scale [N], bias [N] -> y [..., N]
-    Ternary | Binary              ConvInt8 | ConvFloat       x [B, C, ...], codes, scale, bias -> y [B, N, ...]
-    Ternary | Binary | NBit2|4|8  Unpack                     codes [..., bytes] -> integer-valued float32 [..., K]
+    {Ternary,Binary}MatMul{Int8,Float}          x [..., K], codes, scale [N], bias [N] -> y [..., N]
+    {Ternary,Binary}Conv{Int8,Float}            x [B, C, ...], codes, scale [N], bias [N] -> y [B, N, ...]
+    {Ternary,Binary,NBit2,NBit4,NBit8}Unpack    codes [..., bytes] -> y float32 [..., K], integer-valued
 
 Codes are uint8 [N, bytes], rows padded to whole bytes; attributes K and N give the matrix and `layout` the
 order of the codes: 0 is row-major, lowest bits first. Convolutions add ONNX's own attributes and flatten the
@@ -38,7 +38,7 @@ _CONV_ATTRIBUTES: Final = ("kernel_shape", "strides", "pads", "dilations", "grou
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """How a byte holds codes: 8 / bits unsigned digits d, lowest first, each standing for step * d + offset."""
+    """How a byte holds codes: 8 / bits unsigned digits d, lowest first; a code is step * d + offset."""
 
     prefix: str  # of the operators that read it
     bits: int

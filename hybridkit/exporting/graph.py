@@ -1,0 +1,160 @@
+"""Reading and replacing the `hybridkit` nodes of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from hybridkit.exporting.functions import DOMAIN, STORAGES
+from hybridkit.packing.codecs import codec
+
+_CONV_ATTRIBUTES: Final = ("kernel_shape", "strides", "pads", "dilations", "group")
+_CODECS: Final = {storage.prefix: name for name, storage in STORAGES.items()}
+_BITS: Final = {storage.prefix: storage.bits for storage in STORAGES.values()}
+
+
+@dataclass(frozen=True, slots=True)
+class PackedNode:
+    """A node that stands for one packed layer, as translation writes it.
+
+    prefix is Ternary, Binary, NBit2, NBit4 or NBit8; kind MatMul, Conv or Embedding; int8 says whether
+    activations are quantised. `group_size` 0 means one scale per row.
+    """
+
+    node: ir.Node
+    prefix: str
+    kind: str
+    int8: bool
+    K: int
+    N: int
+    group_size: int
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return _BITS[self.prefix]
+
+    @property
+    def x(self) -> ir.Value:
+        """The activations, or the indices of an embedding."""
+        return _given(self.node.inputs[0])
+
+    @property
+    def codes(self) -> ir.Value:
+        """The packed codes, uint8 [N, bytes]."""
+        return _given(self.node.inputs[1])
+
+    @property
+    def scale(self) -> ir.Value:
+        """float32 [N] or [N, groups]."""
+        return _given(self.node.inputs[2])
+
+    @property
+    def bias(self) -> ir.Value:
+        """float32 [N]; embeddings have none."""
+        return _given(self.node.inputs[3])
+
+    @property
+    def convolution(self) -> dict[str, Any]:
+        """The attributes of ONNX's Conv."""
+        return {name: self.node.attributes[name].value for name in _CONV_ATTRIBUTES}
+
+    def integers(self) -> NDArray[np.int8]:
+        """The codes, unpacked: int8 [N, K]."""
+        return codec(_CODECS[self.prefix]).unpack(array_of(self.codes), self.K)
+
+    def row_scales(self) -> NDArray[np.float32]:
+        """The scale of every weight: [N, 1], or [N, K] where there are groups."""
+        scale: NDArray[np.float32] = array_of(self.scale)
+        if not self.group_size:
+            return scale[:, None]
+        return np.repeat(scale, self.group_size, axis=1)[:, : self.K]
+
+
+def packed_nodes(model: ir.Model) -> Iterator[PackedNode]:
+    """The packed layers of a graph, in order."""
+    for node in list(model.graph.all_nodes()):
+        if node.domain == DOMAIN and not node.op_type.endswith("Unpack"):
+            yield _parse(node)
+
+
+def _parse(node: ir.Node) -> PackedNode:
+    def number(name: str) -> int:
+        return node.attributes[name].as_int() if name in node.attributes else 0
+
+    kind = next(kind for kind in ("MatMul", "Conv", "Embedding") if kind in node.op_type)
+    prefix, _, mode = node.op_type.partition(kind)
+    return PackedNode(
+        node,
+        f"NBit{number('bits')}" if prefix == "NBit" else prefix,
+        kind,
+        mode == "Int8",
+        number("K"),
+        number("N"),
+        number("group_size"),
+    )
+
+
+def _given(value: ir.Value | None) -> ir.Value:
+    assert value is not None, "packed operators have no optional inputs"
+    return value
+
+
+def array_of(value: ir.Value) -> NDArray[Any]:
+    """The content of an initializer."""
+    assert value.const_value is not None, f"{value.name} is no initializer"
+    return value.const_value.numpy()
+
+
+class Emitter:
+    """Writes the nodes that take the place of one node."""
+
+    def __init__(self, model: ir.Model, layer: PackedNode, replaced: ir.Node) -> None:
+        self._graph = model.graph
+        self._stem = (layer.codes.name or "").removesuffix(".codes")
+        self._replaced = replaced
+        self._tape = ir.tape.Tape()
+
+    def node(self, op_type: str, *inputs: ir.Value, domain: str = "", **attributes: Any) -> ir.Value:
+        """A node with one output."""
+        return self._tape.op(op_type, inputs, attributes, domain=domain)
+
+    def constant(self, array: NDArray[Any] | np.generic, name: str) -> ir.Value:
+        """An initializer; `name` says what it is, and is made unique."""
+        base = unique = f"{self._stem}.{name}"
+        count = 1
+        while unique in self._graph.initializers:
+            count += 1
+            unique = f"{base}.{count}"
+        content = np.asarray(array)
+        tensor = ir.tensor(content, name=unique)
+        value = ir.Value(
+            name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(content.shape), const_value=tensor
+        )
+        self._graph.register_initializer(value)
+        return value
+
+    def finish(self, result: ir.Value) -> None:
+        """Put the written nodes in place of the old one."""
+        old = self._replaced
+        assert old.graph is not None
+        ir.convenience.replace_nodes_and_values(
+            old.graph, old, [old], list(self._tape.nodes), old.outputs, [result]
+        )
+
+
+Rule = Callable[[Emitter, PackedNode], ir.Value]
+
+
+def rewrite(model: ir.Model, rules: Mapping[tuple[str, str], Rule]) -> None:
+    """Replace packed layers by what the rule for their prefix and kind writes; others stay."""
+    for layer in packed_nodes(model):
+        rule = rules.get((layer.prefix, layer.kind))
+        if rule is not None:
+            emitter = Emitter(model, layer, layer.node)
+            emitter.finish(rule(emitter, layer))

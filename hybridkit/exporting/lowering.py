@@ -1,0 +1,205 @@
+"""Packed layers -> nodes that a file may hold. Each rule writes what takes the place of one layer.
+
+`portable` leaves ternary and binary matrix products and convolutions as they are (operators of ours, see
+functions.py), and expresses the rest in stock operators: n-bit products as `com.microsoft.MatMulNBits`,
+n-bit convolutions and all embeddings around an unpacking operator. `full_precision` undoes packing. (See
+matmulnbits.py for the third way.) All keep the arithmetic of functions.py; with groups the scale cannot
+stay on the output, and y = (x^ . (q * scale)) * s_x + bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from hybridkit.exporting.functions import DOMAIN, LAYOUT, STORAGES
+from hybridkit.exporting.graph import Emitter, PackedNode, array_of, rewrite
+from hybridkit.packing.codecs import codec
+
+MICROSOFT: Final = "com.microsoft"
+FP32: Final = 1  # accuracy_level of MatMulNBits: float32 activations
+INT8: Final = 4  # int8 activations in blocks
+BLOCK: Final = 128  # of MatMulNBits where a row has one scale: fewer bytes than 32 or 64, and as fast
+SMALLEST_BLOCK: Final = 16  # that MatMulNBits knows
+
+PREFIXES: Final = tuple(storage.prefix for storage in STORAGES.values())
+_NBIT: Final = tuple(prefix for prefix in PREFIXES if prefix.startswith("NBit"))
+
+
+def portable(model: ir.Model) -> None:
+    """Rewrite what is no operator of a file."""
+    rewrite(
+        model,
+        {(p, "Embedding"): embedding for p in PREFIXES}
+        | {(p, "MatMul"): nbit_matmul for p in _NBIT}
+        | {(p, "Conv"): nbit_conv for p in _NBIT},
+    )
+
+
+def full_precision(model: ir.Model) -> None:
+    """Rewrite every packed layer as its float32 twin, without quantised activations."""
+    rules = {"MatMul": fp32_matmul, "Conv": fp32_conv, "Embedding": fp32_embedding}
+    rewrite(model, {(p, kind): rule for p in PREFIXES for kind, rule in rules.items()})
+
+
+def embedding(e: Emitter, layer: PackedNode) -> ir.Value:
+    """Gather packed rows and their scales, then unpack."""
+    rows = e.node("Gather", layer.codes, layer.x, axis=0)
+    scale = e.node("Gather", layer.scale, layer.x, axis=0)
+    if layer.group_size:
+        scale = e.node("Gather", scale, _group_of_column(e, layer), axis=-1)
+    else:
+        scale = e.node("Unsqueeze", scale, e.constant(np.array([-1]), "last_axis"))
+    return e.node("Mul", _unpacked(e, layer, rows), scale)
+
+
+def nbit_matmul(e: Emitter, layer: PackedNode) -> ir.Value:
+    """MatMulNBits with float32 accumulation; int8 activations as stock operators around it."""
+    if layer.group_size and not fits_blocks(layer):
+        return _product(e, layer, (-1,), lambda x: e.node("MatMul", x, _matrix(e, layer)))
+    if layer.group_size:
+        block, scales = layer.group_size, array_of(layer.scale)
+    else:
+        block = block_size(layer.K, BLOCK)
+        scales = np.ones((layer.N, -(-layer.K // block)), np.float32)
+    return _product(e, layer, (-1,), lambda x: matmul_nbits(e, layer, x, layer.bits, block, scales, FP32))
+
+
+def nbit_conv(e: Emitter, layer: PackedNode) -> ir.Value:
+    """A stock Conv whose weight is unpacked in the graph."""
+    geometry = layer.convolution
+    kernel = geometry["kernel_shape"]
+    shape = e.constant(np.array([layer.N, -1, *kernel]), "weight_shape")
+    weight = e.node("Reshape", _weight(e, layer), shape)
+    axes = tuple(range(1, len(kernel) + 2))
+    return _product(e, layer, axes, lambda x: e.node("Conv", x, weight, **geometry))
+
+
+def fits_blocks(layer: PackedNode) -> bool:
+    """Whether MatMulNBits can take the layer's groups as its blocks."""
+    size = layer.group_size
+    return size >= SMALLEST_BLOCK and size & (size - 1) == 0
+
+
+def block_size(K: int, most: int) -> int:
+    """The block for rows of K weights: `most`, or the least of 32, 64 that holds a shorter row."""
+    return min(most, max(32, 1 << (K - 1).bit_length()))
+
+
+def matmul_nbits(
+    e: Emitter, layer: PackedNode, x: ir.Value, bits: int, block: int, scales: NDArray[np.float32], level: int
+) -> ir.Value:
+    """x . (q * scales) as one stock node, whose codes are q + 2^(bits - 1): its default zero point."""
+    blocks = -(-layer.K // block)
+    padded = np.zeros((layer.N, blocks * block), np.int8)
+    padded[:, : layer.K] = layer.integers()
+    packed = codec(f"nbit{bits}").pack(padded).reshape(layer.N, blocks, -1)
+    return e.node(
+        "MatMulNBits",
+        x,
+        e.constant(packed, "codes"),
+        e.constant(scales.reshape(-1), "block_scales"),
+        domain=MICROSOFT,
+        K=layer.K,
+        N=layer.N,
+        bits=bits,
+        block_size=block,
+        accuracy_level=level,
+    )
+
+
+def in_float32(e: Emitter, layer: PackedNode, compute: Callable[[ir.Value], ir.Value]) -> ir.Value:
+    """`compute` between casts to float32 and back, where x has another type."""
+    if layer.x.dtype in (None, ir.DataType.FLOAT):
+        return compute(layer.x)
+    result = compute(e.node("Cast", layer.x, to=ir.DataType.FLOAT))
+    return e.node("Cast", result, to=layer.x.dtype)
+
+
+def fp32_matmul(e: Emitter, layer: PackedNode) -> ir.Value:
+    """A stock MatMul with the dequantised weight."""
+    weight = e.constant(_dequantised(layer).T.copy(), "weight")
+
+    def compute(x: ir.Value) -> ir.Value:
+        return e.node("Add", e.node("MatMul", x, weight), layer.bias)
+
+    return in_float32(e, layer, compute)
+
+
+def fp32_conv(e: Emitter, layer: PackedNode) -> ir.Value:
+    """A stock Conv with the dequantised weight."""
+    geometry = layer.convolution
+    weight = e.constant(_dequantised(layer).reshape(layer.N, -1, *geometry["kernel_shape"]), "weight")
+    return in_float32(e, layer, lambda x: e.node("Conv", x, weight, layer.bias, **geometry))
+
+
+def fp32_embedding(e: Emitter, layer: PackedNode) -> ir.Value:
+    """A stock Gather from the dequantised table."""
+    return e.node("Gather", e.constant(_dequantised(layer), "weight"), layer.x, axis=0)
+
+
+def _product(
+    e: Emitter, layer: PackedNode, axes: tuple[int, ...], multiply: Callable[[ir.Value], ir.Value]
+) -> ir.Value:
+    """The arithmetic of a packed layer around `multiply`; activations are scaled over `axes`."""
+
+    def compute(x: ir.Value) -> ir.Value:
+        scale = None if layer.group_size else _channels(e, layer, layer.scale, "channel_scale")
+        if layer.int8:
+            x, s_x = _int8_activations(e, x, axes)
+            scale = s_x if scale is None else e.node("Mul", s_x, scale)
+        y = multiply(x)
+        if scale is not None:
+            y = e.node("Mul", y, scale)
+        return e.node("Add", y, _channels(e, layer, layer.bias, "channel_bias"))
+
+    return in_float32(e, layer, compute)
+
+
+def _int8_activations(e: Emitter, x: ir.Value, axes: tuple[int, ...]) -> tuple[ir.Value, ir.Value]:
+    """Integer-valued x^ and its scale s_x, as functions.py defines them."""
+
+    def number(value: float, name: str) -> ir.Value:
+        return e.constant(np.float32(value), name)
+
+    largest = e.node("ReduceMax", e.node("Abs", x), e.constant(np.array(axes), "axes"), keepdims=1)
+    top = number(127, "top")
+    s_x = e.node("Div", e.node("Max", largest, number(1e-5, "least")), top)
+    rounded = e.node("Round", e.node("Div", x, s_x))
+    return e.node("Clip", rounded, number(-127, "bottom"), top), s_x
+
+
+def _channels(e: Emitter, layer: PackedNode, vector: ir.Value, name: str) -> ir.Value:
+    """A vector [N] in the shape that lines it up with the output's channels."""
+    if layer.kind == "MatMul":
+        return vector
+    ones = [1] * len(layer.convolution["kernel_shape"])
+    return e.constant(array_of(vector).reshape(-1, *ones), name)
+
+
+def _unpacked(e: Emitter, layer: PackedNode, codes: ir.Value) -> ir.Value:
+    return e.node(f"{layer.prefix}Unpack", codes, domain=DOMAIN, K=layer.K, layout=LAYOUT)
+
+
+def _weight(e: Emitter, layer: PackedNode) -> ir.Value:
+    """The unpacked matrix [N, K]; scaled already where there are groups."""
+    codes = _unpacked(e, layer, layer.codes)
+    if not layer.group_size:
+        return codes
+    return e.node("Mul", codes, e.node("Gather", layer.scale, _group_of_column(e, layer), axis=1))
+
+
+def _matrix(e: Emitter, layer: PackedNode) -> ir.Value:
+    return e.node("Transpose", _weight(e, layer), perm=[1, 0])
+
+
+def _group_of_column(e: Emitter, layer: PackedNode) -> ir.Value:
+    return e.constant(np.arange(layer.K) // layer.group_size, "group_of_column")
+
+
+def _dequantised(layer: PackedNode) -> NDArray[np.float32]:
+    return layer.integers().astype(np.float32) * layer.row_scales()

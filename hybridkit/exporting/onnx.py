@@ -1,0 +1,170 @@
+"""Exporters that write ONNX: our packed operators with their portable bodies, or a plain fp32 twin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+from torch import nn
+
+from hybridkit import __version__
+from hybridkit.errors import FileError
+from hybridkit.exporting import files, functions, lowering, verify
+from hybridkit.exporting.folding import fold_batch_normalization
+from hybridkit.exporting.protocol import ExportReport, ExportRequest
+from hybridkit.exporting.translation import translate
+from hybridkit.packing.model import PackedModel
+from hybridkit.quant.layers import qat_layers
+from hybridkit.runtime.modules import load_packed
+
+Lower = Callable[[ir.Model], None]
+SUFFIX: Final = ".onnx"
+
+
+class OnnxExporter:
+    """Packed operators of the domain `hybridkit`, each with a body that stock runtimes inline."""
+
+    suffixes = (SUFFIX,)
+
+    def export(
+        self, module: nn.Module, packed: PackedModel | None, path: Path, request: ExportRequest
+    ) -> ExportReport:
+        """Write the file; see Exporter."""
+        return write_onnx(module, packed, path, request, target="onnx", lower=lowering.portable)
+
+
+class Fp32Exporter:
+    """The same network with plain float32 weights and activations, to compare with."""
+
+    suffixes = (".fp32.onnx",)
+
+    def export(
+        self, module: nn.Module, packed: PackedModel | None, path: Path, request: ExportRequest
+    ) -> ExportReport:
+        """Write the file; see Exporter."""
+        return write_onnx(
+            module,
+            packed,
+            path,
+            request,
+            target="fp32",
+            lower=lowering.full_precision,
+            approximate=_has_int8(packed),
+        )
+
+
+def write_onnx(
+    module: nn.Module,
+    packed: PackedModel | None,
+    path: Path,
+    request: ExportRequest,
+    *,
+    target: str,
+    lower: Lower,
+    approximate: bool = False,
+    inline: bool = False,
+) -> ExportReport:
+    """Translate, fold, lower, assemble, save, verify; what all ONNX exporters share.
+
+    `lower` rewrites packed layers as what the target's files may hold. `inline` leaves no operator of ours
+    in the file. `approximate` says that the file's arithmetic differs from the network's by design.
+    Raises UsageError, HybridkitError, FileError or GateError; `path` is untouched then.
+    """
+    if not path.parent.is_dir():
+        raise FileError(f"cannot write {path}: there is no folder {path.parent}")
+    runnable = load_packed(module, packed) if packed is not None else module.eval()
+    graph = translate(
+        runnable.cpu(), request.example_inputs, request.input_names, request.dynamic_axes, request.opset
+    )
+    fold_batch_normalization(graph)
+    fp32_bytes = _fp32_bytes(graph)
+    lower(graph)
+    _assemble(graph, request.opset, inline)
+    _describe(graph, packed, request.metadata, target)
+    with files.staged(path) as staged:
+        files.save(graph, staged)
+        verify.check_form(staged)
+        verification = None
+        if request.validation is not None:
+            network = module if qat_layers(module) else runnable
+            verification = verify.compare(staged, network, request.validation)
+            exact: verify.Gate = "int8" if _has_int8(packed) else "float"
+            verify.check_gate(verification, "approximate" if approximate else exact, path)
+    return ExportReport(
+        path=path,
+        target=target,
+        opset=request.opset,
+        file_bytes=files.written_bytes(path),
+        fp32_bytes=fp32_bytes,
+        bits_per_weight=packed.sizes().bits_per_weight if packed is not None and packed.layers else None,
+        verification=verification,
+    )
+
+
+def _has_int8(packed: PackedModel | None) -> bool:
+    return packed is not None and any(layer.activations == "int8" for layer in packed.layers.values())
+
+
+def _fp32_bytes(graph: ir.Model) -> int:
+    """Size of the file that the same network makes with plain float32 weights."""
+    twin = graph.clone()
+    lowering.full_precision(twin)
+    _assemble(twin, twin.graph.opset_imports[""], inline=False)
+    return files.model_bytes(twin)
+
+
+def _assemble(model: ir.Model, opset: int, inline: bool) -> None:
+    """Bodies for the operators that are used, every tensor once, and nothing that no runtime needs."""
+    used = sorted({n.op_type for n in model.graph.all_nodes() if n.domain == functions.DOMAIN})
+    for operator in used:
+        body = ir.serde.deserialize_function(functions.function(operator, opset))
+        model.functions[body.identifier()] = body
+    model.graph.opset_imports[functions.DOMAIN] = functions.DOMAIN_VERSION
+    model.graph.opset_imports[lowering.MICROSOFT] = 1
+    if inline:
+        passes.InlinePass()(model)
+    for clean in (
+        passes.DeduplicateHashedInitializersPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.ClearMetadataAndDocStringPass(),
+        passes.NameFixPass(),
+    ):
+        clean(model)
+    _forget_origins(model)
+
+
+def _forget_origins(model: ir.Model) -> None:
+    """Drop torch's notes on values, and the types of values inside the graph, which can be inferred."""
+    outputs = set(model.graph.outputs)
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value not in outputs:
+                value.metadata_props.clear()
+                value.type = None
+                value.shape = None
+
+
+def _describe(model: ir.Model, packed: PackedModel | None, metadata: Mapping[str, Any], target: str) -> None:
+    model.producer_name, model.producer_version = "hybridkit", __version__
+    layers = {
+        name: {
+            "kind": layer.kind,
+            "shape": list(layer.shape),
+            "bits": round(layer.bits, 4),
+            "quantizer": layer.quantizer,
+            "activations": layer.activations,
+        }
+        | ({"group_size": layer.group_size} if layer.group_size else {})
+        for name, layer in (packed.layers.items() if packed is not None else ())
+    }
+    facts = {"version": __version__, "target": target, "layers": layers, **metadata}
+    for key, value in facts.items():
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        model.metadata_props[f"hybridkit.{key}"] = text

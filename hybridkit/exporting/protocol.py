@@ -1,0 +1,119 @@
+"""The exporter protocol: what an exporter is given and what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hybridkit.packing.model import PackedModel
+
+Batch = tuple["Tensor", ...]
+
+
+def _itself(batch: Batch) -> Batch:
+    return batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validation:
+    """What an exported file is compared with its network on.
+
+    batches: tuples of tensors, samples along the first dimension.
+    inputs: the network's arguments for a batch; by default the batch itself.
+    loss: mean loss of the output for a batch, 0-d. None: the squared error against the network's output,
+    relative to that output's square, stands in for it.
+    """
+
+    batches: Sequence[Batch]
+    inputs: Callable[[Batch], tuple[Tensor, ...]] = _itself
+    loss: Callable[[Tensor, Batch], Tensor] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportRequest:
+    """How a network is to be exported.
+
+    example_inputs: one tensor per input of the network.
+    input_names, dynamic_axes: name and free dimensions (axis -> name) of each input.
+    opset: of the file's stock operators.
+    validation: None checks the file's form only.
+    metadata: recorded in the file, as text or JSON.
+    """
+
+    example_inputs: Sequence[Tensor]
+    input_names: Sequence[str]
+    dynamic_axes: Sequence[Mapping[int, str]]
+    opset: int
+    validation: Validation | None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """An exported file against its network on `samples` samples; differences are over all outputs.
+
+    max_abs: worst absolute difference; max_rel: relative to the largest absolute output.
+    top1_agreement: share of positions whose largest output is the same one; `top1_misses` counts those
+    that differ although the network's margin between its two largest outputs exceeds 1e-3.
+    loss, network_loss: mean loss of the file and of the network.
+    """
+
+    samples: int
+    max_abs: float
+    max_rel: float
+    top1_agreement: float
+    top1_misses: int
+    loss: float
+    network_loss: float
+
+    @property
+    def loss_difference(self) -> float:
+        """How far apart the losses are."""
+        return abs(self.loss - self.network_loss)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written.
+
+    file_bytes: everything that belongs to the model, external data included.
+    fp32_bytes: the same network exported with plain float32 weights.
+    bits_per_weight: of the quantised layers, scales included, as packed; None where there are none.
+    verification: None where it was not asked for.
+    """
+
+    path: Path
+    target: str
+    opset: int
+    file_bytes: int
+    fp32_bytes: int
+    bits_per_weight: float | None
+    verification: Verification | None
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller than the fp32 file."""
+        return self.fp32_bytes / self.file_bytes
+
+
+class Exporter(Protocol):
+    """Writes a network as a file that another runtime loads, and verifies the file before it appears.
+
+    `suffixes`: endings of file names that choose this exporter where none is named.
+    """
+
+    suffixes: tuple[str, ...]
+
+    def export(
+        self, module: nn.Module, packed: PackedModel | None, path: Path, request: ExportRequest
+    ) -> ExportReport:
+        """Write `module`, with the weights of `packed` where there are any, to `path`; all or nothing.
+
+        Raises UsageError for a request that does not fit, GateError where the file differs from the network.
+        """
+        ...

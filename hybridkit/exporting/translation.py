@@ -1,0 +1,177 @@
+"""A torch module with packed layers -> an ONNX graph with one `hybridkit` node per packed layer.
+
+Every torch operator of hybridkit/runtime/ops.py becomes a node of the same name (`ternary_matmul_int8` is
+TernaryMatMulInt8) with its tensors as inputs and its numbers as attributes. Lowering then turns the nodes
+that are no operators of a file (embeddings, n-bit layers) into some that are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from hybridkit.errors import HybridkitError, UsageError
+from hybridkit.exporting.functions import DOMAIN, DOMAIN_VERSION, MIN_OPSET
+from hybridkit.runtime import ops  # noqa: F401 - defines torch.ops.hybridkit
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+_STEMS: Final = {
+    "matmul_int8": "MatMulInt8",
+    "matmul_float": "MatMulFloat",
+    "conv_int8": "ConvInt8",
+    "conv_float": "ConvFloat",
+    "embedding": "Embedding",
+}
+_PREFIXES: Final = {"ternary": "Ternary", "binary": "Binary", "nbit": "NBit"}
+_TENSOR_TYPES: Final = [f"tensor({t})" for t in ("float", "float16", "bfloat16", "uint8", "int32", "int64")]
+MAX_OPSET: Final = 23  # the newest that the exporter of torch 2.9 to 2.13 writes
+
+DynamicAxes = Sequence[Mapping[int, str]]
+
+
+def translate(
+    module: nn.Module,
+    example_inputs: Sequence[Tensor],
+    input_names: Sequence[str],
+    dynamic_axes: DynamicAxes,
+    opset: int,
+) -> onnx_ir.Model:
+    """The graph of `module` in evaluation mode; `dynamic_axes` names the free dimensions of each input.
+
+    Raises UsageError for an opset outside 18 to 23 or inputs that do not fit together, HybridkitError where
+    torch cannot export the module or it fixes a dimension that is to stay free.
+    """
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise UsageError(f"opset {opset} cannot be written; choose one from {MIN_OPSET} to {MAX_OPSET}")
+    if not len(example_inputs) == len(input_names) == len(dynamic_axes):
+        raise UsageError(
+            f"{len(example_inputs)} example inputs, {len(input_names)} input names and {len(dynamic_axes)} "
+            "mappings of dynamic axes do not fit together"
+        )
+    examples = tuple(_widened(x, axes) for x, axes in zip(example_inputs, dynamic_axes, strict=True))
+    with _silence():
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                examples,
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=list(input_names),
+                dynamic_shapes=[dict(axes) for axes in dynamic_axes],
+                custom_translation_table=_table(),
+            )
+        except Exception as error:  # whatever a stranger's module makes torch raise
+            raise HybridkitError(f"torch cannot export the module: {_reason(error)}") from error
+    assert program is not None
+    model: onnx_ir.Model = program.model
+    _check(model, dynamic_axes, opset)
+    return model
+
+
+def _table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    table: dict[Callable[..., Any], Callable[..., Any]] = {}
+    for kind, prefix in _PREFIXES.items():
+        for stem, operator in _STEMS.items():
+            overload = getattr(torch.ops.hybridkit, f"{kind}_{stem}").default
+            table[overload] = _translation(overload, prefix + operator)
+    return table
+
+
+def _translation(overload: Any, name: str) -> Callable[..., Any]:
+    """What writes a node for `overload`: its tensor arguments come first, then the attributes."""
+    from onnx.defs import OpSchema
+    from onnxscript.values import Op, Opset
+
+    arguments = overload._schema.arguments
+    tensors = [a.name for a in arguments if str(a.type) == "Tensor"]
+    numbers = {a.name: int if str(a.type) == "int" else Sequence[int] for a in arguments[len(tensors) :]}
+    defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
+    kinds = {int: OpSchema.AttrType.INT, Sequence[int]: OpSchema.AttrType.INTS}
+    types = {n: f"T_{n}" for n in [*tensors, "y"]}
+    schema = OpSchema(
+        name,
+        DOMAIN,
+        DOMAIN_VERSION,
+        inputs=[OpSchema.FormalParameter(n, types[n]) for n in tensors],
+        outputs=[OpSchema.FormalParameter("y", types["y"])],
+        type_constraints=[(t, _TENSOR_TYPES, "") for t in types.values()],
+        attributes=[OpSchema.Attribute(n, kinds[hint], required=True) for n, hint in numbers.items()],
+    )
+    operator = Op(Opset(DOMAIN, DOMAIN_VERSION), name, schema)
+
+    def node(*values: Any, **named: Any) -> Any:
+        given = dict(zip(numbers, values[len(tensors) :], strict=False)) | named
+        return operator(*values[: len(tensors)], **(defaults | given))
+
+    # torch's exporter reads from the signature what is an input and what an attribute
+    keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [
+        inspect.Parameter(a.name, keyword, default=defaults.get(a.name, inspect.Parameter.empty))
+        for a in arguments
+    ]
+    node.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    node.__annotations__ = dict(numbers)
+    node.__name__ = name
+    return node
+
+
+def _widened(x: Tensor, axes: Mapping[int, str]) -> Tensor:
+    """`x` with at least two entries along its free axes: torch takes a size of one for a constant."""
+    for axis in axes:
+        if not -x.dim() <= axis < x.dim():
+            raise UsageError(f"an input of shape {list(x.shape)} has no axis {axis} to be dynamic")
+        if x.shape[axis] == 1:
+            x = x.repeat_interleave(2, dim=axis)
+    return x
+
+
+def _check(model: onnx_ir.Model, dynamic_axes: DynamicAxes, opset: int) -> None:
+    written = model.graph.opset_imports[""]
+    if written != opset:
+        raise HybridkitError(
+            f"the model needs operators of opset {written}, it cannot be written with opset {opset}; "
+            f"say --opset {written}"
+        )
+    for value, axes in zip(model.graph.inputs, dynamic_axes, strict=True):
+        assert value.shape is not None
+        for axis, name in axes.items():
+            if isinstance(value.shape[axis], int):
+                raise HybridkitError(
+                    f"the model fixes {name!r}, axis {axis} of input {value.name!r}, to {value.shape[axis]}; "
+                    "leave that axis out of the dynamic axes"
+                )
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's progress lines, warnings and log away from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost cause, which is what went wrong."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
