@@ -72,7 +72,8 @@ def _threads(threads: int | None) -> int:
 def _fits_unpacked(file: Path) -> bool:
     import psutil
 
-    size = sum(part.stat().st_size for part in (file, *file.parent.glob(f"{glob.escape(file.name)}.*data")) if part.is_file())
+    external = file.parent.glob(f"{glob.escape(file.name)}.*data")
+    size = sum(part.stat().st_size for part in (file, *external))
     free: int = psutil.virtual_memory().available
     return size * _MEMORY_PER_BYTE <= free // 2
 
