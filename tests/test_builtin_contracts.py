@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hybridkit import builtins, testing
@@ -63,8 +65,36 @@ class TestOptimizers(testing.OptimizerContract):
         return registry().create("optimizer", f"hybridkit:{self.name}", self.options)
 
 
+class TestExporters(testing.ExporterContract):
+    choose = variants("exporter")
+
+    def make(self):
+        return registry().create("exporter", f"hybridkit:{self.name}", self.options)
+
+    @property
+    def packs(self):
+        return self.name != "fp32"
+
+
 class TestTasks(testing.TaskContract):
     choose = variants("task")
 
+    @pytest.fixture(autouse=True)
+    def _little_data(self, choose, tmp_path):
+        if self.name == "fashion-mnist":  # not installed everywhere
+            write_images(tmp_path)
+            self.options = {"data_dir": str(tmp_path)}
+
     def make(self):
         return registry().create("task", f"hybridkit:{self.name}", self.options)
+
+
+def write_images(folder: Path) -> None:
+    """Fashion-MNIST's four files with a few images of noise."""
+    random = np.random.default_rng(0)
+    for part, samples in (("train", 240), ("t10k", 40)):
+        images = random.integers(0, 256, (samples, 28, 28), np.uint8)
+        labels = (np.arange(samples) % 10).astype(np.uint8)
+        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+            (folder / name).write_bytes(header + array.tobytes())

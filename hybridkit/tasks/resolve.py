@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING
 from typing import Any
 
 from torch import nn
@@ -33,7 +34,7 @@ def make_task(spec: str, options: Mapping[str, Any] | None = None) -> Task:
         if options:
             raise UsageError(f"task {spec!r} is ready-made and takes no options; drop {', '.join(options)}")
         return _checked(found, spec)
-    needed = [o.name for o in describe_options(found).values() if o.default is inspect.Parameter.empty]
+    needed = [o.name for o in describe_options(found).values() if o.default is MISSING]
     absent = [name for name in needed if name not in options]
     if absent:
         raise UsageError(

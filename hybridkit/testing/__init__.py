@@ -12,6 +12,7 @@ same tests. Each contract says in its docstring what `make` returns and which at
 
 from hybridkit.testing.clusterer import ClustererContract
 from hybridkit.testing.constraint import ConstraintContract
+from hybridkit.testing.exporter import ExporterContract
 from hybridkit.testing.lr_controller import LRControllerContract
 from hybridkit.testing.optimizer import OptimizerContract
 from hybridkit.testing.quantizer import QuantizerContract
@@ -20,6 +21,7 @@ from hybridkit.testing.task import TaskContract
 __all__ = [
     "ClustererContract",
     "ConstraintContract",
+    "ExporterContract",
     "LRControllerContract",
     "OptimizerContract",
     "QuantizerContract",
