@@ -95,7 +95,10 @@ class PackedLinear(_PackedProduct):
 
 
 class _PackedConv(_PackedProduct):
-    """A convolution over packed codes; x [batch, channels, *space] -> [batch, N, *space]."""
+    """A convolution over packed codes; x [batch, channels, *space] -> [batch, N, *space].
+
+    As in torch, x without a batch is one sample.
+    """
 
     def __init__(self, layer: PackedLayer, module: nn.Conv1d | nn.Conv2d) -> None:
         super().__init__(layer, module)
@@ -113,6 +116,9 @@ class _PackedConv(_PackedProduct):
 
     def forward(self, x: Tensor) -> Tensor:
         """One operator, `{ternary,binary,nbit}_conv_{int8,float}`, after torch's pad unless by zeros."""
+        batched = x.dim() == len(self.strides) + 2
+        if not batched:
+            x = x.unsqueeze(0)
         if self.padding_mode != "zeros":
             x = F.pad(x, self.around, mode=self.padding_mode)
         operator = getattr(torch.ops.hybridkit, f"{self.code_kind}_conv_{self.activations}")
@@ -130,7 +136,7 @@ class _PackedConv(_PackedProduct):
             self.group,
             *self._code_arguments,
         )
-        return result
+        return result if batched else result.squeeze(0)
 
 
 class PackedConv1d(_PackedConv):
@@ -152,7 +158,9 @@ class PackedConv2d(_PackedConv):
 
 
 class PackedEmbedding(_Packed):
-    """An embedding over packed codes; integer indices [...] -> float32 [..., K]."""
+    """An embedding over packed codes; integer indices [...] -> [..., K] in the original's type."""
+
+    dtype = torch.float32
 
     @classmethod
     def from_packed(cls, layer: PackedLayer, module: nn.Module) -> Self:
@@ -160,13 +168,15 @@ class PackedEmbedding(_Packed):
         embedding = _matching(layer, module, nn.Embedding)
         if embedding.max_norm is not None:
             raise UsageError(f"layer {layer.name!r}: an embedding with max_norm cannot be packed")
-        return cls(layer, embedding.weight.device)
+        result = cls(layer, embedding.weight.device)
+        result.dtype = embedding.weight.dtype
+        return result
 
     def forward(self, indices: Tensor) -> Tensor:
         """One operator, `{ternary,binary,nbit}_embedding`."""
         operator = getattr(torch.ops.hybridkit, f"{self.code_kind}_embedding")
         result: Tensor = operator(indices, self.codes, self.scale, self.K, self.N, *self._code_arguments)
-        return result
+        return result if self.dtype == torch.float32 else result.to(self.dtype)
 
 
 _PACKED: dict[

@@ -1,5 +1,7 @@
 """Packed modules: they compute what quantisation-aware training computed, load strictly, and export."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +107,21 @@ def test_packed_convolution_is_bit_identical_with_the_trained_layer(conv, quanti
     assert isinstance(packed[0], PackedConv2d)
     x = torch.randn(2, 4, 9, 8)
     assert torch.equal(packed(x), model(x).detach())
+
+
+def test_a_sample_without_a_batch_and_half_precision():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(-3), nn.Linear(64, 8))
+    packed = load_packed(model, convert(prepare_qat(copy.deepcopy(model), quantize_all=True)))
+    x = torch.randn(3, 6, 6)
+    assert torch.equal(packed(x), packed(x[None])[0])
+    half = load_packed(copy.deepcopy(model).bfloat16(), convert(prepare_qat(model, quantize_all=True)))
+    assert half(x.bfloat16()).dtype == torch.bfloat16
+    table = nn.Embedding(9, 4).bfloat16()
+    rows = load_packed(table, convert(prepare_qat(nn.Embedding(9, 4), quantize_all=True)))(
+        torch.tensor([3, 8])
+    )
+    assert rows.dtype == torch.bfloat16
 
 
 def test_base3_runs_like_two_bit():
