@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
+from hybridkit.packing.codecs import Codec, codec_for
 from hybridkit.packing.codecs import codec as codec_called
-from hybridkit.packing.codecs import codec_for
+from hybridkit.packing.layers import LayerKind
 from hybridkit.packing.model import (
     LayerSource,
     LayerSpec,
@@ -25,9 +27,17 @@ from hybridkit.packing.model import (
     TensorSpec,
     write_packed,
 )
-from hybridkit.quant.layers import QATConv1d, QATConv2d, QATEmbedding, QATLayer, QATLinear, qat_layers
+from hybridkit.quant.layers import (
+    QATConv1d,
+    QATConv2d,
+    QATEmbedding,
+    QATLayer,
+    QATLinear,
+    full_precision_state,
+    qat_layers,
+)
 
-_KINDS: dict[type[nn.Module], Literal["linear", "conv1d", "conv2d", "embedding"]] = {
+_KINDS: dict[type[QATLayer], LayerKind] = {
     QATLinear: "linear",
     QATConv1d: "conv1d",
     QATConv2d: "conv2d",
@@ -40,12 +50,12 @@ def convert(
 ) -> PackedModel:
     """The packed weights of a prepared model: the codes and scales that it computes with, bit for bit.
 
-    Everything that is not a quantised weight goes in as it is (floating point as float32) under its name in
-    the state dictionary; learned quantizer parameters are folded into the scales. Tied weights are stored
-    once. codec: `base3` stores ternary layers in 1.6 bits instead of 2.
+    Everything that is not a quantised weight goes in (floating point as float32) under its name in the state
+    dictionary; learned quantizer parameters are folded into the scales; tied weights are stored once. `codec` is
+    used for the layers whose levels it holds (`base3` stores ternary ones in 1.6 bits), others take their default.
 
-    Raises UsageError if the model has no fake-quantised layer, is on the ramp from full precision, holds a
-    weight that is not finite, or the codec does not hold its levels.
+    Raises UsageError if the model has no fake-quantised layer, is on the ramp from full precision, holds a weight
+    that is not finite, or `codec` fits no layer.
     """
     source = packing_source(model, metadata=metadata, codec=codec)
     layers = [layer.produce() for layer in source.layers]
@@ -61,7 +71,7 @@ def pack_to_file(
     codec: str | None = None,
     compress: Literal["zstd"] | None = None,
 ) -> Sizes:
-    """Write `convert(model)` to a file layer by layer, atomically.
+    """Write `convert(model)` to a file layer by layer, atomically; raises what `convert` raises, and FileError.
 
     Memory beyond the model is bounded by what quantising its largest layer takes.
     """
@@ -72,101 +82,80 @@ def packing_source(
     model: nn.Module, *, metadata: Mapping[str, Any] | None = None, codec: str | None = None
 ) -> ModelSource:
     """What `convert` packs, each piece produced when it is asked for."""
-    found = qat_layers(model)
-    if not found:
+    layers = {_weight_name(name): (name, layer) for name, layer in qat_layers(model).items()}
+    if not layers:
         raise UsageError("the model has no quantised layer; call prepare_qat first, or use quantize")
-    names, tied = _stored_names(model)
-    layers: list[LayerSource] = []
-    packed: set[str] = set()
-    for name, layer in found.items():
-        weight_name = f"{name}.weight" if name else "weight"
-        if weight_name not in tied and weight_name not in packed:
-            layers.append(_layer_source(name, layer, codec))
-        packed.add(weight_name)
+    state = full_precision_state(model)
+    stored: dict[int, str] = {}
+    # Quantised weights first: their name is the stored one and all others are aliases of it.
+    for name in sorted(state, key=lambda name: name not in layers):
+        stored.setdefault(id(state[name]), name)
+    names = {name: stored[id(tensor)] for name, tensor in state.items()}
+    tied = {alias: name for alias, name in names.items() if alias != name}
+    packed = [layers[name] for name in layers if name not in tied]
+    wanted = codec_called(codec) if codec else None
+    if wanted and not any(_holds(wanted, layer) for _, layer in packed):
+        raise UsageError(f"the codec {wanted.name!r} holds the levels of no layer")
     tensors = {
         name: _tensor_source(tensor)
-        for name, tensor in names.items()
-        if name not in packed and not _is_quantizer_parameter(name)
+        for name, tensor in state.items()
+        if name not in tied and name not in layers
     }
-    tied = {alias: name for alias, name in tied.items() if not _is_quantizer_parameter(alias)}
-    return ModelSource(layers, tensors, tied, dict(metadata or {}))
+    sources = [_layer_source(name, layer, wanted) for name, layer in packed]
+    return ModelSource(sources, tensors, tied, dict(metadata or {}))
 
 
-def _is_quantizer_parameter(name: str) -> bool:
-    return "weight_quantizer" in name.split(".")
+def _weight_name(layer: str) -> str:
+    return f"{layer}.weight" if layer else "weight"
 
 
-def _stored_names(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """State-dictionary entries by name, each tensor once, and alias -> name for the others."""
-    quantised = {f"{name}.weight" if name else "weight" for name in qat_layers(model)}
-    state = model.state_dict(keep_vars=True)
-    first: dict[int, str] = {}
-    # a quantised layer's weight is the stored name, or an alias could point at a tensor that is not there
-    for name in sorted(state, key=lambda n: n not in quantised):
-        first.setdefault(id(state[name]), name)
-    stored = {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}
-    tied = {name: first[id(tensor)] for name, tensor in state.items() if first[id(tensor)] != name}
-    return stored, tied
+def _holds(codec: Codec, layer: QATLayer) -> bool:
+    return set(layer.quantizer.levels) <= set(codec.levels)
 
 
-def _layer_source(name: str, layer: QATLayer, codec: str | None) -> LayerSource:
-    weight_quantizer = layer.weight_quantizer
-    levels = weight_quantizer.quantizer.levels
-    chosen = codec_for(levels)
-    if codec is not None and set(levels) <= set(codec_called(codec).levels):
-        chosen = codec_called(codec)
-    if weight_quantizer.ramp < 1:
-        raise UsageError(f"layer {name!r} is still on the ramp from full precision; finish it with set_ramp")
-    group_size = _group_size(layer)
+def _layer_source(name: str, layer: QATLayer, wanted: Codec | None) -> LayerSource:
+    if layer.ramp < 1:
+        raise UsageError(f"layer {name!r} is on the ramp from full precision; end it with set_ramp(model, 1)")
+    codec = wanted if wanted and _holds(wanted, layer) else codec_for(layer.quantizer.levels)
     spec = LayerSpec(
         name=name,
         kind=_KINDS[type(layer)],
-        codec=chosen.name,
+        codec=codec.name,
         shape=tuple(layer.weight.shape),
-        bits=weight_quantizer.quantizer.bits,
-        activations=weight_quantizer.activations,  # an embedding has none, but a head tied to it does
-        group_size=group_size,
-        quantizer=weight_quantizer.name,
+        bits=layer.quantizer.bits,
+        activations=layer.activations,
+        group_size=_group_size(layer),
+        quantizer=layer.quantizer_name,
     )
 
     def produce() -> PackedLayer:
-        weight = layer.weight.detach()
-        if not bool(torch.isfinite(weight).all()):
-            raise UsageError(f"layer {name!r} has weights that are not finite")
-        quantized = weight_quantizer.quantize(weight)
+        if not torch.isfinite(layer.weight).all():
+            raise UsageError(
+                f"layer {name!r} has weights that are not finite; go back to an earlier checkpoint"
+            )
+        quantized = layer.quantized_weight()
         return PackedLayer(
-            **{key: getattr(spec, key) for key in LayerSpec.__dataclass_fields__},
-            codes=chosen.pack(quantized.codes.cpu().numpy()),
-            scale=quantized.scale.detach().cpu().numpy().astype(np.float32, copy=False),
+            **{field.name: getattr(spec, field.name) for field in fields(LayerSpec)},
+            codes=codec.pack(quantized.codes.cpu().numpy()),
+            scale=quantized.scale.detach().float().cpu().numpy(),
         )
 
     return LayerSource(spec, produce)
 
 
 def _group_size(layer: QATLayer) -> int:
-    """The group size of the layer's quantizer, found out on one row."""
-    return layer.weight_quantizer.quantizer.quantize(
-        torch.zeros(1, layer.weight[0].numel()), **_first_rows(layer)
-    ).group_size
-
-
-def _first_rows(layer: QATLayer) -> dict[str, Tensor]:
-    return {name: p.detach()[:1].cpu() for name, p in layer.weight_quantizer.named_parameters()}
+    """The quantizer's group size, which only a quantised tensor tells: that of one row of zeros."""
+    row = layer.weight_matrix().new_zeros(1, layer.weight[0].numel())
+    return layer.quantizer.quantize(row, **layer.quantizer.parameters(row)).group_size
 
 
 def _tensor_source(tensor: Tensor) -> TensorSource:
-    dtype = np.dtype(np.float32) if tensor.is_floating_point() else _numpy_dtype(tensor)
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
 
     def produce() -> NDArray[Any]:
-        array = tensor.detach().to("cpu", copy=True).to(_torch_dtype(tensor)).numpy()
+        array: NDArray[Any] = tensor.detach().to("cpu", dtype, copy=True).numpy()
         return np.asarray(array, order="C")  # ascontiguousarray would make a 0-d array 1-d
 
-    return TensorSource(TensorSpec.of(dtype, tuple(tensor.shape)), produce)
-
-
-def _torch_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.is_floating_point() else tensor.dtype
-
-
-def _numpy_dtype(tensor: Tensor) -> np.dtype[Any]:
-    return torch.empty(0, dtype=tensor.dtype).numpy().dtype
+    return TensorSource(
+        TensorSpec.of(torch.empty(0, dtype=dtype).numpy().dtype, tuple(tensor.shape)), produce
+    )

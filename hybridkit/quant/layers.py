@@ -49,7 +49,9 @@ class QATLayer:
         another layer of the same weight; None makes new ones from the weight.
         """
         if type(layer) is not cls.float_class:
-            raise UsageError(f"{cls.__name__} is made from {cls.float_class.__name__}, not {type(layer).__name__}")
+            raise UsageError(
+                f"{cls.__name__} is made from {cls.float_class.__name__}, not {type(layer).__name__}"
+            )
         layer.__class__ = cls
         adopted = cast(Self, layer)
         adopted.quantizer = quantizer
@@ -84,7 +86,9 @@ class QATLayer:
         if not torch.is_grad_enabled():
             return quantized.dequantize().view(self.weight.shape)
         parameters = dict(self.quantizer_parameters.items())
-        return self.quantizer.fake_quantize(self.weight_matrix(), quantized, **parameters).view(self.weight.shape)
+        return self.quantizer.fake_quantize(self.weight_matrix(), quantized, **parameters).view(
+            self.weight.shape
+        )
 
     def product(self, op: Bilinear, x: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's output for x, computed in float32 (also under autocast) and returned in x's type."""
@@ -154,7 +158,10 @@ class QATConv2d(_QATConv, nn.Conv2d):
 
 
 class QATEmbedding(QATLayer, nn.Embedding):
-    """An embedding with fake-quantised rows; its output is codes times scale and has no activations to quantise."""
+    """An embedding with fake-quantised rows; its output is codes times scale.
+
+    Its `activations` are for the record: it has none, but a head that is tied to it is packed with them.
+    """
 
     float_class = nn.Embedding
 
@@ -185,9 +192,8 @@ def set_ramp(model: nn.Module, value: float) -> None:
         layer.ramp = float(value)
 
 
-def parameters_without_quantizers(model: nn.Module) -> dict[str, Any]:
-    """The state dictionary of the model's full-precision twin: `model`'s own, quantizer parameters left out."""
-    prefixes = tuple(
-        f"{name}.quantizer_parameters." if name else "quantizer_parameters." for name in qat_layers(model)
-    )
-    return {k: v for k, v in model.state_dict().items() if not k.startswith(prefixes)}
+def full_precision_state(model: nn.Module) -> dict[str, Any]:
+    """The state dictionary of the model's full-precision twin, the tensors themselves: no quantizer parameters."""
+    layers = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, QATLayer)]
+    own = tuple(f"{name}.quantizer_parameters." if name else "quantizer_parameters." for name in layers)
+    return {k: v for k, v in model.state_dict(keep_vars=True).items() if not k.startswith(own)}

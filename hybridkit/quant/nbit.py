@@ -13,7 +13,7 @@ from torch import Tensor
 from hybridkit.errors import UsageError
 from hybridkit.options import option
 from hybridkit.quant.protocol import Granularity, QuantizedTensor, straight_through
-from hybridkit.quant.scales import round_to_codes
+from hybridkit.quant.scales import TINY, round_to_codes
 
 # Shares of the largest magnitude that the search tries as the clipping point.
 CLIPS = tuple(0.88**i for i in range(16))
@@ -23,7 +23,8 @@ class NBit:
     """codes = clip(round(w / scale), -2^(b-1), 2^(b-1) - 1), the codes that ONNX MatMulNBits stores with zero point 2^(b-1).
 
     `scale="absmax"` maps the largest magnitude to 2^(b-1) - 1. `scale="mse"` also tries to clip it, down to 15 %,
-    and takes the clip of least squared error, which two bits need (as in OCTAV, arXiv 2206.06501, by search);
+    and takes the clip of least squared error, which two bits need
+    (the optimum that OCTAV, arXiv 2206.06501, finds by Newton's method, here by search);
     at 8 bits rounding is so fine that clipping never pays, and absmax is taken. The gradient is straight through.
     """
 
@@ -34,7 +35,9 @@ class NBit:
         bits: Literal[2, 4, 8] = option(4, "bits per weight")
         granularity: Granularity = option("channel", "one scale per output channel, or one per tensor")
         group_size: Annotated[int, Ge(0)] = option(0, "weights per scale along the row; 0: the whole row")
-        scale: Literal["mse", "absmax"] = option("mse", "clip for least squared error, or keep the largest weight")
+        scale: Literal["mse", "absmax"] = option(
+            "mse", "clip for least squared error, or keep the largest weight"
+        )
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
@@ -56,7 +59,9 @@ class NBit:
         if group:
             groups = F.pad(values, (0, -width % group)).view(channels, -1, group)
         else:
-            groups = values.reshape((channels, 1, width) if self.options.granularity == "channel" else (1, 1, -1))
+            groups = values.reshape(
+                (channels, 1, width) if self.options.granularity == "channel" else (1, 1, -1)
+            )
         scale = self._scale(groups)
         codes = round_to_codes(groups, scale, self.levels[0], self.levels[-1])
         if group:
@@ -70,14 +75,14 @@ class NBit:
         widest = groups.abs().amax(dim=-1, keepdim=True) / self.levels[-1]
         if self.options.scale == "absmax" or self.options.bits == 8:
             return widest
-        best, least = widest, torch.full_like(widest, torch.inf)
+        unit = groups / widest.clamp(min=TINY)  # so that no square overflows or vanishes
+        best, least = torch.ones_like(widest), torch.full_like(widest, torch.inf)
         for clip in CLIPS:
-            scale = widest * clip
-            rounded = torch.clamp(torch.round(groups / scale.clamp(min=1e-38)), self.levels[0], self.levels[-1])
-            error = (rounded * scale - groups).square_().sum(dim=-1, keepdim=True)
-            best = torch.where(error < least, scale, best)
+            rounded = torch.clamp(torch.round(unit / clip), self.levels[0], self.levels[-1])
+            error = (rounded * clip - unit).square_().sum(dim=-1, keepdim=True)
+            best = torch.where(error < least, clip, best)
             least = torch.minimum(error, least)
-        return best
+        return widest * best
 
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor) -> Tensor:
         """The dequantised weight; identity as gradient."""

@@ -1,185 +1,91 @@
-"""Swapping layers for fake-quantised ones, and nothing else."""
+"""Quantisation-aware training: a model's layers become fake-quantised ones."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
 from hybridkit.options import nearest
-from hybridkit.quant.layers import (
-    QATConv1d,
-    QATConv2d,
-    QATEmbedding,
-    QATLayer,
-    QATLinear,
-    WeightQuantizer,
-    qat_layers,
-)
-from hybridkit.quant.protocol import Activations, Quantizer
-from hybridkit.registry import registry
+from hybridkit.quant.layers import LAYERS, qat_layers
+from hybridkit.quant.plan import QuantizerSpec, plan_layers
+from hybridkit.quant.protocol import Activations
 
-logger = logging.getLogger(__name__)
-
-QuantizerSpec = str | Mapping[str, Any]
-FULL_PRECISION = "fp32"
-
-_SWAPS: dict[type[nn.Module], type[QATLayer]] = {
-    nn.Linear: QATLinear,
-    nn.Conv1d: QATConv1d,
-    nn.Conv2d: QATConv2d,
-    nn.Embedding: QATEmbedding,
-}
+_log = logging.getLogger("hybridkit.quant")
+_M = TypeVar("_M", bound=nn.Module)
 
 
 def prepare_qat(
-    model: nn.Module,
+    model: _M,
     *,
-    quantizer: str | Quantizer = "ternary-absmean",
+    quantizer: QuantizerSpec = "ternary-absmean",
     options: Mapping[str, Any] | None = None,
     activations: Activations = "int8",
     quantize_all: bool = False,
     overrides: Mapping[str, QuantizerSpec] | None = None,
-    ramp_steps: int = 0,
     example_inputs: Sequence[Tensor] | None = None,
-) -> nn.Module:
-    """Make `model` train with quantised weights: in place, and returned.
+) -> _M:
+    """Swap the Linear, Conv1d and Conv2d layers of `model` for fake-quantised ones, in place, and return it.
 
-    Linear, Conv1d and Conv2d layers are swapped for fake-quantised ones that share their parameters. The
-    last Linear and the embeddings (and a layer whose weight is tied to either) stay in full precision
-    unless `quantize_all`. The last Linear is the last to run on `example_inputs` where they are given, else
-    the last in the order of definition. Subclasses of these layers, and transposed convolutions, stay.
-
-    quantizer: a registered name, `module:attribute` or a quantizer; options: its options, by name.
-    activations: `int8` quantises every layer's input as well (per token, per sample), `float` does not.
-    overrides: layer name pattern (`blocks.*.mlp.*`) -> quantizer name, table {"quantizer": name, option:
-        value, ...} or "fp32"; the last pattern that matches wins, and it reaches layers that the policy
-        would leave in full precision.
-    ramp_steps: where not 0, layers start in full precision; the caller moves them with `set_ramp`.
-
-    Raises UsageError if nothing is to be quantised, a pattern matches no layer, the model is prepared
-    already, or a weight is not finite.
+    Nothing else changes: no normalisation is added, parameters stay the same objects. See `plan_layers` for which
+    layers are taken, what `overrides` can say and when UsageError is raised. `options` are those of `quantizer`.
+    Make the optimizer afterwards: a quantizer may add learnable parameters.
     """
-    if qat_layers(model):
-        raise UsageError("the model is prepared for quantisation-aware training already")
-    if activations not in ("int8", "float"):
-        raise UsageError(f"activations {activations!r} are neither 'int8' nor 'float'")
-    chosen = _choose(model, _as_spec(quantizer, options), quantize_all, overrides or {}, example_inputs)
-    if not chosen:
-        raise UsageError("nothing to quantise: no Linear, Conv1d or Conv2d besides the last Linear")
-    made: dict[int, WeightQuantizer] = {}
-    for name, (layer, spec) in chosen.items():
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        if not bool(torch.isfinite(weight).all()):
-            raise UsageError(f"layer {name!r} has weights that are not finite")
-        if id(weight) not in made:
-            ramp = 0.0 if ramp_steps else 1.0
-            label, instance = _create(spec)
-            made[id(weight)] = WeightQuantizer(label, instance, weight, activations, ramp).to(weight.device)
-        model = _replace(model, layer, _fake(layer, made[id(weight)]))
+    check_activations(activations)
+    plans = plan_layers(
+        model,
+        quantizer=quantizer,
+        options=options,
+        quantize_all=quantize_all,
+        overrides=overrides,
+        example_inputs=example_inputs,
+    )
+    for plan in plans:
+        if plan.quantizer is not None and not torch.isfinite(plan.layer.get_parameter("weight")).all():
+            raise UsageError(f"layer {plan.name!r} has weights that are not finite")
+    learned: dict[int, nn.ParameterDict] = {}  # by weight: tied layers learn one step
+    for plan in plans:
+        if plan.quantizer is None:
+            _log.info("%s stays in full precision: %s", plan.name or "the model", plan.reason)
+            continue
+        weight = id(plan.layer.weight)
+        adopted = LAYERS[type(plan.layer)].adopt(
+            plan.layer,
+            plan.quantizer,
+            activations=activations,
+            name=plan.quantizer_name,
+            parameters=learned.get(weight),
+        )
+        learned[weight] = adopted.quantizer_parameters
+    _close_fast_paths(model)
     return model
 
 
-def float_twin(model: nn.Module) -> nn.Module:
-    """A copy of a prepared model with plain layers: what its latent weights compute in full precision."""
-    model = copy.deepcopy(model)
-    for layer in qat_layers(model).values():
-        plain = next(c for c, q in _SWAPS.items() if type(layer) is q)
-        del layer.weight_quantizer
-        layer.__class__ = plain  # type: ignore[assignment]
-    return model
+def float_twin(model: _M) -> _M:
+    """A copy of a prepared model with its latent weights in plain full-precision layers."""
+    twin = copy.deepcopy(model)
+    for layer in qat_layers(twin).values():
+        layer.release()
+    return twin
 
 
-def _as_spec(quantizer: str | Quantizer, options: Mapping[str, Any] | None) -> Any:
-    return {"quantizer": quantizer, **(options or {})}
+def check_activations(activations: str) -> None:
+    """Raise UsageError unless it is one of the activation modes."""
+    if activations not in get_args(Activations):
+        raise UsageError(
+            f"no activation mode is called {activations!r}; {nearest(activations, get_args(Activations))}"
+        )
 
 
-def _create(spec: Any) -> tuple[str, Quantizer]:
-    table = {"quantizer": spec} if isinstance(spec, str) else dict(spec)
-    quantizer = table.pop("quantizer", None)
-    if quantizer is None:
-        raise UsageError(f"the override {spec!r} names no quantizer")
-    if isinstance(quantizer, str):
-        return quantizer, registry().create("quantizer", quantizer, table)
-    return type(quantizer).__name__, quantizer
-
-
-def _choose(
-    model: nn.Module,
-    default: Any,
-    quantize_all: bool,
-    overrides: Mapping[str, QuantizerSpec],
-    example_inputs: Sequence[Tensor] | None,
-) -> dict[str, tuple[nn.Module, Any]]:
-    """The layers to quantise, by name, each with its quantizer's description."""
-    layers = {name: m for name, m in model.named_modules() if type(m) in _SWAPS}
-    for name, module in model.named_modules():
-        if isinstance(module, tuple(_SWAPS)) and name not in layers:
-            logger.warning("layer %s stays in full precision: %s is a subclass", name, type(module).__name__)
-    kept = set() if quantize_all else _kept_weights(model, layers, example_inputs)
-    chosen: dict[str, tuple[nn.Module, Any]] = {}
-    for name, layer in layers.items():
-        spec = None if id(layer.weight) in kept else default
-        for pattern, override in overrides.items():
-            if fnmatchcase(name, pattern):
-                spec = None if override == FULL_PRECISION else override
-        if spec is not None:
-            chosen[name] = (layer, spec)
-    for pattern in overrides:
-        if not any(fnmatchcase(name, pattern) for name in layers):
-            raise UsageError(f"the pattern {pattern!r} matches no layer; {nearest(pattern, layers)}")
-    return chosen
-
-
-def _kept_weights(
-    model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Sequence[Tensor] | None
-) -> set[int]:
-    kept = {id(layer.weight) for layer in layers.values() if isinstance(layer, nn.Embedding)}
-    linears = [layer for layer in layers.values() if isinstance(layer, nn.Linear)]
-    if example_inputs is not None:
-        linears = _in_order_of_execution(model, linears, example_inputs)
-    if linears:
-        kept.add(id(linears[-1].weight))
-    return kept
-
-
-def _in_order_of_execution(
-    model: nn.Module, layers: Sequence[nn.Module], inputs: Sequence[Tensor]
-) -> list[nn.Module]:
-    ran: list[nn.Module] = []
-    hooks = [layer.register_forward_hook(lambda m, *_: ran.append(m)) for layer in layers]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(*inputs)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return ran
-
-
-def _fake(layer: nn.Module, weight_quantizer: WeightQuantizer) -> QATLayer:
-    fake = copy.copy(layer)  # a shallow copy: parameters, hooks and attributes are the layer's own
-    fake._modules = dict(layer._modules)
-    fake.__class__ = _SWAPS[type(layer)]
-    assert isinstance(fake, QATLayer)
-    fake.weight_quantizer = weight_quantizer
-    return fake
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    if model is old:
-        return new
+def _close_fast_paths(model: nn.Module) -> None:
+    """Make torch's transformer encoder call its layers in evaluation, too, instead of reading their weights."""
     for module in model.modules():
-        for name, child in module._modules.items():
-            if child is old:
-                module._modules[name] = new
-    return model
+        if isinstance(module, nn.TransformerEncoderLayer) and qat_layers(module):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder) and qat_layers(module):
+            module.use_nested_tensor = False

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hybridkit.options import option
 from hybridkit.quant.protocol import Granularity, QuantizedTensor, straight_through
-from hybridkit.quant.scales import mean_magnitude, per_channel, round_to_codes, scale_rows
+from hybridkit.quant.scales import TINY, mean_magnitude, per_channel, round_to_codes, scale_rows
 
 LEVELS = (-1, 0, 1)
 BITS = math.log2(3)
@@ -36,7 +36,9 @@ class TernaryAbsmean:
         """What can be set."""
 
         granularity: Granularity = option("channel", "one scale per output channel, or one per tensor")
-        scale_multiplier: Annotated[float, Gt(0)] = option(1.0, "multiplies mean|w|; above 1 gives more zeros")
+        scale_multiplier: Annotated[float, Gt(0)] = option(
+            1.0, "multiplies mean|w|; above 1 gives more zeros"
+        )
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
@@ -136,8 +138,8 @@ class TernaryLearned:
         return {"step": torch.where(step > 0, step, fallback)}
 
     def quantize(self, weight: Tensor, *, step: Tensor) -> QuantizedTensor:
-        """Codes and scale of `weight` [N, K] for a step [N] or [1]; a step that fell to zero or below counts as 1e-8."""
-        scale = per_channel(step.detach().float().clamp(min=1e-8), weight.shape[0])
+        """Codes and scale of `weight` [N, K] for a step [N] or [1]; a step at or below zero counts as tiny."""
+        scale = per_channel(step.detach().float().clamp(min=TINY), weight.shape[0])
         return QuantizedTensor(round_to_codes(weight.detach().float(), scale[:, None], -1, 1), scale)
 
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor, *, step: Tensor) -> Tensor:

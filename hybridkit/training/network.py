@@ -112,7 +112,6 @@ def quantised(config: TrainConfig, task: Task, model: nn.Module, allocation: Map
         activations=config.activations,
         quantize_all=config.quantize_all,
         overrides=dict(allocation) or None,
-        ramp_steps=config.ramp_steps,
         example_inputs=task.inputs(example_batch(task)),
     )
 

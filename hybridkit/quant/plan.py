@@ -1,0 +1,176 @@
+"""Which layers of a model are quantised, how, and why the others are not."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from hybridkit.errors import UsageError
+from hybridkit.options import nearest
+from hybridkit.quant.layers import LAYERS, QATLayer
+from hybridkit.quant.protocol import Quantizer
+from hybridkit.registry import registry
+
+FP32 = "fp32"
+
+# A quantizer's name, {"quantizer": name, option: value, ...}, "fp32" for none, or an instance.
+QuantizerSpec = str | Mapping[str, Any] | Quantizer
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """One layer and the quantizer it gets, or None and the reason."""
+
+    name: str
+    layer: nn.Module
+    quantizer: Quantizer | None
+    quantizer_name: str = FP32
+    reason: str = ""
+
+
+def make_quantizer(
+    spec: QuantizerSpec, options: Mapping[str, Any] | None = None
+) -> tuple[Quantizer | None, str]:
+    """The quantizer that `spec` means and its name; (None, "fp32") for full precision.
+
+    `options` go with a bare name. Raises UsageError for a name or an option that does not exist.
+    """
+    if isinstance(spec, Mapping):
+        values = dict(spec)
+        if not isinstance(name := values.pop("quantizer", None), str):
+            raise UsageError(f"{dict(spec)!r} names no quantizer; say {{'quantizer': 'nbit', 'bits': 4}}")
+        return make_quantizer(name, {**(options or {}), **values})
+    if isinstance(spec, str):
+        if spec == FP32:
+            return None, FP32
+        return cast(Quantizer, registry().create("quantizer", spec, options)), spec
+    if options:
+        raise UsageError("quantizer options go with a quantizer's name, not with an instance")
+    if isinstance(spec, type) or not hasattr(spec, "fake_quantize"):
+        raise UsageError(f"a quantizer is a name, a mapping with a name, or an instance, not {spec!r}")
+    return spec, type(spec).__name__
+
+
+def plan_layers(
+    model: nn.Module,
+    *,
+    quantizer: QuantizerSpec = "ternary-absmean",
+    options: Mapping[str, Any] | None = None,
+    quantize_all: bool = False,
+    overrides: Mapping[str, QuantizerSpec] | None = None,
+    example_inputs: Sequence[Tensor] | None = None,
+) -> list[LayerPlan]:
+    """The quantizer of every weight layer of `model`, in the order of registration; each layer once.
+
+    The last Linear, the embeddings and what shares a weight with them stay in full precision unless
+    `quantize_all`. The last Linear is the last to run on `example_inputs` (the model's arguments), without them
+    the last to be registered. `overrides` maps patterns of layer names (fnmatch) to quantizers and wins over all of it;
+    of several patterns that match, the last one counts. Raises UsageError where a pattern matches no layer that
+    can be quantised, where layers with one weight would get different quantizers, or where nothing is left.
+    """
+    if any(isinstance(module, QATLayer) for module in model.modules()):
+        raise UsageError("the model holds fake-quantised layers already; prepare a model only once")
+    aliases: dict[nn.Module, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        aliases[module].append(name)
+    obstacles = {module: obstacle for module in aliases if (obstacle := _obstacle(module))}
+    possible = [module for module in aliases if type(module) in LAYERS and module not in obstacles]
+    exempt = {} if quantize_all else _exempt(model, possible, example_inputs)
+    default = make_quantizer(quantizer, options)
+    chosen = {module: (None, FP32) if module in exempt else default for module in possible}
+    for pattern, spec in (overrides or {}).items():
+        matched = [m for m in possible if any(fnmatch.fnmatchcase(name, pattern) for name in aliases[m])]
+        if not matched:
+            names = [name for m in possible for name in aliases[m]]
+            raise UsageError(f"override {pattern!r} matches no layer; {nearest(pattern, names)}")
+        made = make_quantizer(spec)
+        chosen |= dict.fromkeys(matched, made)
+    _check_tied(possible, {m: name for m, (_, name) in chosen.items()}, aliases)
+    plans = []
+    for module, names in aliases.items():
+        if module in obstacles:
+            plans.append(LayerPlan(names[0], module, None, reason=obstacles[module]))
+        elif module in chosen:
+            made, label = chosen[module]
+            reason = "" if made else exempt.get(module, "asked for full precision")
+            plans.append(LayerPlan(names[0], module, made, label, reason))
+    if not any(plan.quantizer for plan in plans):
+        raise UsageError(_nothing(plans))
+    return plans
+
+
+def _obstacle(module: nn.Module) -> str:
+    """Why a weight layer cannot be quantised; empty where it can, or is none."""
+    if isinstance(module, nn.MultiheadAttention):
+        return "nn.MultiheadAttention reads its weights past any layer"
+    if not isinstance(module, tuple(LAYERS)):
+        return ""
+    if type(module) not in LAYERS:
+        return f"{type(module).__name__} is a subclass with a forward of its own"
+    if "weight" not in module._parameters:
+        return "its weight is computed (weight_norm or a parametrisation); remove that first"
+    if is_lazy(module.weight):
+        return "its weight has no shape yet; run the model once first"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "max_norm changes the weight in the forward"
+    return ""
+
+
+def _exempt(
+    model: nn.Module, layers: Sequence[nn.Module], example_inputs: Sequence[Tensor] | None
+) -> dict[nn.Module, str]:
+    """The layers that stay in full precision by default, with the reason."""
+    exempt: dict[nn.Module, str] = {m: "embedding" for m in layers if isinstance(m, nn.Embedding)}
+    linears = [m for m in layers if isinstance(m, nn.Linear)]
+    if example_inputs is not None:
+        linears = _as_they_run(model, linears, example_inputs)
+    if linears:
+        exempt[linears[-1]] = "last Linear"
+    weights = {id(m.weight) for m in exempt}
+    tied = {m: "shares its weight with one that is not quantised" for m in layers if id(m.weight) in weights}
+    return tied | exempt
+
+
+def _as_they_run(
+    model: nn.Module, layers: Iterable[nn.Linear], example_inputs: Sequence[Tensor]
+) -> list[nn.Linear]:
+    """The layers in the order in which one evaluation calls them; the model is left as it was."""
+    order: list[nn.Linear] = []
+    modes = {module: module.training for module in model.modules()}
+    hooks = [layer.register_forward_hook(lambda m, *_: order.append(m)) for layer in layers]
+    try:
+        with torch.no_grad():
+            model.eval()(*example_inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training
+    return order
+
+
+def _check_tied(
+    layers: Iterable[nn.Module], chosen: Mapping[nn.Module, str], aliases: Mapping[nn.Module, list[str]]
+) -> None:
+    first: dict[int, nn.Module] = {}
+    for module in layers:
+        other = first.setdefault(id(module.weight), module)
+        if chosen[module] != chosen[other]:
+            raise UsageError(
+                f"{aliases[other][0]!r} ({chosen[other]}) and {aliases[module][0]!r} ({chosen[module]}) share one "
+                "weight; give both the same quantizer"
+            )
+
+
+def _nothing(plans: Iterable[LayerPlan]) -> str:
+    kept = ", ".join(f"{plan.name or 'the model'} ({plan.reason})" for plan in plans)
+    if not kept:
+        return "nothing to quantise: the model has no Linear, Conv1d, Conv2d or Embedding layer"
+    return f"nothing to quantise: {kept}; quantize_all also takes the last Linear and embeddings"

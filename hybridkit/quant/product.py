@@ -1,0 +1,178 @@
+"""The arithmetic of a quantised layer, and the gradient through it.
+
+For one row x of activations, codes q[n, :], scales s_w[n]:
+
+    int8:  x^, s_x = int8_activations(x);  y = float(x^ . q[n]) * (s_x * s_w[n])
+    float: y = (x . q[n]) * s_w[n]
+
+x^ and q are integer-valued floats, so that x^ . q is exact while 127 * max|q| * K < 2^24 (K < 132,000 for
+ternary and binary codes), and every kernel and exported file gives the same bits. Where the scale changes along
+the row (groups) it cannot stand on the output; then the weight is q[n, k] * s_w[n, group of k]:
+
+    int8:  y = (x^ . (q s_w)[n]) * s_x;   float: y = x . (q s_w)[n]      both to fp32 rounding
+
+The gradient is that of y = x~ . w~, with x~ = x^ s_x and w~ the quantizer's fake-quantised weight: straight
+through the rounding of x, the quantizer's own estimator for w.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from hybridkit.quant.protocol import QuantizedTensor, int8_activations
+
+
+class Bilinear(Protocol):
+    """A product of activations and a weight, linear in each.
+
+    `reduced`: the dimensions of x that share an activation scale. `trailing`: how many dimensions of the output
+    come after the channel.
+    """
+
+    reduced: tuple[int, ...]
+    trailing: int
+
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The product; `weight` in its own shape."""
+        ...
+
+    def gradients(
+        self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients to x and to the weight, None where not needed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MatMul:
+    """x [..., K] by weight [N, K] gives [..., N]; one activation scale per row."""
+
+    reduced: tuple[int, ...] = (-1,)
+    trailing: int = 0
+
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x @ weight^T."""
+        return F.linear(x, weight)
+
+    def gradients(
+        self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """grad @ weight, and grad^T @ x over all rows."""
+        by_x = grad @ weight if need_x else None
+        rows = grad.reshape(-1, weight.shape[0])
+        by_weight = rows.T @ x.reshape(-1, weight.shape[1]) if need_weight else None
+        return by_x, by_weight
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """x [B, C, *space] by weight [N, C/groups, *kernel] gives [B, N, *space]; one activation scale per sample."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def reduced(self) -> tuple[int, ...]:
+        """Every dimension but the batch."""
+        return tuple(range(1, 2 + self.trailing))
+
+    @property
+    def trailing(self) -> int:
+        """Spatial dimensions."""
+        return len(self.stride)
+
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution, without bias."""
+        convolve = F.conv1d if self.trailing == 1 else F.conv2d
+        return convolve(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def gradients(
+        self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Both from torch's own backward of a convolution."""
+        zeros = [0] * self.trailing
+        by_x, by_weight, _ = torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            zeros,
+            self.groups,
+            [need_x, need_weight, False],
+        )
+        return by_x, by_weight
+
+
+def quantized_product(
+    op: Bilinear, x: Tensor, fake_weight: Tensor, quantized: QuantizedTensor, int8: bool
+) -> Tensor:
+    """The product of float32 x with a quantised weight, as the module says; no bias.
+
+    `fake_weight` [N, K...] is in the weight's own shape and only carries the gradient.
+    """
+    if quantized.group_size:
+        weight, scale = quantized.dequantize(), None
+    else:
+        weight, scale = quantized.codes.float(), quantized.scale.reshape(-1, *[1] * op.trailing)
+    result: Tensor = _QuantizedProduct.apply(  # type: ignore[no-untyped-call]
+        x, fake_weight, op, weight.view(fake_weight.shape), scale, int8
+    )
+    return result
+
+
+def blended_product(
+    op: Bilinear, x: Tensor, weight: Tensor, fake_weight: Tensor, int8: bool, ramp: float
+) -> Tensor:
+    """Between full precision (ramp 0) and quantised (ramp 1): weight and activations are mixed linearly."""
+    if int8:
+        codes, scale = int8_activations(x, op.reduced)
+        x = x + ramp * (codes * scale - x).detach()
+    return op.multiply(x, torch.lerp(weight, fake_weight, ramp))
+
+
+class _QuantizedProduct(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        fake_weight: Tensor,
+        op: Bilinear,
+        weight: Tensor,
+        scale: Tensor | None,
+        int8: bool,
+    ) -> Tensor:
+        activations, x_scale = int8_activations(x, op.reduced) if int8 else (x, None)
+        ctx.op = op
+        ctx.save_for_backward(activations, x_scale, weight, scale)
+        y = op.multiply(activations, weight)
+        if x_scale is not None and scale is not None:
+            return y.mul_(x_scale * scale)
+        factor = x_scale if scale is None else scale
+        return y if factor is None else y.mul_(factor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        activations, x_scale, weight, scale = ctx.saved_tensors
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        to_x = to_weight = None
+        if need_x:
+            scaled = grad if scale is None else grad * scale
+            to_x, _ = ctx.op.gradients(scaled, activations, weight, True, False)
+        if need_weight:
+            scaled = grad if x_scale is None else grad * x_scale
+            _, to_weight = ctx.op.gradients(scaled, activations, weight, False, True)
+        return to_x, to_weight, None, None, None, None
