@@ -33,6 +33,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         hybrid: Annotated[bool, typer.Option("--hybrid", help="a switch")] = False,
         lr_controller: Annotated[str, typer.Option(help="a strategy")] = "constant",
         target: Annotated[str, typer.Option(help="an exporter")] = "onnx",
+        from_: Annotated[str, typer.Option("--from", "-f", help="not a name in Python")] = "",
         inputs: Annotated[list[str] | None, typer.Option(help="several")] = None,
         config: ConfigOption = None,
         set_: SetOption = None,
@@ -41,7 +42,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         """Record what arrives."""
         options = _shared.strategy_options(ctx, set_)
         seen.update(lr=lr, data_clusters=data_clusters, hybrid=hybrid, lr_controller=lr_controller)
-        seen.update(target=target, inputs=inputs, options=options)
+        seen.update(target=target, inputs=inputs, from_=from_, options=options)
         if "action" in seen:
             seen["action"]()
 
@@ -87,6 +88,16 @@ def test_precedence(seen, tmp_path, monkeypatch, suffix):
     assert seen["lr"] == 0.1
 
 
+def test_flags_and_lists_from_the_environment(seen, monkeypatch):
+    monkeypatch.setenv("HYBRIDKIT_PROBE_HYBRID", "1")
+    monkeypatch.setenv("HYBRIDKIT_PROBE_DATA_CLUSTERS", "3")
+    monkeypatch.setenv("HYBRIDKIT_PROBE_FROM", "a run")
+    monkeypatch.setenv("HYBRIDKIT_PROBE_SET", "quantizer.bits=2 task.path=x")
+    assert cli.run(["probe"]) == 0
+    assert (seen["hybrid"], seen["data_clusters"], seen["from_"]) == (True, 3, "a run")
+    assert seen["options"] == {"quantizer": {"bits": "2"}, "task": {"path": "x"}}
+
+
 def test_config_of_one_run_does_not_reach_the_next(seen, tmp_path):
     config = tmp_path / "c.toml"
     config.write_text("lr = 0.1\n[lr_controller]\nwarmup = 3\n")
@@ -99,7 +110,7 @@ def test_config_of_one_run_does_not_reach_the_next(seen, tmp_path):
 def test_strategy_tables_and_set(seen, tmp_path):
     config = tmp_path / "c.toml"
     config.write_text(
-        'inputs = ["a", "b"]\n'
+        'inputs = ["a", "b"]\nfrom = "x"\n'
         '[lr-controller]\nname = "aux-nn"\nhidden-size = 32\nlearning_rate = 0.5\n'
         '[exporter]\nname = "matmulnbits"\nopset = 21\n'
     )
@@ -115,6 +126,7 @@ def test_strategy_tables_and_set(seen, tmp_path):
     assert cli.run(line) == 0
     assert seen["lr_controller"] == "aux-nn"
     assert seen["target"] == "matmulnbits"
+    assert seen["from_"] == "x"
     assert list(seen["inputs"]) == ["a", "b"]
     assert seen["options"] == {
         "lr_controller": {"hidden_size": "64", "learning_rate": 0.5},
@@ -281,6 +293,18 @@ def test_progress_is_silent_without_a_terminal(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.strip() == ""
+
+
+@pytest.mark.parametrize("kind", ["lr_controller", "lr-controller", "quantizer"])
+def test_plugins_of_one_kind(capsys, kind):
+    assert cli.run(["plugins", "--kind", kind, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "hybridkit/plugins/1"
+    assert {s["kind"] for s in document["strategies"]} == {kind.replace("-", "_")}
+    assert set(document["strategies"][0]) == {"kind", "name", "summary", "target", "distribution", "version"}
+    assert cli.run(["plugins", "--kind", kind]) == 0
+    table = capsys.readouterr().out
+    assert all(s["name"] in table and s["summary"] in table for s in document["strategies"])
 
 
 def _python(code: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -25,6 +25,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from hybridkit import __version__
+from hybridkit.cli._shared import option_name
 from hybridkit.errors import HybridkitError, UsageError
 from hybridkit.options import nearest
 
@@ -87,7 +88,10 @@ def load_verb(name: str) -> Any:
     module = importlib.import_module(VERBS[name][0])
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(name, cls=Verb)(module.command)
-    return typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
+    for parameter in command.params:  # by the option's name, where Python's differs: set_, from_
+        parameter.envvar = parameter.envvar or f"HYBRIDKIT_{name}_{option_name(parameter)}".upper()
+    return command
 
 
 def _print_version(wanted: bool) -> None:

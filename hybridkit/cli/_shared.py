@@ -40,9 +40,7 @@ if TYPE_CHECKING:
 Settings = dict[Kind, dict[str, Any]]
 
 _CONFIG_TABLES = "hybridkit.config_tables"
-_NAME_PARAMETER = {
-    "exporter": "target"
-}  # the parameter that names a kind's strategy, where it is not the kind
+_NAME_OPTION = {"exporter": "target"}  # the option that names a strategy, where it is not its kind
 
 
 def parse_settings(assignments: Sequence[str]) -> Settings:
@@ -109,7 +107,7 @@ def apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
     """
     if path is None or ctx.resilient_parsing:
         return path
-    parameters = {p.name for p in ctx.command.params if p.name and p.name not in ("config", "set_")}
+    parameters = {option_name(p): p.name for p in ctx.command.params if p.name not in ("config", "set_")}
     defaults: dict[str, Any] = {}
     tables: Settings = {}
     for key, value in read_config(path).items():
@@ -118,21 +116,27 @@ def apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
             kind = _kind(name, f"config file {path}")
             table = {option.replace("-", "_"): setting for option, setting in value.items()}
             if "name" in table:
-                name_parameter = _NAME_PARAMETER.get(kind, kind)
-                _require(name_parameter, parameters, f"{key}.name", path)
-                defaults[name_parameter] = table.pop("name")
+                name_option = _NAME_OPTION.get(kind, kind)
+                defaults[_parameter(name_option, parameters, f"{key}.name", path)] = table.pop("name")
             tables[kind] = table
         else:
-            _require(name, parameters, key, path)
-            defaults[name] = value
+            defaults[_parameter(name, parameters, key, path)] = value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     ctx.meta[_CONFIG_TABLES] = tables
     return path
 
 
-def _require(name: str, parameters: set[str], key: str, path: Path) -> None:
+def option_name(parameter: Any) -> str:
+    """What the user calls a parameter, with underscores: its first long option, or an argument's own name."""
+    longs = [option for option in parameter.opts if option.startswith("--")]
+    name: str = longs[0] if longs else parameter.name
+    return name.lstrip("-").replace("-", "_")
+
+
+def _parameter(name: str, parameters: Mapping[str, Any], key: str, path: Path) -> Any:
     if name not in parameters:
         raise UsageError(f"config file {path}: unknown key {key!r}; {nearest(name, parameters)}")
+    return parameters[name]
 
 
 def _kind(name: str, where: str) -> Kind:
