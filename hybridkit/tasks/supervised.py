@@ -33,7 +33,7 @@ def as_is(inputs: Tensor) -> Tensor:
 
 def flat_values(inputs: Tensor) -> Tensor:
     """All values of a sample in a row, float32 [samples, values]."""
-    return inputs.flatten(1).float()
+    return inputs.reshape(len(inputs), -1).float()
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
