@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 
 from hybridkit.errors import UsageError
 from hybridkit.optim.optimizers.recipe import NamedParameters, Recipe, decay_groups
-from hybridkit.options import construct, parse_options
+from hybridkit.options import construct
 from hybridkit.registry import registry
 
 
@@ -63,16 +64,15 @@ def _build_plain(
     if not callable(factory):
         raise UsageError(f"optimizer {name!r} is neither a recipe nor a torch.optim.Optimizer class")
     known = inspect.signature(factory).parameters
+    groups = decay_groups(trainable, weight_decay)
+    if "weight_decay" not in known:
+        groups = [{"params": [p for _, p in trainable]}]
     settings: dict[str, Any] = {"lr": lr}
     if "momentum" in known:
         settings["momentum"] = momentum
     elif "betas" in known and isinstance(known["betas"].default, tuple):
         settings["betas"] = (momentum, *known["betas"].default[1:])
-    settings |= parse_options(factory, options, where="optimizer")
-    groups = decay_groups(trainable, weight_decay)
-    if "weight_decay" not in known:
-        groups = [{"params": [p for _, p in trainable]}]
-    built = factory(groups, **settings)
+    built = construct(functools.partial(factory, groups), {**settings, **options}, where="optimizer")
     if not isinstance(built, Optimizer):
         raise UsageError(f"optimizer {name!r} made a {type(built).__name__}, not a torch.optim.Optimizer")
     return built

@@ -19,19 +19,20 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros(0)
-    if any(t.device.type == "cpu" and t.numel() > 4 * _ROW for t in tensors):
+    if any((t.device.type == "cpu" and t.numel() > 4 * _ROW) or t.dtype == torch.float64 for t in tensors):
         each: Sequence[Tensor] = [_norm(t) for t in tensors]
     else:
         each = torch._foreach_norm(list(tensors), 2, dtype=torch.float32)
     device = tensors[0].device
-    return torch.stack([n.to(device) for n in each])
+    return torch.stack([n.to(device, torch.float32) for n in each])
 
 
 def _norm(tensor: Tensor) -> Tensor:
     flat = tensor.reshape(-1)
     whole = flat.numel() // _ROW * _ROW
-    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=torch.float32)
-    tail = torch.linalg.vector_norm(flat[whole:], dtype=torch.float32)
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=wide)
+    tail = torch.linalg.vector_norm(flat[whole:], dtype=wide)
     return total_norm(torch.cat((rows, tail[None])))
 
 

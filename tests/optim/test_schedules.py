@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from hybridkit.errors import UsageError
@@ -27,7 +29,7 @@ def test_cosine():
     assert m[10] == 1.0
     assert m[55] == pytest.approx(0.6)  # halfway between 1 and the floor
     assert m[100:] == pytest.approx([0.2] * 3)
-    assert all(a >= b for a, b in zip(m[10:], m[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(m[10:]))
 
 
 def test_wsd():

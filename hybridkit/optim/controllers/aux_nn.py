@@ -117,6 +117,8 @@ class AuxiliaryNeuralNetwork:
         s = self.exploration
         tried = [mean[0] + s * e for mean, e in zip(self._means, noise, strict=False)]
         multipliers = [_bounded(a, LARGEST_MULTIPLIER) for a in tried[_deciding(len(tried))]]
+        if len(self.output_weight) < 2:
+            return multipliers, 1.0
         return multipliers, _bounded(self._means[0][1] + s * noise[-1], LARGEST_RADIUS_FACTOR)
 
     def _forward(self) -> tuple[Array, list[list[float]]]:
