@@ -21,13 +21,13 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     import torch
 
     return {
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "hybridkit": version("hybridkit"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
@@ -41,7 +41,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
+    """The commit of the current directory; None outside a checkout."""
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"],
@@ -56,7 +57,8 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor."""
     if sys.platform == "linux":
         try:
             lines = Path("/proc/cpuinfo").read_text().splitlines()
