@@ -259,6 +259,18 @@ def test_nothing_is_imported_before_it_is_used(site):
         found.load("lr_controller", "mine")
 
 
+def test_a_broken_exporter_does_not_stop_an_export(site, monkeypatch):
+    import hybridkit.exporting
+
+    site.install("a-broken-one", "broken_exporter", hook(kind="exporter", target="missing_module:Exporter"))
+    rival = hook(kind="exporter", name="rival", target="rival_exporter:Rival")
+    site.install("rival", "rival_exporter", rival + "\nclass Rival:\n    suffixes = ('.onnx', '.rival')\n")
+    found = discover()
+    monkeypatch.setattr(hybridkit.exporting, "registry", lambda: found)
+    assert hybridkit.exporting.target_for(Path("model.rival")) == "rival:rival"
+    assert hybridkit.exporting.target_for(Path("model.onnx")) == "hybridkit:onnx"
+
+
 def test_nearest_name():
     found = discover_builtins()
     with pytest.raises(UsageError, match="no lr-controller is called 'aux-n'; did you mean 'aux-nn'"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridkit.errors import UsageError
+from hybridkit.errors import HybridkitError, UsageError
 from hybridkit.exporting.protocol import Batch, ExportReport, ExportRequest, Validation
 from hybridkit.registry import registry
 
@@ -69,12 +70,12 @@ def export(
 
 def target_for(path: Path) -> str:
     """The exporter that answers to the longest suffix of `path`. Raises UsageError if none does."""
-    suffixes = {
-        suffix: entry.qualified_name
-        for entry in registry().entries
-        if entry.strategy.kind == "exporter"
-        for suffix in registry().load("exporter", entry.qualified_name).suffixes
-    }
+    suffixes: dict[str, str] = {}
+    for entry in registry().entries:
+        if entry.strategy.kind == "exporter":
+            with contextlib.suppress(HybridkitError):  # a plugin that does not load answers to nothing
+                for suffix in registry().load("exporter", entry.qualified_name).suffixes:
+                    suffixes.setdefault(suffix, entry.qualified_name)
     fitting = [suffix for suffix in suffixes if path.name.endswith(suffix)]
     if not fitting:
         raise UsageError(
