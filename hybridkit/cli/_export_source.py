@@ -1,0 +1,244 @@
+"""What `hybridkit export` exports: the network, its packed weights, its inputs and what it is verified on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from hybridkit.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from hybridkit.exporting import Validation
+    from hybridkit.packing.model import PackedModel
+    from hybridkit.tasks.protocol import Task
+    from hybridkit.training.runs import Run
+
+BATCH: Final = 64  # samples at a time in verification
+_DYNAMIC: Final = 2  # example size of a dimension that is given by name alone
+_RANDOM_SAMPLES: Final = 16  # to verify on where there is no data
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """The Python code that the command line names; nothing is imported because a file names it."""
+
+    task: str | None = None
+    model: str | None = None
+    quantizer: str | None = None
+
+    @property
+    def trusted(self) -> list[str]:
+        """What may be imported."""
+        return [name for name in (self.task, self.model, self.quantizer) if name]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Name, example and free dimensions of each input of a network."""
+
+    names: Sequence[str]
+    examples: Sequence[Tensor]
+    dynamic_axes: Sequence[Mapping[int, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Everything `hybridkit.export` wants to know about a network."""
+
+    module: nn.Module
+    packed: PackedModel | None
+    inputs: Inputs
+    validation: Validation
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_source(given: str | None, code: Code, inputs: Sequence[str]) -> Source:
+    """The network that --from, --model and --input mean; without them the newest run's.
+
+    Raises UsageError for flags that do not fit together, FileError for files that are missing or damaged.
+    """
+    if given is None and code.model is not None and inputs:
+        return _from_module(code.model, inputs)
+    if given is not None and Path(given).is_file():
+        return _from_file(Path(given), code, inputs)
+    from hybridkit.training.runs import find_run, newest_run
+
+    if inputs:
+        raise UsageError("--input describes a network of --model; what a run's network takes, its task says")
+    run, step = (newest_run(), None) if given is None else find_run(given)
+    return _from_run(run, step, code)
+
+
+def parse_input(text: str) -> tuple[str, torch.dtype, list[int], dict[int, str]]:
+    """`x:1,64`, `ids:int64:batch,seq` or `audio:batch,1,time=400`: name, dtype, sizes, free dimensions.
+
+    A dimension with a name is free, with `=` its example size; where none is named the first is `batch`.
+    """
+    import torch
+
+    name, _, rest = text.partition(":")
+    dtype_name, _, shape = rest.rpartition(":")
+    dtype = getattr(torch, dtype_name or "float32", None)
+    sizes: list[int] = []
+    free: dict[int, str] = {}
+    for axis, part in enumerate(shape.split(",")):
+        label, _, size = part.strip().rpartition("=")
+        if not size.isdecimal():
+            label, size = size, str(_DYNAMIC)
+        if label:
+            free[axis] = label
+        sizes.append(int(size))
+    valid_labels = all(label.isidentifier() for label in free.values())
+    if not name or not isinstance(dtype, torch.dtype) or not valid_labels or 0 in sizes:
+        raise UsageError(
+            f"--input {text}: expected NAME:SHAPE or NAME:DTYPE:SHAPE, as in x:1,64 or ids:int64:batch,seq"
+        )
+    return name, dtype, sizes, free or {0: "batch"}
+
+
+def _from_run(run: Run, step: int | None, code: Code) -> Source:
+    from hybridkit.quant.convert import convert
+    from hybridkit.training.config import TrainConfig, named_targets
+    from hybridkit.training.metrics import read_records
+    from hybridkit.training.packed import about, quantise_afterwards
+
+    # of the code a run names, loading its network needs the task, the model and the quantizer alone
+    named = named_targets(TrainConfig.from_json(run.about().get("config")))
+    unused = [target for name, target in named.items() if name not in ("task", "model", "quantizer")]
+    task, model = run.load_model(step, trusted=[*code.trusted, *unused])
+    config = run.config(trusted=named.values())
+    commit = run.about().get("environment", {}).get("git_commit")
+    packed = None
+    if config.qat:
+        packed = convert(model)
+    elif config.ternary:
+        packed = quantise_afterwards(config, model)
+    measured = [r for r in read_records(run.metrics_path) if r["event"] != "step"]
+    metadata = {
+        **about(config, task, commit),
+        "run": run.path.name,
+        "metrics": measured[-1] if measured else {},
+    }
+    return _of_task(task, model, packed, metadata)
+
+
+def _from_file(path: Path, code: Code, inputs: Sequence[str]) -> Source:
+    from hybridkit.packing.model import SUFFIX, PackedModel
+
+    if not path.name.endswith(SUFFIX):
+        return _from_weights(path, code, inputs)
+    packed = PackedModel.load(path)
+    if code.model is not None and inputs:
+        return _of_inputs(_module(code.model), packed, inputs, packed.metadata)
+    if inputs:
+        raise UsageError("--input describes a network of --model; say --model package.module:factory too")
+    task, model = _registered(packed.metadata, code)
+    return _of_task(task, model, packed, packed.metadata)
+
+
+def _from_weights(path: Path, code: Code, inputs: Sequence[str]) -> Source:
+    from hybridkit.training.init import load_weights, read_weights
+
+    if code.model is None or not inputs:
+        raise UsageError(
+            f"{path} holds weights only: say the network with --model package.module:factory and its inputs "
+            "with --input NAME:SHAPE"
+        )
+    module = _module(code.model)
+    load_weights(module, read_weights(str(path)), str(path))
+    return _of_inputs(module, None, inputs, {})
+
+
+def _from_module(model: str, inputs: Sequence[str]) -> Source:
+    from hybridkit.quant.convert import convert
+    from hybridkit.quant.layers import qat_layers
+
+    module = _module(model)
+    return _of_inputs(module, convert(module) if qat_layers(module) else None, inputs, {"model": model})
+
+
+def _module(name: str) -> nn.Module:
+    from torch import nn
+
+    from hybridkit.registry import import_target
+
+    found = import_target(name)
+    module = found() if callable(found) and not isinstance(found, nn.Module) else found
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"--model {name}: gives a {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _registered(metadata: Mapping[str, Any], code: Code) -> tuple[Task, nn.Module]:
+    """Task and fresh network of a packed file: registered names, or what the command line names too."""
+    from hybridkit.tasks.resolve import make_model, make_task
+    from hybridkit.training.config import TrainConfig, named_targets
+
+    task, model = (code.task or metadata.get("task"), code.model or metadata.get("model"))
+    if not isinstance(task, str):
+        raise UsageError(
+            "the packed file does not say its task: name the network with --model package.module:factory and "
+            "its inputs with --input NAME:SHAPE"
+        )
+    config = TrainConfig(task=task, model=model if isinstance(model, str) else None)
+    for flag, target in named_targets(config).items():
+        if target not in code.trusted:
+            raise UsageError(
+                f"the packed file's {flag} is {target!r}, and code that only a file names is never imported; "
+                f"say --{flag} {target}"
+            )
+    made = make_task(config.task)
+    return made, make_model(made, config.model)
+
+
+def _of_task(
+    task: Task, module: nn.Module, packed: PackedModel | None, metadata: Mapping[str, Any]
+) -> Source:
+    from hybridkit.exporting import Validation
+
+    data = task.splits().validation
+    batches = [tuple(part[i : i + BATCH] for part in data) for i in range(0, len(data[0]), BATCH)]
+    examples = task.inputs(tuple(part[:2] for part in data))
+    return Source(
+        module,
+        packed,
+        Inputs(task.input_names, examples, task.dynamic_axes),
+        Validation(batches=batches, inputs=task.inputs, loss=task.loss),
+        metadata,
+    )
+
+
+def _of_inputs(
+    module: nn.Module, packed: PackedModel | None, inputs: Sequence[str], metadata: Mapping[str, Any]
+) -> Source:
+    import torch
+    from torch import nn
+
+    from hybridkit.exporting import Validation
+
+    entries = min((m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)), default=2)
+    generator = torch.Generator().manual_seed(0)
+    parsed = [parse_input(text) for text in inputs]
+
+    def random(shape: list[int], dtype: torch.dtype) -> Tensor:
+        if dtype.is_floating_point:
+            return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randint(0, entries, shape, generator=generator).to(dtype)
+
+    examples = [random(shape, dtype) for _, dtype, shape, _ in parsed]
+    batch = [
+        random([_RANDOM_SAMPLES if free.get(0) == "batch" else shape[0], *shape[1:]], dtype)
+        for _, dtype, shape, free in parsed
+    ]
+    return Source(
+        module,
+        packed,
+        Inputs([name for name, *_ in parsed], examples, [free for *_, free in parsed]),
+        Validation(batches=[tuple(batch)]),
+        {key: metadata[key] for key in ("task", "model", "commit") if metadata.get(key)},
+    )

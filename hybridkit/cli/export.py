@@ -1,0 +1,129 @@
+"""`hybridkit export`: write a network as ONNX, and verify the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hybridkit.cli._shared import ConfigOption, JsonOption, SetOption, emit_json, strategy_options
+
+if TYPE_CHECKING:
+    from hybridkit.exporting import ExportReport
+
+WHAT, HOW = "What is exported", "How"
+
+
+def command(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The file to write.")],
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN|FILE",
+            help="A run, a checkpoint, a packed model or a .safetensors file (default: the newest run).",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="package.module:attr of the network; without --from, that network as it is.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    input_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="NAME[:DTYPE]:SHAPE",
+            help="One input of --model, as x:1,64 or ids:int64:batch,seq; a named dimension is free, "
+            "else the first; repeatable.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Repeat the run's package.module:attr task to allow its import.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    quantizer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Likewise for the run's quantizer.", rich_help_panel=WHAT),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="onnx, matmulnbits, fp32 or a plugin's (default: by the suffix).",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    opset: Annotated[
+        int, typer.Option(metavar="N", help="Opset of the stock operators, 18 to 23.", rich_help_panel=HOW)
+    ] = 18,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare the file with the network on validation data before it appears.",
+            rich_help_panel=HOW,
+        ),
+    ] = True,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a trained network as one ONNX file that stock ONNX Runtime runs, and verify it.
+
+    A file that differs from the network beyond the gates is not written (exit code 3).
+    """
+    options = strategy_options(ctx, set_)
+
+    from hybridkit.cli._export_source import Code, find_source
+    from hybridkit.exporting import export, target_for
+
+    chosen = target or target_for(output)
+    source = find_source(from_, Code(task, model, quantizer), input_ or ())
+    report = export(
+        source.module,
+        source.packed,
+        output,
+        example_inputs=source.inputs.examples,
+        input_names=source.inputs.names,
+        dynamic_axes=source.inputs.dynamic_axes,
+        target=chosen,
+        opset=opset,
+        validation=source.validation,
+        verify=verify,
+        metadata=source.metadata,
+        options=options.get("exporter"),
+    )
+    if json:
+        emit_json("export", {"report": report, "ratio": report.ratio})
+    else:
+        _print(report)
+
+
+def _print(report: ExportReport) -> None:
+    print(
+        f"{report.path}: {report.file_bytes:,} bytes, {report.ratio:.2f}x smaller than the fp32 ONNX "
+        f"({report.fp32_bytes:,} bytes); target {report.target}, opset {report.opset}"
+    )
+    if report.bits_per_weight is not None:
+        print(f"Quantised layers: {report.bits_per_weight:.2f} bits per weight, scales included")
+    found = report.verification
+    if found is None:
+        print("Not verified")
+        return
+    print(
+        f"Verified on {found.samples:,} samples: outputs differ by {found.max_abs:.2e} at most "
+        f"({found.max_rel:.2e} of the largest), top-1 agreement {100 * found.top1_agreement:.2f} %, "
+        f"loss {found.loss:.6f} (network {found.network_loss:.6f})"
+    )
