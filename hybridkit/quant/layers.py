@@ -13,20 +13,21 @@ from typing import Any, ClassVar, Self, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from hybridkit.errors import UsageError
 from hybridkit.quant.product import Bilinear, Convolution, MatMul, blended_product, quantized_product
 from hybridkit.quant.protocol import Activations, QuantizedTensor, Quantizer
 
 
-class QATLayer:
+class QATLayer(nn.Module):
     """What fake-quantised layers share.
 
     `ramp` goes from 0 (full precision) to 1 (quantised, the default, where the arithmetic is exact).
     """
 
     float_class: ClassVar[type[nn.Module]]
-    weight: nn.Parameter
+    weight: Tensor
     quantizer: Quantizer
     quantizer_name: str
     quantizer_parameters: nn.ParameterDict
@@ -68,9 +69,8 @@ class QATLayer:
         """Turn this back, in place, into the full-precision layer it was; the latent weight stays."""
         for attribute in ("quantizer", "quantizer_name", "quantizer_parameters", "activations", "ramp"):
             delattr(self, attribute)
-        layer = cast(nn.Module, self)
-        layer.__class__ = self.float_class
-        return layer
+        self.__class__ = self.float_class  # type: ignore[assignment]
+        return self
 
     def weight_matrix(self) -> Tensor:
         """The latent weight as float32 [N, K]."""
@@ -105,8 +105,7 @@ class QATLayer:
 
     def extra_repr(self) -> str:
         """The layer's own description and the quantizer's name."""
-        own: str = super().extra_repr()  # type: ignore[misc]
-        return f"{own}, quantizer={self.quantizer_name}, activations={self.activations}"
+        return f"{super().extra_repr()}, quantizer={self.quantizer_name}, activations={self.activations}"
 
 
 class QATLinear(QATLayer, nn.Linear):
@@ -119,16 +118,7 @@ class QATLinear(QATLayer, nn.Linear):
         return self.product(MatMul(), input, self.bias)
 
 
-class _QATConv(QATLayer):
-    # The attributes of a torch convolution that are used here.
-    bias: Tensor | None
-    stride: tuple[int, ...]
-    padding: str | tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    padding_mode: str
-    _reversed_padding_repeated_twice: list[int]
-
+class _QATConv(QATLayer, _ConvNd):
     def forward(self, input: Tensor) -> Tensor:
         """The arithmetic of product.py, plus the bias. x [C, *space] without a batch is one sample."""
         dims = len(self.stride)

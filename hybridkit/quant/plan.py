@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hybridkit.errors import UsageError
 from hybridkit.options import nearest
 from hybridkit.quant.layers import LAYERS, QATLayer
+from hybridkit.quant.observe import observe
 from hybridkit.quant.protocol import Quantizer
 from hybridkit.registry import registry
 
@@ -98,9 +98,9 @@ def plan_layers(
         if module in obstacles:
             plans.append(LayerPlan(names[0], module, None, reason=obstacles[module]))
         elif module in chosen:
-            made, label = chosen[module]
-            reason = "" if made else exempt.get(module, "asked for full precision")
-            plans.append(LayerPlan(names[0], module, made, label, reason))
+            instance, label = chosen[module]
+            reason = "" if instance else exempt.get(module, "asked for full precision")
+            plans.append(LayerPlan(names[0], module, instance, label, reason))
     if not any(plan.quantizer for plan in plans):
         raise UsageError(_nothing(plans))
     return plans
@@ -116,7 +116,7 @@ def _obstacle(module: nn.Module) -> str:
         return f"{type(module).__name__} is a subclass with a forward of its own"
     if "weight" not in module._parameters:
         return "its weight is computed (weight_norm or a parametrisation); remove that first"
-    if is_lazy(module.weight):
+    if is_lazy(module.get_parameter("weight")):
         return "its weight has no shape yet; run the model once first"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return "max_norm changes the weight in the forward"
@@ -128,7 +128,7 @@ def _exempt(
 ) -> dict[nn.Module, str]:
     """The layers that stay in full precision by default, with the reason."""
     exempt: dict[nn.Module, str] = {m: "embedding" for m in layers if isinstance(m, nn.Embedding)}
-    linears = [m for m in layers if isinstance(m, nn.Linear)]
+    linears: list[nn.Module] = [m for m in layers if isinstance(m, nn.Linear)]
     if example_inputs is not None:
         linears = _as_they_run(model, linears, example_inputs)
     if linears:
@@ -139,20 +139,11 @@ def _exempt(
 
 
 def _as_they_run(
-    model: nn.Module, layers: Iterable[nn.Linear], example_inputs: Sequence[Tensor]
-) -> list[nn.Linear]:
-    """The layers in the order in which one evaluation calls them; the model is left as it was."""
-    order: list[nn.Linear] = []
-    modes = {module: module.training for module in model.modules()}
-    hooks = [layer.register_forward_hook(lambda m, *_: order.append(m)) for layer in layers]
-    try:
-        with torch.no_grad():
-            model.eval()(*example_inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes.items():
-            module.training = training
+    model: nn.Module, layers: Iterable[nn.Module], example_inputs: Sequence[Tensor]
+) -> list[nn.Module]:
+    """The layers in the order in which one evaluation calls them."""
+    order: list[nn.Module] = []
+    observe(model, layers, example_inputs, lambda layer, _: order.append(layer))
     return order
 
 

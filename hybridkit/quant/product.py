@@ -36,8 +36,15 @@ class Bilinear(Protocol):
     come after the channel.
     """
 
-    reduced: tuple[int, ...]
-    trailing: int
+    @property
+    def reduced(self) -> tuple[int, ...]:
+        """See above."""
+        ...
+
+    @property
+    def trailing(self) -> int:
+        """See above."""
+        ...
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         """The product; `weight` in its own shape."""

@@ -58,7 +58,7 @@ def fresh_network(
     )
     if weights is not None and not late:
         load_weights(model, weights, f"--init-from {config.init_from}")
-    allocation = choose_bits(config, model)
+    allocation = choose_bits(config, task, model)
     model = quantised(config, task, model, allocation)
     if weights is not None and late:
         load_weights(model, weights, f"--init-from {config.init_from}")
@@ -90,13 +90,20 @@ def ramp_to(config: TrainConfig, model: nn.Module, step: int) -> None:
         set_ramp(model, min(1.0, step / config.ramp_steps))
 
 
-def choose_bits(config: TrainConfig, model: nn.Module) -> Allocation:
+def choose_bits(config: TrainConfig, task: Task, model: nn.Module) -> Allocation:
     """The quantizer of each layer under --target-bits, else nothing."""
     if config.target_bits is None:
         return {}
     from hybridkit.quant.allocation import allocate_bits
 
-    return dict(allocate_bits(model, config.target_bits, config.param_clusters, config.seed))
+    return allocate_bits(
+        model,
+        config.target_bits,
+        config.param_clusters,
+        config.seed,
+        quantize_all=config.quantize_all,
+        example_inputs=task.inputs(example_batch(task, size=64)),
+    )
 
 
 def quantised(config: TrainConfig, task: Task, model: nn.Module, allocation: Mapping[str, Any]) -> nn.Module:
