@@ -48,15 +48,33 @@ class Environment:
         return self.run([str(self.python), "-m", "hybridkit", *arguments])
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    environment = Environment(tmp_path_factory.mktemp("plugins") / "venv")
+def test_sample_plugins(tmp_path):
+    """One test, so that parallel workers do not install them twice."""
+    environment = Environment(tmp_path / "venv")
     folders = [str(PLUGINS / "hybridkit-prodigy"), str(PLUGINS / "hybridkit-faiss")]
     environment.install("prodigyopt>=1.1", "faiss-cpu>=1.8", *folders)
-    return environment
+    _listed_with_their_origin(environment)
+    for plugin in folders:
+        tests = f"{plugin}/tests"
+        environment.run(
+            [
+                str(environment.python),
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "--rootdir",
+                tests,
+                tests,
+            ]
+        )
+    hybrid = ["--hybrid", "--lr-controller", "prodigy", "--clusterer", "faiss-kmeans"]
+    _trains(environment, [*hybrid, "--set", "clusterer.max_iter=3", "--set", "lr_controller.high=5"])
+    _trains(environment, ["--optimizer", "hybridkit-prodigy:prodigy", "--lr", "1"])
 
 
-def test_listed_with_their_origin(environment):
+def _listed_with_their_origin(environment: Environment) -> None:
     document = json.loads(environment.hybridkit("plugins", "--json"))
     assert document["failures"] == []
     found = {
@@ -72,35 +90,12 @@ def test_listed_with_their_origin(environment):
     assert "hybridkit-faiss 0.1.0" in environment.hybridkit("plugins", "--kind", "clusterer")
 
 
-@pytest.mark.parametrize("plugin", ["hybridkit-prodigy", "hybridkit-faiss"])
-def test_their_own_tests_pass(environment, plugin):
-    tests = str(PLUGINS / plugin / "tests")
-    environment.run(
-        [str(environment.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tests, tests]
-    )
-
-
-@pytest.mark.parametrize(
-    "strategies",
-    [
-        [
-            "--hybrid",
-            "--lr-controller",
-            "prodigy",
-            "--clusterer",
-            "faiss-kmeans",
-            "--set",
-            "clusterer.max_iter=3",
-        ],
-        ["--optimizer", "hybridkit-prodigy:prodigy", "--lr", "1"],
-    ],
-    ids=["hybrid", "optimizer"],
-)
-def test_training_with_them(environment, tmp_path, strategies):
-    line = ["train", "--task", "digits", "--max-steps", "5", "--run-dir", str(tmp_path / "run"), "--json"]
-    document = json.loads(environment.hybridkit(*line, *strategies))
+def _trains(environment: Environment, strategies: list[str]) -> None:
+    runs = environment.folder.parent / "runs"
+    line = ["train", "--task", "digits", "--max-steps", "5", "--run-dir", str(runs), "--json", *strategies]
+    document = json.loads(environment.hybridkit(*line))
     assert document["schema"] == "hybridkit/train/1"
     resolved = json.dumps(document)
     for name in strategies:
-        if name in ("prodigy", "faiss-kmeans", "hybridkit-prodigy:prodigy"):
-            assert name in resolved
+        if not name.startswith("--") and "=" not in name and not name.isdigit():
+            assert f'"{name}"' in resolved, f"{name} is not in the resolved configuration"
