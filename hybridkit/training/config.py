@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, cast, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Le
 
@@ -168,7 +168,7 @@ def _is_registered(kind: str, name: str) -> bool:
     if kind not in KINDS:
         return False
     try:
-        registry().find(cast(Kind, kind), name)
+        registry().find(kind, name)
     except UsageError:
         return False
     return True

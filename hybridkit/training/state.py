@@ -49,7 +49,7 @@ class _Flattener:
         if isinstance(value, np.ndarray | np.generic):
             array = np.ascontiguousarray(value).reshape(value.shape)  # ascontiguousarray makes 0-d 1-d
             kind = "ndarray" if isinstance(value, np.ndarray) else "scalar"
-            return {TAG: kind, "name": self._store(torch.from_numpy(array.copy()), path)}
+            return {TAG: kind, "name": self._add(torch.from_numpy(array.copy()), path)}
         if value is None or isinstance(value, bool | int | str):
             return value
         if isinstance(value, float):
@@ -73,14 +73,17 @@ class _Flattener:
         place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), str(tensor.device))
         if tensor.numel() and place in self._seen:
             return self._seen[place]
+        # A copy, because safetensors refuses tensors that share memory in part.
+        self._seen[place] = self._add(tensor.cpu().contiguous().clone(), path)
+        return self._seen[place]
+
+    def _add(self, tensor: Tensor, path: str) -> str:
         name = base = path.lstrip(".") or "value"
         suffix = 1
         while name in self.tensors:
             suffix += 1
             name = f"{base}#{suffix}"
-        self._seen[place] = name
-        # A copy, because safetensors refuses tensors that share memory in part.
-        self.tensors[name] = tensor.cpu().contiguous().clone()
+        self.tensors[name] = tensor
         return name
 
 

@@ -79,6 +79,7 @@ class Trainer:
         self.optimizer = self._optimizer()
         self.objective = self._objective(trusted)
         self.progress = Progress()
+        random.seed(config.seed)  # again: modules imported on the way may have drawn from it (rich does)
         if restored:
             self._restore(restored.state)
 
@@ -109,10 +110,9 @@ class Trainer:
         ramp_to(self.config, self.model, self.progress.step + 1)
         loss = self.objective(self.model(*self.task.inputs(batch)), batch)
         value = float(loss.detach())
+        where = f"at step {self.progress.step + 1} (data cluster {draw.cluster_id})"
         if not math.isfinite(value):
-            raise DivergedError(
-                f"the loss is {value} at step {self.progress.step + 1} (data cluster {draw.cluster_id})"
-            )
+            raise DivergedError(f"the loss is {value} {where}")
         self.optimizer.zero_grad()
         if isinstance(self.optimizer, HybridOptimizer):
             self.optimizer.observe(value, draw.cluster_id, draw.histogram)
@@ -121,17 +121,18 @@ class Trainer:
             self.optimizer.step()
         except UsageError:
             raise
-        except HybridkitError as error:  # a gradient that is not finite
-            raise DivergedError(f"{error} (data cluster {draw.cluster_id})") from None
-        values = {"epoch": 0, "loss": value, **self._last_step()}
+        except HybridkitError:
+            raise DivergedError(f"the gradient is not finite {where}") from None
+        values = {**self._last_step(), "loss": value, "cluster_id": draw.cluster_id}
         self.progress.count(values, first_of_epoch=self.progress.step % self.sampler.steps_per_epoch == 0)
-        return {**values, "epoch": self.epoch, "seconds": time.perf_counter() - started}
+        return {"epoch": self.epoch, **values, "seconds": time.perf_counter() - started}
 
     def evaluate(self, part: Part = "validation") -> dict[str, float]:
         """Loss and metrics on one part of the data, in evaluation mode."""
         data: Batch = getattr(self.task.splits(), part)
-        size = max(self.config.batch_size, 256) if data[0].ndim <= 2 else self.config.batch_size
-        return evaluate(self.model, self.task, data, batch_size=size, device=self.config.device)
+        return evaluate(
+            self.model, self.task, data, batch_size=self.config.batch_size, device=self.config.device
+        )
 
     def checkpoint(self) -> Checkpoint:
         """Everything needed to go on. Raises DivergedError where a weight is not finite."""

@@ -21,6 +21,7 @@ EPOCH = r"Epoch \d+, Loss: \d+\.\d{6}, LR: \d+\.\d{6}"
 @pytest.fixture(autouse=True)
 def _own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYBRIDKIT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("HYBRIDKIT_TRAIN_THREADS", "1")
     monkeypatch.setenv("NO_COLOR", "1")
 
 

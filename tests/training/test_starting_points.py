@@ -59,7 +59,7 @@ def test_the_objective_mixes_both_losses() -> None:
     expert, output = tiny_task.net().eval(), torch.randn(5, 3)
     mixed = Objective(task, expert, temperature=3.0, alpha=0.25)(output, batch)
     kl = distillation_loss(output, expert(batch[0]), 3.0)
-    assert float(mixed) == pytest.approx(float(0.25 * task.loss(output, batch) + 0.75 * kl), rel=1e-5)
+    assert mixed.item() == pytest.approx((0.25 * task.loss(output, batch) + 0.75 * kl).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["run", "checkpoint", "attribute"])
