@@ -52,11 +52,18 @@ def make_model(task: Task, spec: str | None = None) -> nn.Module:
     if spec is None:
         spec = next(iter(task.models))
     if spec in task.models:
-        found: Any = task.models[spec]
-    elif ":" in spec:
-        found = import_target(spec)
-    else:
-        raise UsageError(f"task {task.name!r} has no model {spec!r}; {nearest(spec, task.models)}")
+        return _built(task.models[spec], spec)
+    if ":" in spec:
+        return import_model(spec)
+    raise UsageError(f"task {task.name!r} has no model {spec!r}; {nearest(spec, task.models)}")
+
+
+def import_model(spec: str) -> nn.Module:
+    """A new model from `package.module:attribute`, as in `make_model`."""
+    return _built(import_target(spec), spec)
+
+
+def _built(found: Any, spec: str) -> nn.Module:
     if isinstance(found, nn.Module):
         return copy.deepcopy(found)
     if not callable(found):

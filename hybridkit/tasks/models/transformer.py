@@ -51,7 +51,8 @@ class Transformer(nn.Module):
                 # The residual stream keeps its size with depth (Radford et al. 2019).
                 with torch.no_grad():
                     module.weight.mul_((2 * shape.layers) ** -0.5)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        # The head is the embedding: its logits start with a standard deviation of one half at every width.
+        nn.init.normal_(self.embedding.weight, std=0.5 * shape.width**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the next token at every position."""
