@@ -49,6 +49,21 @@ def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     return torch.stack(parts).sum()
 
 
+def gradient_norms(parameters: Sequence[Tensor]) -> Tensor:
+    """The l2 norm of each parameter's gradient, 0 where there is none: fp32 [len(parameters)]."""
+    found = norms([p.grad for p in parameters if p.grad is not None])
+    if len(found) == len(parameters):
+        return found
+    zero, each = found.new_zeros(()), iter(found.unbind())
+    return torch.stack([zero if p.grad is None else next(each) for p in parameters])
+
+
+def gradient_dot(parameters: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor:
+    """The inner product of the gradient, where there is one, with a direction: fp32 0-d."""
+    pairs = [(p.grad, d) for p, d in zip(parameters, directions, strict=True) if p.grad is not None]
+    return dot([g for g, _ in pairs], [d for _, d in pairs])
+
+
 def vector(values: Sequence[float], device: torch.device) -> Tensor:
     """Numbers as fp32 [len(values)] on `device`, without the synchronisation of a copy from the host."""
     if device.type == "cpu":

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -15,7 +14,16 @@ from hybridkit.errors import HybridkitError, UsageError
 from hybridkit.optim import foreach
 from hybridkit.optim.constraints.none import Unconstrained
 from hybridkit.optim.controllers.schedules import Constant
-from hybridkit.optim.protocol import Constraint, LRController, Outcome, Proposal, TrainingState
+from hybridkit.optim.groups import (
+    all_clusters,
+    check_proposal,
+    group_multipliers,
+    parameters_of,
+    scaled,
+    split_by_cluster,
+)
+from hybridkit.optim.observed import Observed
+from hybridkit.optim.protocol import Constraint, LRController, Outcome, TrainingState
 from hybridkit.optim.radius import RadiusRule
 from hybridkit.optim.readout import Readout
 from hybridkit.optim.record import Metrics, StepRecord, describe
@@ -75,20 +83,19 @@ class HybridOptimizer(Optimizer):
         if any("lr" not in group for group in base.param_groups):
             raise UsageError(f"{type(base).__name__} has a parameter group without 'lr'; nothing to control")
         self._clustered = parameter_clusters is not None
-        self._cluster_of = _all_clusters(base, parameter_clusters)
+        self._cluster_of = all_clusters(base, parameter_clusters)
         self._splits = self._clustered and getattr(self.controller, "per_cluster", False)
         if self._splits:
-            base.param_groups[:] = [part for g in base.param_groups for part in self._split(g)]
+            base.param_groups[:] = [
+                part for g in base.param_groups for part in split_by_cluster(g, self._cluster_of)
+            ]
         self._constrained = not isinstance(self.constraint, Unconstrained)
         self._measures = self._constrained or measure_updates or self.controller.uses_update_alignment
         balls = 1 + max(self._cluster_of.values(), default=0)
         if not getattr(self.constraint, "per_cluster", False):
             balls = 1
         self.radius = RadiusRule(initial_radius, balls=balls, adapt=adapt_radius)
-        self._observed: Tensor | float | None = None
-        self._observations = 0
-        self._cluster_id = -1
-        self._histogram: tuple[float, ...] = ()
+        self._observed = Observed()
         self._last: StepRecord | None = None
         self._pending: Tensor | None = None  # what the last step did, still on the device
         self._collect()
@@ -147,7 +154,7 @@ class HybridOptimizer(Optimizer):
         self.controller.load_state_dict(hybrid["controller"])
         self._last = StepRecord.restored(hybrid["last"]) if hybrid["last"] else None
         self._pending = None
-        self._forget_observed()
+        self._observed = Observed()
         if self._snapshot is not None and "last_update" in hybrid:
             torch._foreach_copy_(self._snapshot.updates, list(hybrid["last_update"]))
 
@@ -159,14 +166,7 @@ class HybridOptimizer(Optimizer):
         Several calls before one step (gradient accumulation, a step that gradient scaling skipped) are
         averaged. `cluster_id` is the batch's data cluster (-1: mixed), `histogram` its share per cluster.
         """
-        if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise UsageError(f"the loss has to be one number; it has shape {tuple(loss.shape)}")
-        value = loss.detach() if isinstance(loss, Tensor) else float(loss)
-        mixed = self._observations > 0 and cluster_id != self._cluster_id
-        self._observed = value if self._observed is None else self._observed + value
-        self._observations += 1
-        self._cluster_id = -1 if mixed else cluster_id
-        self._histogram = tuple(histogram)
+        self._observed.add(loss, cluster_id, histogram)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -203,33 +203,36 @@ class HybridOptimizer(Optimizer):
     def _step(self, closure: Any) -> None:
         state = self._look()
         proposal = self.controller.propose(state)
-        multipliers = self._multipliers(proposal)
+        check_proposal(self.controller, proposal, self._members.shape[1] if self._splits else 0)
+        multipliers = group_multipliers(self.param_groups, proposal, self._cluster_of)
         metrics = describe(state, proposal, multipliers, float(self.param_groups[0]["lr"]))
         if self._snapshot is not None:
             self._snapshot.take()
-        with _scaled(self.param_groups, multipliers):
+        with scaled(self.param_groups, multipliers):
             self.base.step(closure)
         if self._snapshot is not None:
             scale = 1.0 if proposal.trust_radius is None else proposal.trust_radius / self.radius.total
             self._pending = self._project(self._snapshot, [r * scale for r in self.radius.radii])
         self._last = StepRecord(state, proposal, metrics)
-        self._forget_observed()
+        self._observed = Observed()
         self.step_number += 1
 
     def _look(self) -> TrainingState:
         """Read everything in one synchronisation, tell what the step before did, describe this one."""
         readout = Readout()
-        readout.add("gradients", foreach.cluster_norms(self._gradient_norms(), self._members))
-        if isinstance(self._observed, Tensor):
-            readout.add("loss", self._observed)
+        readout.add(
+            "gradients", foreach.cluster_norms(foreach.gradient_norms(self._parameters), self._members)
+        )
+        if isinstance(self._observed.total, Tensor):
+            readout.add("loss", self._observed.total)
         if self.controller.uses_update_alignment and self._last and self._snapshot:
-            readout.add("product", self._gradient_dot(self._snapshot.updates))
+            readout.add("product", foreach.gradient_dot(self._parameters, self._snapshot.updates))
         if self._pending is not None:
             readout.add("pending", self._pending)
         read = readout.read()
         per_cluster = read["gradients"]
         gradient = math.hypot(*per_cluster)
-        loss = self._mean_loss(read)
+        loss = self._observed.mean(read["loss"][0] if "loss" in read else float(self._observed.total))
         self._check_finite(loss, gradient)
         self._settle(read.get("pending"))
         self._tell(loss)
@@ -237,47 +240,29 @@ class HybridOptimizer(Optimizer):
         return TrainingState(
             current_loss=loss,
             gradient_magnitude=gradient,
-            cluster_id=self._cluster_id,
+            cluster_id=self._observed.cluster_id,
             loss_trend=self.statistics.loss_trend,
             gradient_variance=self.statistics.gradient_variance,
             step_number=self.step_number,
             max_steps=self.max_steps,
             trust_radius=self.radius.total,
             update_alignment=self._alignment(read.get("product", [0.0])[0], gradient),
-            cluster_histogram=self._histogram,
+            cluster_histogram=self._observed.histogram,
             parameter_gradients=tuple(per_cluster) if self._clustered else (),
         )
-
-    def _gradient_norms(self) -> Tensor:
-        norms = iter(foreach.norms([p.grad for p in self._parameters if p.grad is not None]).unbind())
-        return torch.stack([self._zero if p.grad is None else next(norms) for p in self._parameters])
-
-    def _gradient_dot(self, updates: Sequence[Tensor]) -> Tensor:
-        pairs = zip(self._parameters, updates, strict=True)
-        present = [(p.grad, u) for p, u in pairs if p.grad is not None]
-        return foreach.dot([g for g, _ in present], [u for _, u in present])
 
     def _alignment(self, product: float, gradient: float) -> float:
         size = gradient * self._last.metrics.get("update_magnitude", 0.0) if self._last else 0.0
         return -product / size if size > 0 else 0.0
 
-    def _mean_loss(self, read: Mapping[str, list[float]]) -> float:
-        if self._observed is None:
-            return math.nan
-        total = read["loss"][0] if isinstance(self._observed, Tensor) else self._observed
-        return total / self._observations
-
     def _check_finite(self, loss: float, gradient: float) -> None:
-        if math.isfinite(gradient) and (self._observed is None or math.isfinite(loss)):
+        if math.isfinite(gradient) and (self._observed.count == 0 or math.isfinite(loss)):
             return
-        self._forget_observed()
+        self._observed = Observed()
         raise HybridkitError(
             f"step {self.step_number}: the loss is {loss} and the gradient's norm {gradient}; nothing was "
             "updated; lower the learning rate or look at the data of this batch"
         )
-
-    def _forget_observed(self) -> None:
-        self._observed, self._observations = None, 0
 
     def _tell(self, loss: float) -> None:
         """Give the controller what its last decision did, where both losses are known."""
@@ -292,21 +277,6 @@ class HybridOptimizer(Optimizer):
             constraint_active=bool(metrics["constraint_active"]),
         )
         self.controller.feedback(self._last.state, outcome)
-
-    def _multipliers(self, proposal: Proposal) -> list[float]:
-        """The multiplier of each parameter group, checked."""
-        name = type(self.controller).__name__
-        proposed = proposal.lr_multiplier
-        each = proposed if isinstance(proposed, tuple) else (proposed,)
-        low, high = self.controller.bounds
-        radius = proposal.trust_radius
-        if not all(low <= m <= high for m in each) or (radius is not None and not 0 < radius < math.inf):
-            raise HybridkitError(f"{name} proposed {proposal}; its bounds are {low} to {high}, radius > 0")
-        if not isinstance(proposed, tuple):
-            return [proposed] * len(self.param_groups)
-        if not self._splits or len(proposed) != self._members.shape[1]:
-            raise HybridkitError(f"{name} proposed {len(proposed)} multipliers without that many clusters")
-        return [proposed[self._cluster_of[g["params"][0]]] for g in self.param_groups]
 
     def _project(self, snapshot: Snapshot, radii: list[float]) -> Tensor:
         """Constrain the change since the snapshot. Returns fp32 [balls + 2]: norms, applied norm, active."""
@@ -338,7 +308,7 @@ class HybridOptimizer(Optimizer):
 
     def _collect(self) -> None:
         """List the parameters and make the buffers, whenever the groups have changed."""
-        self._parameters: list[Tensor] = [p for g in self.param_groups for p in g["params"]]
+        self._parameters: list[Tensor] = parameters_of(self.base)
         labels = [self._cluster_of[p] for p in self._parameters]
         device = self._parameters[0].device
         self._members = foreach.membership(labels, 1 + max(labels), device)
@@ -346,39 +316,8 @@ class HybridOptimizer(Optimizer):
         self._snapshot = Snapshot(self._parameters) if self._measures else None
         self.constraint.bind(self._parameters, labels)
 
-    def _split(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The group once per parameter cluster in it."""
-        for cluster in sorted({self._cluster_of[p] for p in group["params"]}):
-            yield {**group, "params": [p for p in group["params"] if self._cluster_of[p] == cluster]}
-
-
-def _all_clusters(base: Optimizer, clusters: Mapping[Tensor, int] | None) -> dict[Tensor, int]:
-    parameters = [p for g in base.param_groups for p in g["params"]]
-    if clusters is None:
-        return dict.fromkeys(parameters, 0)
-    missing = sum(p not in clusters for p in parameters)
-    if missing:
-        raise UsageError(
-            f"parameter_clusters lacks {missing} of the optimizer's {len(parameters)} parameters"
-        )
-    return {p: int(clusters[p]) for p in parameters}
-
 
 def _replay(loss: float, closure: Callable[[], float]) -> Callable[[], float]:
     """A closure whose first call is the evaluation that has been made already (LBFGS wants several)."""
     known = [loss]
     return lambda: known.pop() if known else closure()
-
-
-@contextmanager
-def _scaled(groups: list[dict[str, Any]], multipliers: list[float]) -> Iterator[None]:
-    """Scale each group's learning rate, and put the very same object back afterwards."""
-    rates = [group["lr"] for group in groups]
-    try:
-        for group, multiplier in zip(groups, multipliers, strict=True):
-            if multiplier != 1.0:
-                group["lr"] = group["lr"] * multiplier
-        yield
-    finally:
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate
