@@ -1,0 +1,206 @@
+"""`hybridkit quantize`: quantise and pack a trained network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from hybridkit.cli._shared import ConfigOption, JsonOption, SetOption, console, emit_json, strategy_options
+from hybridkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hybridkit.packing.model import Sizes
+    from hybridkit.quant.post_training import LayerReport
+
+HOW, FILE, CODE = "How", "The file", "Code that a file names"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """A network, some of its inputs where its task is known, and what a packed file says about it."""
+
+    model: nn.Module
+    example_inputs: Sequence[Tensor] | None
+    metadata: Mapping[str, Any]
+
+
+def command(
+    ctx: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A run, one checkpoint of it, a .safetensors file (with --model), or package.module:attr.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The packed model.", rich_help_panel=FILE)
+    ] = Path("model.hk.safetensors"),
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="two-bit (default for ternary weights) or base3, 1.6 bits.",
+            rich_help_panel=FILE,
+        ),
+    ] = None,
+    compress: Annotated[
+        Literal["zstd"] | None, typer.Option(help="Compress the whole file.", rich_help_panel=FILE)
+    ] = None,
+    quantizer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="ternary-mse by default.", rich_help_panel=HOW)
+    ] = None,
+    activations: Annotated[
+        str | None,
+        typer.Option(
+            metavar="int8|float", help="What the packed layers compute with (float).", rich_help_panel=HOW
+        ),
+    ] = None,
+    quantize_all: Annotated[
+        bool,
+        typer.Option("--quantize-all", help="The last Linear and embeddings too.", rich_help_panel=HOW),
+    ] = False,
+    target_bits: Annotated[
+        float | None,
+        typer.Option(help="Mean bits per weight, 1 to 8; layers get what they need.", rich_help_panel=HOW),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="package.module:attr of the network in a .safetensors file; or repeats the run's.",
+            rich_help_panel=CODE,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Repeats the run's package.module:attr, to allow its import.",
+            rich_help_panel=CODE,
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Quantise a trained network without further training, pack it, and print what that cost.
+
+    A network that trained with --qat is packed as it trained. The error of a layer is ||W - Q|| / ||W||.
+    """
+    options = strategy_options(ctx, set_)
+
+    from hybridkit.quant.layers import qat_layers
+    from hybridkit.quant.post_training import quantize_to_file
+
+    found = find_source(source, task=task, model=model, quantizer=quantizer)
+    how: dict[str, Any] = {
+        "quantizer": quantizer,
+        "options": options.get("quantizer"),
+        "activations": activations,
+        "quantize_all": quantize_all,
+        "target_bits": target_bits,
+    }
+    given = {name: value for name, value in how.items() if value}
+    if qat_layers(found.model):
+        _reject_idle(source, given)
+    sizes, layers = quantize_to_file(
+        found.model,
+        output,
+        metadata=found.metadata,
+        codec=codec,
+        compress=compress,
+        example_inputs=found.example_inputs,
+        **given,
+    )
+    if json:
+        emit_json("quantize", {"path": output, "sizes": _size_fields(sizes), "layers": layers})
+    else:
+        _print(output, sizes, layers)
+
+
+def find_source(source: str, *, task: str | None, model: str | None, quantizer: str | None) -> Source:
+    """The network that SOURCE means. Nothing is imported that only a file names.
+
+    Raises UsageError for flags that do not fit it, FileError for a file that is missing or damaged.
+    """
+    from hybridkit.packing.model import SUFFIX
+    from hybridkit.tasks.resolve import import_model
+
+    if source.endswith(SUFFIX):
+        raise UsageError(f"{source} is packed already; hybridkit export --from takes it")
+    if Path(source).is_file():
+        from hybridkit.training.init import load_weights, read_weights
+
+        if model is None:
+            raise UsageError(
+                f"{source} holds weights only: say the network with --model package.module:factory"
+            )
+        network = import_model(model)
+        load_weights(network, read_weights(source), source)
+        return Source(network.eval(), None, {"model": model})
+    if ":" in source and not Path(source).exists():
+        return Source(import_model(source).eval(), None, {"model": source})
+    return _from_run(source, [name for name in (task, model, quantizer) if name])
+
+
+def _from_run(source: str, trusted: Sequence[str]) -> Source:
+    from hybridkit.training.config import TrainConfig, named_targets
+    from hybridkit.training.network import example_batch
+    from hybridkit.training.packed import about
+    from hybridkit.training.runs import find_run
+
+    run, step = find_run(source)
+    # of the code a run names, its network needs the task, the model and the quantizer alone
+    named = named_targets(TrainConfig.from_json(run.about().get("config")))
+    unused = [target for name, target in named.items() if name not in ("task", "model", "quantizer")]
+    task, network = run.load_model(step, trusted=[*trusted, *unused])
+    commit = run.about().get("environment", {}).get("git_commit")
+    metadata = {**about(run.config(named.values()), task, commit), "run": run.path.name}
+    return Source(network, task.inputs(example_batch(task, size=64)), metadata)
+
+
+def _reject_idle(source: str, given: Mapping[str, Any]) -> None:
+    """A flag that would change nothing is a mistake worth a line; code that is repeated for trust is none."""
+    for name, value in given.items():
+        if name == "quantizer" and ":" in str(value):
+            continue
+        flag = "--set quantizer" if name == "options" else "--" + name.replace("_", "-")
+        raise UsageError(f"{source} trained quantised weights and is packed as it trained; drop {flag}")
+
+
+def _print(output: Path, sizes: Sizes, layers: Sequence[LayerReport]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("Layer")
+    table.add_column("Quantizer")
+    for heading in ("Shape", "Bits", "Zeros", "Relative error"):
+        table.add_column(heading, justify="right")
+    for layer in layers:
+        table.add_row(
+            escape(layer.name or "(the model)"),
+            escape(layer.quantizer),
+            "x".join(map(str, layer.shape)),
+            f"{layer.bits:.2f}",
+            f"{100 * layer.zero_fraction:.1f} %",
+            f"{layer.relative_error:.4f}",
+        )
+    console().print(table)
+    print(
+        f"Packed: {sizes.bits_per_weight:.3f} bits per weight on disk; {sizes.file_bytes:,} bytes, "
+        f"{sizes.ratio:.2f}x smaller than fp32 (quantised layers alone {sizes.layers_ratio:.2f}x)"
+    )
+    print(f"Packed model: {output}")
+
+
+def _size_fields(sizes: Sizes) -> dict[str, Any]:
+    ratios = {name: getattr(sizes, name) for name in ("bits_per_weight", "ratio", "layers_ratio")}
+    return {**dataclasses.asdict(sizes), **ratios}
