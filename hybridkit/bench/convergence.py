@@ -116,7 +116,7 @@ def tune(
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """The chosen learning rate of each precision, and the median final losses they were chosen by."""
     records = runs.get(plan.tuning_runs(), tick)
-    table = {
+    table: dict[str, dict[str, float]] = {
         precision: {
             f"{lr:g}": statistics.median(
                 r.losses[-1] for s, r in records.items() if s.lr == lr and s.precision == precision
@@ -134,11 +134,11 @@ def compare(
     runs: Runs[RunSpec, RunRecord],
     rates: Mapping[str, float],
     tuning: dict[str, dict[str, float]],
-    metric: str,
     tick: Tick,
 ) -> ConvergenceResult:
     """Run every arm and compare it with the baseline."""
     records = runs.get(plan.runs(rates), tick)
+    metric = next(iter(records.values())).metric
     arms = []
     for precision in plan.precisions:
         baseline = [records[plan.run(BASELINE, precision, seed, rates)] for seed in plan.seeds]
@@ -204,6 +204,4 @@ def _curve(records: list[RunRecord]) -> Curve:
     if len({tuple(r.steps) for r in records}) != 1:
         raise HybridkitError("the runs of one arm were evaluated at different steps")
     bands = [bootstrap_median(at) for at in zip(*(r.losses for r in records), strict=True)]
-    return Curve(
-        records[0].steps, [b.median for b in bands], [b.low for b in bands], [b.high for b in bands]
-    )
+    return Curve(records[0].steps, [b.median for b in bands], [b.low for b in bands], [b.high for b in bands])

@@ -12,7 +12,18 @@ from hybridkit.training.environment import git_commit, processor
 
 PACKAGES = ("hybridkit", "torch", "onnxruntime", "onnx", "numpy", "scikit-learn")
 # What a matrix kernel may be chosen by, as Linux spells it.
-FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+FEATURES = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
 
 
 @dataclass(frozen=True, slots=True)

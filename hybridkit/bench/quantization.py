@@ -81,16 +81,19 @@ def quantization_runs(plan: Plan, rates: Mapping[str, float]) -> list[RunSpec]:
 
 
 def measure_quantization(
-    plan: Plan, runs: Runs[RunSpec, RunRecord], rates: Mapping[str, float], metric: str, tick: Tick
+    plan: Plan, runs: Runs[RunSpec, RunRecord], rates: Mapping[str, float], tick: Tick
 ) -> QuantizationResult:
     """Run what is missing, and compare."""
     records = runs.get(quantization_runs(plan, rates), tick)
+    metric = next(iter(records.values())).metric
 
     def of(arm: str, precision: Precision) -> list[RunRecord]:
         return [records[plan.run(arm, precision, seed, rates)] for seed in plan.seeds]
 
     twins = {arm: of(arm, "fp32") for arm in TRAINED}
-    errors, sizes, best = [], [], {}
+    errors: list[ErrorResult] = []
+    sizes: list[SizeResult] = []
+    best: dict[str, str] = {}
     for precision in LOW_BITS:
         after = _afterwards(precision, twins[BASELINE])
         best[precision] = min(after, key=lambda method: statistics.median(_errors(*after[method])))
@@ -158,8 +161,6 @@ def _result(
 
 def _sizes(precision: Precision, packed: Packed) -> list[SizeResult]:
     return [
-        SizeResult(
-            precision, codec, s, s.fp32_bytes / s.file_bytes, s.layers_fp32_bytes / s.layers_bytes
-        )
+        SizeResult(precision, codec, s, s.fp32_bytes / s.file_bytes, s.layers_fp32_bytes / s.layers_bytes)
         for codec, s in packed.sizes.items()
     ]

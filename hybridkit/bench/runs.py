@@ -55,9 +55,7 @@ class RunSpec:
         from hybridkit.training.config import resolve
 
         flags = {**ARMS[self.arm], **QUANTISED[self.precision]}
-        return resolve(
-            task=self.task, seed=self.seed, epochs=self.epochs, lr=self.lr, threads=1, **flags
-        )
+        return resolve(task=self.task, seed=self.seed, epochs=self.epochs, lr=self.lr, threads=1, **flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +92,7 @@ class RunRecord:
     losses: list[float]
     seconds: list[float]
     test: dict[str, float]
+    metric: str  # the key of `test` that a person looks at first
     lr: float
     active_rate: float | None
     initial: str
@@ -125,6 +124,7 @@ def measure_run(spec: RunSpec) -> RunRecord:
         losses=losses,
         seconds=seconds,
         test=trainer.evaluate("test"),
+        metric=trainer.task.metric,
         lr=config.lr,
         active_rate=active / trainer.total_steps if config.constraint is not None else None,
         initial=initial,

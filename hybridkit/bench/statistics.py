@@ -5,20 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import BeforeValidator
 
 LEVEL = 0.95
 RESAMPLES = 10_000
 
 
+def _or_never(value: object) -> object:
+    """JSON has no infinity: null is minus infinity, the gain of what was never reached."""
+    return -math.inf if value is None else value
+
+
+Number = Annotated[float, BeforeValidator(_or_never)]
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A median and its 95 % bootstrap interval; an end that is not finite was not reached by the data."""
+    """A median and its 95 % bootstrap interval; minus infinity stands for what was never reached."""
 
-    median: float
-    low: float
-    high: float
+    median: Number
+    low: Number
+    high: Number
 
     @classmethod
     def exact(cls, value: float) -> Interval:
@@ -43,9 +53,9 @@ def bootstrap_median(values: Sequence[float], *, seed: int = 0) -> Interval:
     return Interval(float(_median(data[None])[0]), float(low), float(high))
 
 
-def _median(rows: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> np.ndarray[
-    tuple[int, ...], np.dtype[np.float64]
-]:
+def _median(
+    rows: np.ndarray[tuple[int, int], np.dtype[np.float64]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Median of each row; np.median would make a NaN of two infinities."""
     ordered = np.sort(rows, axis=1)
     lower, upper = ordered[:, (rows.shape[1] - 1) // 2], ordered[:, rows.shape[1] // 2]

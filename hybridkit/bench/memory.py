@@ -1,0 +1,77 @@
+"""Resident memory of a session, over that of a session with an empty model, in a process of its own.
+
+python -m hybridkit.bench.memory EMPTY.onnx MODEL.onnx THREADS BOUND    prints one JSON object
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridkit.errors import HybridkitError
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes over the empty session: after the first run of one sample, and at the highest (None: unknown)."""
+
+    resident_bytes: int
+    peak_bytes: int | None
+
+
+def measure_memory(path: Path, empty: Path, *, threads: int, bound: int) -> Memory:
+    """Load `path` in a new process and run it once. `empty`: see `write_empty`. `bound`: see feeds.feed.
+
+    Raises HybridkitError with the last line of what went wrong.
+    """
+    line = [sys.executable, "-m", "hybridkit.bench.memory", str(empty), str(path), str(threads), str(bound)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise HybridkitError(f"measuring the memory of {path} failed: {reason}")
+    return Memory(**json.loads(done.stdout))
+
+
+def write_empty(path: Path) -> None:
+    """A model that passes a number through."""
+    import onnx
+
+    text = '<ir_version: 8, opset_import: ["" : 18]> empty (float[1] x) => (float[1] y) { y = Identity (x) }'
+    path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+
+
+def _peak() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def main(arguments: list[str]) -> None:
+    """Measure in this process and print."""
+    import numpy as np
+    import psutil
+
+    from hybridkit.bench.feeds import feed, model_inputs, recorded_shapes
+    from hybridkit.runtime.session import session
+
+    empty, path, threads, bound = arguments[0], arguments[1], int(arguments[2]), int(arguments[3])
+    process = psutil.Process()
+    first = session(empty, threads=threads)
+    first.run(None, {"x": np.zeros(1, np.float32)})
+    before, peak_before = process.memory_info().rss, _peak()
+    model = session(path, threads=threads, log_severity_level=3)
+    examples = recorded_shapes(model.get_modelmeta().custom_metadata_map)
+    model.run(None, feed(model_inputs(model), 1, 0, bound=bound, examples=examples))
+    peak = _peak()
+    rise = None if peak is None or peak_before is None else max(peak - before, 0)
+    print(json.dumps({"resident_bytes": process.memory_info().rss - before, "peak_bytes": rise}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,211 @@
+"""Every table of a bench as text cells: the terminal and the documents render the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hybridkit.bench import format
+from hybridkit.bench.convergence import ConvergenceResult
+from hybridkit.bench.inference import InferenceResult
+from hybridkit.bench.quantization import QuantizationResult
+from hybridkit.bench.results import BenchResults
+from hybridkit.bench.runs import BASELINE
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """A title, column headings, rows of text, and sentences that belong below."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    notes: Sequence[str] = ()
+
+
+def tables(results: BenchResults) -> Iterator[TextTable]:
+    """The tables of all sections that were measured."""
+    if results.convergence:
+        yield convergence_table(results.convergence)
+    if results.quantization:
+        yield error_table(results.quantization)
+        yield size_table(results.quantization)
+    if results.inference:
+        yield file_table(results.inference)
+        yield latency_table(results.inference)
+    if results.claims:
+        yield claim_table(results)
+
+
+def machine_line(results: BenchResults) -> str:
+    """Machine, versions and threads in one sentence."""
+    machine, settings = results.machine, results.settings
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    commit = f", commit {machine.git_commit[:12]}" if machine.git_commit else ""
+    features = "/".join(machine.instruction_set) or "unknown"
+    threads = " and ".join(str(count) for count in settings.threads)
+    return (
+        f"{machine.processor}, {machine.cores} cores, {features}, {machine.memory_gib:g} GiB, "
+        f"{machine.system}; Python {machine.python}, {versions}{commit}; "
+        f"training on 1 thread, {settings.workers} runs at a time; inference on {threads} threads; "
+        f"{results.seconds:.0f} s in all"
+    )
+
+
+def convergence_table(result: ConvergenceResult) -> TextTable:
+    """One row per arm and precision."""
+    rows = []
+    for arm in result.arms:
+        base = arm.arm == BASELINE
+        rows.append(
+            (
+                arm.precision,
+                arm.arm,
+                f"{arm.lr:g}",
+                format.interval(arm.final_loss),
+                format.share(arm.test_metric),
+                "-" if base else format.share(arm.faster_steps),
+                "-" if base else f"{arm.reached}/{len(result.seeds)}",
+                format.interval(arm.seconds, 1),
+                format.share(arm.active_rate) if arm.active_rate else "-",
+            )
+        )
+    tuned = "; ".join(
+        f"{precision}: " + ", ".join(f"{lr} -> {loss:.4f}" for lr, loss in losses.items())
+        for precision, losses in result.tuning.items()
+    )
+    start = "same initial weights" if result.same_start else "DIFFERENT initial weights"
+    seeds = ", ".join(str(seed) for seed in result.tuning_seeds)
+    return TextTable(
+        f"Convergence on {result.task}: {len(result.seeds)} seeds, {result.epochs} epochs, "
+        f"{result.steps} steps, {start}",
+        (
+            "weights",
+            "arm",
+            "lr",
+            "final val. loss",
+            f"test {result.metric}",
+            "fewer steps to baseline's loss",
+            "got there",
+            "seconds",
+            "constrained",
+        ),
+        rows,
+        [
+            "Medians over the seeds with 95 % bootstrap intervals.",
+            f"The baseline's learning rate has the least median final validation loss over seeds {seeds} "
+            f"({tuned}); hybrid runs at the default of `train`, untuned.",
+        ],
+    )
+
+
+def error_table(result: QuantizationResult) -> TextTable:
+    """One row per way to a packed network."""
+    rows = [
+        (
+            row.precision,
+            f"{row.method} QAT" if row.trained else f"{row.method} after training",
+            format.interval(row.error),
+            format.share(row.test_metric),
+            format.share(row.fp32_test_metric),
+        )
+        for row in result.errors
+    ]
+    return TextTable(
+        f"Quantisation error on {result.task}: {len(result.seeds)} seeds, {result.epochs} epochs",
+        ("weights", "method", "error", f"test {result.metric}", f"fp32 twin's {result.metric}"),
+        rows,
+        [
+            "error = ||logits(packed) - logits(fp32 twin)||^2 / ||logits(fp32 twin)||^2 on test data. The "
+            "twin has the same arm, seed and steps, and starts from the same weights."
+        ],
+    )
+
+
+def size_table(result: QuantizationResult) -> TextTable:
+    """One row per codec."""
+    rows = [
+        (
+            size.precision,
+            size.codec,
+            format.amount(size.sizes.fp32_bytes),
+            format.amount(size.sizes.file_bytes),
+            format.ratio(size.whole_file),
+            format.ratio(size.layers),
+        )
+        for size in result.sizes
+    ]
+    return TextTable(
+        "Compression of the packed file",
+        ("weights", "codec", "fp32 file", "packed file", "whole file", "quantised layers"),
+        rows,
+        ["The whole file counts everything: the unquantised last layer, biases, scales, header."],
+    )
+
+
+def file_table(result: InferenceResult) -> TextTable:
+    """One row per variant."""
+    rows = [
+        (
+            v.variant,
+            format.amount(v.file_bytes),
+            format.amount(v.resident_bytes),
+            format.amount(v.peak_bytes) if v.peak_bytes is not None else "-",
+            f"{100 * v.metric:.2f} %" if v.metric is not None and v.metric <= 1 else _plain(v.metric),
+        )
+        for v in result.variants
+    ]
+    notes = list(result.notes)
+    if result.output_error is not None:
+        notes.append(
+            f"Relative squared difference of the outputs on random inputs: {result.output_error:.2e}."
+        )
+    metric = f"{result.metric} ({result.samples} test samples)" if result.metric else "metric"
+    return TextTable(
+        f"Inference of {result.model}: {result.packed_layers} packed layers, {result.operators}",
+        ("file", "size", "memory of the session", "at its peak", metric),
+        rows,
+        notes,
+    )
+
+
+def latency_table(result: InferenceResult) -> TextTable:
+    """One row per variant, batch size and number of threads."""
+    rows = [
+        (
+            str(row.threads),
+            str(row.batch),
+            row.variant,
+            f"{row.timing.p50_ms:.3f}",
+            f"{row.timing.p90_ms:.3f}",
+            f"{row.timing.p99_ms:.3f}",
+            f"{row.timing.samples_per_second:,.0f}",
+        )
+        for row in result.latencies
+    ]
+    return TextTable(
+        "Latency in milliseconds",
+        ("threads", "batch", "file", "p50", "p90", "p99", "samples/s"),
+        rows,
+        ["Variants take turns on the same distinct inputs; medians over the rounds of each percentile."],
+    )
+
+
+def claim_table(results: BenchResults) -> TextTable:
+    """Every claim beside its measurement."""
+    rows = [
+        (row.claim, row.measured_as, format.measured(row.measured, row.unit), row.verdict, row.note)
+        for row in results.claims
+    ]
+    return TextTable(
+        "The claims, measured",
+        ("claim", "measured as", "measured", "verdict", "note"),
+        rows,
+        [
+            "A claim holds if the whole 95 % interval meets it; a negative number is its opposite."
+        ],
+    )
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,145 @@
+"""`hybridkit bench`: measure convergence, quantisation and inference."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hybridkit.cli._shared import ConfigOption, JsonOption, console, emit_json, progress
+from hybridkit.errors import UsageError
+from hybridkit.options import nearest
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from hybridkit.bench.pool import Tick
+    from hybridkit.bench.results import BenchResults
+
+SECTIONS = ("convergence", "quantization", "inference")
+WHAT, HOW = "What is measured", "How"
+
+
+def command(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[convergence|quantization|inference]",
+            help="One section; a MODEL.onnx in its place means inference (default: all three).",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[MODEL.onnx]", help="The file for inference (default: one is trained and exported)."
+        ),
+    ] = None,
+    task: Annotated[
+        str, typer.Option(metavar="NAME", help="What is trained.", rich_help_panel=WHAT)
+    ] = "digits",
+    seeds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Runs of each arm.", rich_help_panel=WHAT)
+    ] = 5,
+    epochs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Epochs of each run.", rich_help_panel=WHAT)
+    ] = 10,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Threads of inference (default: 1, then all cores).", rich_help_panel=HOW
+        ),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="At most 2 seeds, 1 epoch: to try it out.", rich_help_panel=HOW),
+    ] = False,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Where results.json and the plots go.", rich_help_panel=HOW),
+    ] = Path("bench-results"),
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure how training converges, what quantisation costs and how the exported file runs.
+
+    Every claim is printed beside what was measured; nothing is asserted. Results go to stdout and, with
+    plots, to a folder.
+    """
+    section, file = _parse(what, model)
+
+    from hybridkit.bench.suite import Request, run_bench
+
+    request = Request(
+        sections=section or SECTIONS,  # type: ignore[arg-type]
+        task=task,
+        seeds=seeds,
+        epochs=epochs,
+        threads=(threads,) if threads else (),
+        model=file,
+    )
+    with progress() as display:
+        results = run_bench(request.quick() if quick else request, _bars(display))
+    _keep(results, out)
+    if json:
+        from hybridkit.bench.results import to_json
+
+        emit_json("bench", to_json(results))
+    else:
+        _print(results)
+
+
+def _parse(what: str | None, model: Path | None) -> tuple[tuple[str, ...], Path | None]:
+    """The sections (none: all) and the model. Raises UsageError for arguments that do not fit together."""
+    if what is not None and what.endswith(".onnx"):
+        if model is not None:
+            raise UsageError(f"two models were given, {what} and {model}; bench one at a time")
+        return ("inference",), Path(what)
+    if what is not None and what not in SECTIONS:
+        raise UsageError(
+            f"bench has no section {what!r}; {nearest(what, SECTIONS)} (or a file that ends in .onnx)"
+        )
+    if model is not None and what != "inference":
+        raise UsageError(f"{what} does not take a model; say hybridkit bench inference {model}")
+    return ((what,) if what else ()), model
+
+
+def _bars(display: Progress) -> Callable[[str, int], Tick]:
+    def begin(title: str, total: int) -> Tick:
+        bar = display.add_task(title, total=total)
+        return lambda: display.advance(bar)
+
+    return begin
+
+
+def _keep(results: BenchResults, out: Path) -> None:
+    from hybridkit.bench import plots
+    from hybridkit.bench.results import save
+
+    written = [save(results, out)]
+    if plots.available():
+        written += plots.write_plots(results, out)
+    else:
+        print("no plots: matplotlib is not installed (pip install 'hybridkit[plots]')", file=sys.stderr)
+    print(f"written: {', '.join(str(path) for path in written)}", file=sys.stderr)
+
+
+def _print(results: BenchResults) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from hybridkit.bench.tables import machine_line, tables
+
+    on_stdout = console()
+    on_stdout.print(machine_line(results), markup=False)
+    for text in tables(results):
+        table = Table(title=text.title, title_justify="left", box=box.SIMPLE_HEAD)
+        for column in text.columns:
+            table.add_column(column, overflow="fold")
+        for row in text.rows:
+            table.add_row(*row)
+        on_stdout.print(table)
+        for note in text.notes:
+            on_stdout.print(f"  {note}", markup=False)
