@@ -1,12 +1,12 @@
 """Bits per weight where they matter: a bit width per cluster of layers, within a budget (`--target-bits`).
 
-Layers are clustered by how their error falls with the bits. Then the widths are chosen, one per cluster c with
-n_c weights, that
+Layers are clustered by how their error falls with the bits. Then the widths are chosen, one per cluster c
+with n_c weights, that
 
     minimise sum_c n_c e_c(b_c)   subject to   sum_c n_c b_c <= target * sum_c n_c
 
-exactly. e(b) is the relative error of the layer's output, ||(W - Q) D||^2 / ||W D||^2, with D the root mean square
-of each input feature where example inputs are given, and 1 otherwise.
+exactly. e(b) is the relative error of the layer's output, ||(W - Q) D||^2 / ||W D||^2, with D the root mean
+square of each input feature where example inputs are given, and 1 otherwise.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def allocate_bits(
 ) -> dict[str, QuantizerSpec]:
     """A quantizer for each layer that `plan_layers` takes, as `overrides` of `prepare_qat`.
 
-    The mean over all their weights is at most `target_bits`, counting 1 for `binary`, 1.58 for `ternary`, 2, 4 or 8
-    for `nbit`. Layers fall into min(k, layers) clusters; the layers of a cluster get the same. `example_inputs`: the
-    model's arguments, best some dozens of samples.
+    The mean over all their weights is at most `target_bits`, counting 1 for `binary`, 1.58 for `ternary`,
+    2, 4 or 8 for `nbit`. Layers fall into min(k, layers) clusters; those of a cluster get the same.
+    `example_inputs`: the model's arguments, best some dozens of samples.
 
     Raises UsageError for a budget outside [1, 8] and where `plan_layers` does.
     """
@@ -89,8 +89,8 @@ class Cluster:
 def choose_widths(clusters: Sequence[Cluster], target_bits: float) -> list[int]:
     """For each cluster an index into WIDTHS: the least total error within the budget, exactly.
 
-    Dynamic programming over the clusters that keeps, of all partial choices, those that no other one beats in both
-    cost and error.
+    Dynamic programming over the clusters that keeps, of all partial choices, those that no other one beats
+    in both cost and error.
     """
     total = sum(cluster.weights for cluster in clusters)
     budget = math.floor(target_bits * 100 * total * (1 + 1e-12))
@@ -150,7 +150,7 @@ def _errors(weight: Tensor, importance: Tensor | None, specs: Sequence[Quantizer
 def _importance(
     model: nn.Module, layers: Sequence[nn.Module], example_inputs: Sequence[Tensor] | None
 ) -> dict[nn.Module, Tensor]:
-    """The mean square of what each weight is multiplied by, [N, K], for layers that ran; floored at 1e-6 of the mean."""
+    """The mean square of what each weight is multiplied by, [N, K], for layers that ran."""
     if example_inputs is None:
         return {}
     sums: dict[nn.Module, Tensor] = {}

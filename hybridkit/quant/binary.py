@@ -13,11 +13,12 @@ from hybridkit.quant.scales import mean_magnitude
 
 
 class Binary:
-    """Scaled sign: scale = mean|w|, codes = sign(w), sign(0) = +1 (XNOR-Net, Rastegari et al. 2016, arXiv 1603.05279).
+    """Scaled sign: scale = mean|w|, codes = sign(w), sign(0) = +1.
 
-    mean|w| is the scale of least squared error for these codes. The gradient is the identity, as in BitNet
-    (arXiv 2310.11453), not XNOR-Net's clip at |w| <= 1: here the scale follows the latent weight, so that no
-    fixed magnitude means "saturated", and a clipped weight could never come back.
+    From XNOR-Net (Rastegari et al. 2016, arXiv 1603.05279). mean|w| is the scale of least squared error for
+    these codes. The gradient is the identity, as in BitNet (arXiv 2310.11453), not XNOR-Net's clip at |w| <=
+    1: here the scale follows the latent weight, so that no fixed magnitude means "saturated", and a clipped
+    weight could never come back.
     """
 
     levels = (-1, 1)

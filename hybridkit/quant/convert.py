@@ -51,11 +51,12 @@ def convert(
     """The packed weights of a prepared model: the codes and scales that it computes with, bit for bit.
 
     Everything that is not a quantised weight goes in (floating point as float32) under its name in the state
-    dictionary; learned quantizer parameters are folded into the scales; tied weights are stored once. `codec` is
-    used for the layers whose levels it holds (`base3` stores ternary ones in 1.6 bits), others take their default.
+    dictionary; learned quantizer parameters are folded into the scales; tied weights are stored once.
+    `codec` is used for the layers whose levels it holds (`base3` stores ternary ones in 1.6 bits), others
+    take their default.
 
-    Raises UsageError if the model has no fake-quantised layer, is on the ramp from full precision, holds a weight
-    that is not finite, or `codec` fits no layer.
+    Raises UsageError if the model has no fake-quantised layer, is on the ramp from full precision, holds a
+    weight that is not finite, or `codec` fits no layer.
     """
     source = packing_source(model, metadata=metadata, codec=codec)
     layers = [layer.produce() for layer in source.layers]
@@ -71,9 +72,10 @@ def pack_to_file(
     codec: str | None = None,
     compress: Literal["zstd"] | None = None,
 ) -> Sizes:
-    """Write `convert(model)` to a file layer by layer, atomically; raises what `convert` raises, and FileError.
+    """Write `convert(model)` to a file layer by layer, atomically.
 
-    Memory beyond the model is bounded by what quantising its largest layer takes.
+    Raises what `convert` raises, and FileError. Memory beyond the model is bounded by what quantising its
+    largest layer takes.
     """
     return write_packed(path, packing_source(model, metadata=metadata, codec=codec), compress=compress)
 

@@ -1,8 +1,8 @@
 """Fake-quantised layers: they train a latent weight and compute, bit for bit, what the packed model will.
 
-A layer is made from an existing one in place, by changing its class (as torch's own parametrisations do): every
-reference to it, its hooks, its Parameter objects and so every tied weight stay what they are. `weight` and `bias`
-keep their names in the state dictionary; a quantizer's learnable parameters are added under
+A layer is made from an existing one in place, by changing its class (as torch's own parametrisations do):
+every reference to it, its hooks, its Parameter objects and so every tied weight stay what they are. `weight`
+and `bias` keep their names in the state dictionary; a quantizer's learnable parameters are added under
 `quantizer_parameters`.
 """
 
@@ -109,7 +109,7 @@ class QATLayer(nn.Module):
 
 
 class QATLinear(QATLayer, nn.Linear):
-    """A Linear layer with a fake-quantised weight: x [..., K] gives [..., N], activations quantised per token."""
+    """A Linear with a fake-quantised weight: x [..., K] gives [..., N], activations quantised per token."""
 
     float_class = nn.Linear
 
@@ -175,7 +175,7 @@ def qat_layers(model: nn.Module) -> dict[str, QATLayer]:
 
 
 def set_ramp(model: nn.Module, value: float) -> None:
-    """Set how far every layer is from full precision (0) to quantised (1). Raises UsageError outside [0, 1]."""
+    """Set how far every layer is from full precision (0) to quantised (1); UsageError outside [0, 1]."""
     if not 0 <= value <= 1:
         raise UsageError(f"a ramp goes from 0 to 1, not {value}")
     for layer in qat_layers(model).values():
@@ -183,7 +183,7 @@ def set_ramp(model: nn.Module, value: float) -> None:
 
 
 def full_precision_state(model: nn.Module) -> dict[str, Any]:
-    """The state dictionary of the model's full-precision twin, the tensors themselves: no quantizer parameters."""
+    """The state dictionary without quantizer parameters; the tensors themselves, not detached."""
     layers = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, QATLayer)]
     own = tuple(f"{name}.quantizer_parameters." if name else "quantizer_parameters." for name in layers)
     return {k: v for k, v in model.state_dict(keep_vars=True).items() if not k.startswith(own)}

@@ -20,12 +20,13 @@ CLIPS = tuple(0.88**i for i in range(16))
 
 
 class NBit:
-    """codes = clip(round(w / scale), -2^(b-1), 2^(b-1) - 1), the codes that ONNX MatMulNBits stores with zero point 2^(b-1).
+    """codes = clip(round(w / scale), -2^(b-1), 2^(b-1) - 1).
 
-    `scale="absmax"` maps the largest magnitude to 2^(b-1) - 1. `scale="mse"` also tries to clip it, down to 15 %,
-    and takes the clip of least squared error, which two bits need
-    (the optimum that OCTAV, arXiv 2206.06501, finds by Newton's method, here by search);
-    at 8 bits rounding is so fine that clipping never pays, and absmax is taken. The gradient is straight through.
+    ONNX Runtime's MatMulNBits stores exactly these, unsigned, with zero point 2^(b-1).
+    `scale="absmax"` maps the largest magnitude to 2^(b-1) - 1. `scale="mse"` also tries to clip it, down to
+    15 %, and takes the clip of least squared error, which two bits need (the optimum that OCTAV, arXiv
+    2206.06501, finds by Newton's method, here by search); at 8 bits rounding is so fine that clipping never
+    pays, and absmax is taken. The gradient is straight through.
     """
 
     @dataclass(frozen=True, kw_only=True, slots=True)

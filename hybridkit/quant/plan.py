@@ -42,20 +42,26 @@ def make_quantizer(
 
     `options` go with a bare name. Raises UsageError for a name or an option that does not exist.
     """
+    spec = _normal(spec, options)
+    if spec == FP32:
+        return None, FP32
     if isinstance(spec, Mapping):
         values = dict(spec)
         if not isinstance(name := values.pop("quantizer", None), str):
             raise UsageError(f"{dict(spec)!r} names no quantizer; say {{'quantizer': 'nbit', 'bits': 4}}")
-        return make_quantizer(name, {**(options or {}), **values})
-    if isinstance(spec, str):
-        if spec == FP32:
-            return None, FP32
-        return cast(Quantizer, registry().create("quantizer", spec, options)), spec
-    if options:
-        raise UsageError("quantizer options go with a quantizer's name, not with an instance")
-    if isinstance(spec, type) or not hasattr(spec, "fake_quantize"):
+        return cast(Quantizer, registry().create("quantizer", name, values)), name
+    if isinstance(spec, str | type) or not hasattr(spec, "fake_quantize"):
         raise UsageError(f"a quantizer is a name, a mapping with a name, or an instance, not {spec!r}")
     return spec, type(spec).__name__
+
+
+def _normal(spec: QuantizerSpec, options: Mapping[str, Any] | None = None) -> QuantizerSpec:
+    """`spec` in the one form in which equal ones compare equal, its name's options included."""
+    if isinstance(spec, str) and spec != FP32:
+        return {"quantizer": spec, **(options or {})}
+    if options:
+        raise UsageError("quantizer options go with a quantizer's name")
+    return dict(spec) if isinstance(spec, Mapping) else spec
 
 
 def plan_layers(
@@ -70,10 +76,11 @@ def plan_layers(
     """The quantizer of every weight layer of `model`, in the order of registration; each layer once.
 
     The last Linear, the embeddings and what shares a weight with them stay in full precision unless
-    `quantize_all`. The last Linear is the last to run on `example_inputs` (the model's arguments), without them
-    the last to be registered. `overrides` maps patterns of layer names (fnmatch) to quantizers and wins over all of it;
-    of several patterns that match, the last one counts. Raises UsageError where a pattern matches no layer that
-    can be quantised, where layers with one weight would get different quantizers, or where nothing is left.
+    `quantize_all`. The last Linear is the last to run on `example_inputs` (the model's arguments), without
+    them the last to be registered. `overrides` maps patterns of layer names (fnmatch) to quantizers and wins
+    over all of it; of several patterns that match, the last one counts. Raises UsageError where a pattern
+    matches no layer that can be quantised, where layers with one weight would get different quantizers, or
+    where nothing is left.
     """
     if any(isinstance(module, QATLayer) for module in model.modules()):
         raise UsageError("the model holds fake-quantised layers already; prepare a model only once")
@@ -83,22 +90,21 @@ def plan_layers(
     obstacles = {module: obstacle for module in aliases if (obstacle := _obstacle(module))}
     possible = [module for module in aliases if type(module) in LAYERS and module not in obstacles]
     exempt = {} if quantize_all else _exempt(model, possible, example_inputs)
-    default = make_quantizer(quantizer, options)
-    chosen = {module: (None, FP32) if module in exempt else default for module in possible}
+    default = _normal(quantizer, options)
+    chosen: dict[nn.Module, QuantizerSpec] = {m: FP32 if m in exempt else default for m in possible}
     for pattern, spec in (overrides or {}).items():
         matched = [m for m in possible if any(fnmatch.fnmatchcase(name, pattern) for name in aliases[m])]
         if not matched:
             names = [name for m in possible for name in aliases[m]]
             raise UsageError(f"override {pattern!r} matches no layer; {nearest(pattern, names)}")
-        made = make_quantizer(spec)
-        chosen |= dict.fromkeys(matched, made)
-    _check_tied(possible, {m: name for m, (_, name) in chosen.items()}, aliases)
+        chosen |= dict.fromkeys(matched, _normal(spec))
+    _check_tied(chosen, aliases)
     plans = []
     for module, names in aliases.items():
         if module in obstacles:
             plans.append(LayerPlan(names[0], module, None, reason=obstacles[module]))
         elif module in chosen:
-            instance, label = chosen[module]
+            instance, label = make_quantizer(chosen[module])
             reason = "" if instance else exempt.get(module, "asked for full precision")
             plans.append(LayerPlan(names[0], module, instance, label, reason))
     if not any(plan.quantizer for plan in plans):
@@ -147,16 +153,14 @@ def _as_they_run(
     return order
 
 
-def _check_tied(
-    layers: Iterable[nn.Module], chosen: Mapping[nn.Module, str], aliases: Mapping[nn.Module, list[str]]
-) -> None:
+def _check_tied(chosen: Mapping[nn.Module, QuantizerSpec], aliases: Mapping[nn.Module, list[str]]) -> None:
     first: dict[int, nn.Module] = {}
-    for module in layers:
+    for module, spec in chosen.items():
         other = first.setdefault(id(module.weight), module)
-        if chosen[module] != chosen[other]:
+        if spec != chosen[other]:
             raise UsageError(
-                f"{aliases[other][0]!r} ({chosen[other]}) and {aliases[module][0]!r} ({chosen[module]}) share one "
-                "weight; give both the same quantizer"
+                f"{aliases[other][0]!r} and {aliases[module][0]!r} share one weight; "
+                "give both the same quantizer"
             )
 
 

@@ -27,7 +27,7 @@ _M = TypeVar("_M", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """What quantising one layer did. `relative_error` = ||W - Q|| / ||W|| (Frobenius norms; 0 where W is 0)."""
+    """What quantising one layer did. `relative_error` = ||W - Q|| / ||W||, in Frobenius norms."""
 
     name: str
     shape: tuple[int, ...]
@@ -67,8 +67,8 @@ def quantize(
 
     A model that was prepared with `prepare_qat` is packed as it trained; then only `metadata` and `codec`
     apply. Otherwise `target_bits` asks for a mean of bits per weight, spent by `allocate_bits` over 1-bit,
-    n-bit and `quantizer`, which has to be ternary then; `overrides` win over what it chose. Everything else as
-    in `prepare_qat` and `convert`, UsageError included.
+    n-bit and `quantizer`, which has to be ternary then; `overrides` win over what it chose. Everything else
+    as in `prepare_qat` and `convert`, UsageError included.
     """
     prepared = quantised_copy(
         model,

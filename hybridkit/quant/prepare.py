@@ -32,9 +32,9 @@ def prepare_qat(
 ) -> _M:
     """Swap the Linear, Conv1d and Conv2d layers of `model` for fake-quantised ones, in place, and return it.
 
-    Nothing else changes: no normalisation is added, parameters stay the same objects. See `plan_layers` for which
-    layers are taken, what `overrides` can say and when UsageError is raised. `options` are those of `quantizer`.
-    Make the optimizer afterwards: a quantizer may add learnable parameters.
+    Nothing else changes: no normalisation is added, parameters stay the same objects. See `plan_layers` for
+    which layers are taken, what `overrides` can say and when UsageError is raised. `options` are those of
+    `quantizer`. Make the optimizer afterwards: a quantizer may add learnable parameters.
     """
     check_activations(activations)
     plans = plan_layers(
@@ -83,7 +83,7 @@ def check_activations(activations: str) -> None:
 
 
 def _close_fast_paths(model: nn.Module) -> None:
-    """Make torch's transformer encoder call its layers in evaluation, too, instead of reading their weights."""
+    """Make torch's transformer encoder call its layers in evaluation too, not read their weights."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and qat_layers(module):
             module.activation_relu_or_gelu = 0

@@ -6,8 +6,8 @@ For one row x of activations, codes q[n, :], scales s_w[n]:
     float: y = (x . q[n]) * s_w[n]
 
 x^ and q are integer-valued floats, so that x^ . q is exact while 127 * max|q| * K < 2^24 (K < 132,000 for
-ternary and binary codes), and every kernel and exported file gives the same bits. Where the scale changes along
-the row (groups) it cannot stand on the output; then the weight is q[n, k] * s_w[n, group of k]:
+ternary and binary codes), and every kernel and exported file gives the same bits. Where the scale changes
+along the row (groups) it cannot stand on the output; then the weight is q[n, k] * s_w[n, group of k]:
 
     int8:  y = (x^ . (q s_w)[n]) * s_x;   float: y = x . (q s_w)[n]      both to fp32 rounding
 
@@ -32,8 +32,8 @@ from hybridkit.quant.protocol import QuantizedTensor, int8_activations
 class Bilinear(Protocol):
     """A product of activations and a weight, linear in each.
 
-    `reduced`: the dimensions of x that share an activation scale. `trailing`: how many dimensions of the output
-    come after the channel.
+    `reduced`: the dimensions of x that share an activation scale. `trailing`: how many dimensions of the
+    output come after the channel.
     """
 
     @property
@@ -80,7 +80,10 @@ class MatMul:
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """x [B, C, *space] by weight [N, C/groups, *kernel] gives [B, N, *space]; one activation scale per sample."""
+    """x [B, C, *space] by weight [N, C/groups, *kernel] gives [B, N, *space].
+
+    One activation scale per sample.
+    """
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]

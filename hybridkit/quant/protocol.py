@@ -66,7 +66,7 @@ class _Substitute(torch.autograd.Function):
 
 
 def straight_through(weight: Tensor, quantized: QuantizedTensor) -> Tensor:
-    """The dequantised weight, exactly, with the identity as gradient (Bengio et al. 2013, arXiv 1308.3432)."""
+    """The dequantised weight, exactly, with the identity as gradient (Bengio et al., arXiv 1308.3432)."""
     substitute: Any = _Substitute.apply
     value: Tensor = substitute(weight, quantized.dequantize())
     return value

@@ -22,10 +22,10 @@ BITS = math.log2(3)
 
 
 class TernaryAbsmean:
-    """BitNet b1.58: scale = mean|w|, codes = round(clip(w / scale, -1, 1)) (Ma et al. 2024, arXiv 2402.17764).
+    """BitNet b1.58: scale = mean|w|, codes = round(clip(w / scale, -1, 1)).
 
-    The gradient is straight through. The paper takes one scale per tensor (`granularity="tensor"`); one per
-    channel costs nothing at inference and is closer to the weight.
+    From Ma et al. 2024, arXiv 2402.17764. The gradient is straight through. The paper takes one scale per
+    tensor (`granularity="tensor"`); one per channel costs nothing at inference and is closer to the weight.
     """
 
     levels = LEVELS
@@ -58,11 +58,11 @@ class TernaryAbsmean:
 
 
 class TernaryMSE:
-    """The threshold and the scale of least squared error, exactly (Ternary Weight Networks, arXiv 1605.04711, eq. 5).
+    """The threshold and the scale of least squared error (TWN, arXiv 1605.04711), exactly.
 
     With the magnitudes of a row in descending order and c_k the sum of the first k, keeping k of them with
-    scale c_k / k leaves the error ||w||^2 - c_k^2 / k. TWN approximates the maximum of c_k^2 / k; here every k
-    is tried. The gradient is straight through.
+    scale c_k / k leaves the error ||w||^2 - c_k^2 / k. TWN approximates the maximum of c_k^2 / k; here every
+    k is tried. The gradient is straight through.
     """
 
     levels = LEVELS
@@ -92,7 +92,7 @@ class TernaryMSE:
 
 
 def least_squares_ternary(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row of float32 [R, K] the ternary codes (int8) and the scale [R] that minimise ||row - scale * codes||.
+    """Ternary codes (int8 [R, K]) and scales [R] that minimise ||row - scale * codes||, for float32 rows.
 
     Sorting costs O(K log K) a row; sums run in float64 so that long rows lose nothing.
     """
@@ -110,12 +110,12 @@ def least_squares_ternary(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class TernaryLearned:
-    """A learned step per channel: LSQ (Esser et al. 2020, arXiv 1902.08153) with ParetoQ's bins (arXiv 2502.02631).
+    """A learned step per channel: LSQ (arXiv 1902.08153) with ParetoQ's bins (arXiv 2502.02631).
 
     codes = round(clip(w / s, -1, 1)). The step's gradient is LSQ's: code - w / s inside the range and the code
-    itself outside, times 1 / sqrt(number of weights per step). The range within which the weight gets a gradient
-    is ParetoQ's stretched one, |w| <= 1.5 s, which gives the three bins equal width. The step starts at the
-    scale of least squared error.
+    itself outside, times 1 / sqrt(number of weights per step). The range within which the weight gets a
+    gradient is ParetoQ's stretched one, |w| <= 1.5 s, which gives the three bins equal width. The step
+    starts at the scale of least squared error.
     """
 
     levels = LEVELS
@@ -131,19 +131,19 @@ class TernaryLearned:
         self.options = options or self.Options()
 
     def parameters(self, weight: Tensor) -> dict[str, Tensor]:
-        """`step`: float32 [N], or [1] by tensor. A row of zeros starts at 1 / sqrt(K), so that it can learn."""
+        """`step`: float32 [N], or [1] by tensor; 1 / sqrt(K) for a row of zeros, so that it can learn."""
         rows = scale_rows(weight, self.options.granularity)
         step = least_squares_ternary(rows)[1]
         fallback = 1 / math.sqrt(max(weight.shape[1], 1))
         return {"step": torch.where(step > 0, step, fallback)}
 
     def quantize(self, weight: Tensor, *, step: Tensor) -> QuantizedTensor:
-        """Codes and scale of `weight` [N, K] for a step [N] or [1]; a step at or below zero counts as tiny."""
+        """Codes and scale of `weight` [N, K] for a step [N] or [1]; one at or below zero counts as tiny."""
         scale = per_channel(step.detach().float().clamp(min=TINY), weight.shape[0])
         return QuantizedTensor(round_to_codes(weight.detach().float(), scale[:, None], -1, 1), scale)
 
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor, *, step: Tensor) -> Tensor:
-        """The dequantised weight, with a clipped straight-through gradient to `weight` and LSQ's to `step`."""
+        """The dequantised weight, a clipped straight-through gradient to `weight` and LSQ's to `step`."""
         value = quantized.dequantize()
         codes = quantized.codes.float()
         with torch.no_grad():
