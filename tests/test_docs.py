@@ -83,10 +83,11 @@ def test_every_strategy_and_its_options_are_documented(strategy):
 def test_every_option_of_a_command_is_documented(verb):
     section = page("cli.md").partition(f"## hybridkit {verb}\n")[2].partition("\n## ")[0]
     for parameter in load_verb(verb).params:
-        assert parameter.opts[0].lstrip("-").upper() in section.upper(), (
-            f"{parameter.opts[0]}: run docs/generate.py"
+        shown = (
+            parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.metavar or parameter.name
         )
-        assert getattr(parameter, "help", None), f"{verb} {parameter.opts[0]} has no help"
+        assert shown.upper() in section.upper(), f"{shown} of {verb}: run docs/generate.py"
+        assert getattr(parameter, "help", None), f"{verb} {shown} has no help"
 
 
 def test_the_strategies_page_is_fresh(generate):
