@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybridkit.errors import UsageError
 from hybridkit.optim.constraints.l2 import L2Ball
-from hybridkit.optim.foreach import norms, total_norm
+from hybridkit.optim.foreach import norm
 from hybridkit.optim.quantization_error import quantization_error, quantizer_for
 from hybridkit.optim.snapshot import Snapshot
 
@@ -68,7 +68,7 @@ class ConstrainedOptimizer:
             for update, slope in zip(snapshot.updates, slopes, strict=True):
                 torch.mul(slope, -learning_rate, out=update)
             report = L2Ball().apply(snapshot.updates, snapshot.before, constraint_radius)
-            applied = total_norm(norms(snapshot.updates))
+            applied = norm(snapshot.updates)
             snapshot.write_back(torch.ones_like(report.active))
         full, magnitude = report.norm.item(), applied.item()
         return ConstrainedUpdateInfo(
@@ -86,5 +86,5 @@ def _check(weights: list[Tensor], slopes: list[Tensor], learning_rate: float, ra
     for name, number in (("learning_rate", learning_rate), ("constraint_radius", radius)):
         if not (math.isfinite(number) and number >= 0):
             raise UsageError(f"{name} has to be a finite number of at least 0, not {number}")
-    if not math.isfinite(total_norm(norms(slopes)).item()):
+    if not math.isfinite(norm(slopes).item()):
         raise UsageError("a gradient is not finite; nothing was updated")

@@ -2,13 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 _ROW = 4096
 """Length of the runs that are summed in fp32 on a CPU, whose kernels do not sum in pairs."""
+
+
+class Flat(list[Tensor]):
+    """Tensors that lie one after another in one buffer, so that the functions here see one tensor.
+
+    `buffer` is 1-d and padded with zeros to whole rows of 4,096 numbers.
+    """
+
+    def __init__(self, shapes: Iterable[torch.Size], dtype: torch.dtype, device: torch.device) -> None:
+        shapes = list(shapes)
+        sizes = [shape.numel() for shape in shapes]
+        self.buffer = torch.zeros(-(-sum(sizes) // _ROW) * _ROW, dtype=dtype, device=device)
+        parts = torch.split(self.buffer[: sum(sizes)], sizes)
+        super().__init__(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+
+
+def zeros_like(tensors: Sequence[Tensor], *, wide: bool = False) -> list[Tensor]:
+    """Zeros of the same shapes: a `Flat` where dtype and device are everywhere the same.
+
+    With `wide`, in fp32 at least.
+    """
+    dtypes = [torch.promote_types(t.dtype, torch.float32) if wide else t.dtype for t in tensors]
+    if len(set(dtypes)) == 1 and len({t.device for t in tensors}) == 1:
+        return Flat([t.shape for t in tensors], dtypes[0], tensors[0].device)
+    return [torch.zeros(t.shape, dtype=d, device=t.device) for t, d in zip(tensors, dtypes, strict=True)]
+
+
+def add_(targets: list[Tensor], others: list[Tensor]) -> None:
+    """Add tensor by tensor, in place."""
+    if isinstance(targets, Flat) and isinstance(others, Flat):
+        targets.buffer.add_(others.buffer)
+    else:
+        torch._foreach_add_(targets, others)
+
+
+def subtract_(targets: list[Tensor], others: list[Tensor]) -> None:
+    """Subtract tensor by tensor, in place."""
+    if isinstance(targets, Flat) and isinstance(others, Flat):
+        targets.buffer.sub_(others.buffer)
+    else:
+        torch._foreach_sub_(targets, others)
+
+
+def scale_(targets: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply all tensors by one factor (0-d), in place."""
+    if isinstance(targets, Flat):
+        targets.buffer.mul_(factor)
+    else:
+        torch._foreach_mul_(list(targets), factor)
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -19,34 +68,50 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros(0)
-    if any((t.device.type == "cpu" and t.numel() > 4 * _ROW) or t.dtype == torch.float64 for t in tensors):
-        each: Sequence[Tensor] = [_norm(t) for t in tensors]
-    else:
-        each = torch._foreach_norm(list(tensors), 2, dtype=torch.float32)
     device = tensors[0].device
-    return torch.stack([n.to(device, torch.float32) for n in each])
+    each = torch._foreach_norm([_rows(t) for t in tensors])
+    return torch.stack([n if n.dtype == torch.float32 else n.float() for n in _on(each, device)])
 
 
-def _norm(tensor: Tensor) -> Tensor:
-    flat = tensor.reshape(-1)
-    whole = flat.numel() // _ROW * _ROW
-    wide = torch.promote_types(tensor.dtype, torch.float32)
-    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=wide)
-    tail = torch.linalg.vector_norm(flat[whole:], dtype=wide)
-    return total_norm(torch.cat((rows, tail[None])))
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The l2 norm of all tensors together, fp32 0-d; as accurate as `norms`."""
+    if isinstance(tensors, Flat):
+        return total_norm(
+            torch.linalg.vector_norm(tensors.buffer.view(-1, _ROW), dim=1, dtype=_wide(tensors[0]))
+        )
+    return total_norm(norms(tensors))
 
 
 def total_norm(each: Tensor) -> Tensor:
-    """The l2 norm of everything, 0-d, from the norms of the parts."""
-    norm: Tensor = torch.linalg.vector_norm(each)
-    return norm
+    """The l2 norm of everything, fp32 0-d, from the norms of the parts."""
+    total: Tensor = torch.linalg.vector_norm(each)
+    return total.float()
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """A smaller tensor of the same norm where the norm of this one would be inaccurate or overflow."""
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        tensor = tensor.float()
+    if tensor.device.type != "cpu" or tensor.numel() <= 4 * _ROW:
+        return tensor
+    flat = tensor.reshape(-1)
+    whole = flat.numel() // _ROW * _ROW
+    rows: Tensor = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1)
+    return rows if whole == flat.numel() else torch.cat((rows, torch.linalg.vector_norm(flat[whole:])[None]))
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _on(tensors: Iterable[Tensor], device: torch.device) -> list[Tensor]:
+    return [t if t.device == device else t.to(device) for t in tensors]
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """The inner product of two lists of tensors of equal shapes, fp32 0-d."""
-    device = left[0].device
-    parts = [(a.float() * b.float()).sum().to(device) for a, b in zip(left, right, strict=True)]
-    return torch.stack(parts).sum()
+    parts = [(a.float() * b.float()).sum() for a, b in zip(left, right, strict=True)]
+    return torch.stack(_on(parts, left[0].device)).sum()
 
 
 def gradient_norms(parameters: Sequence[Tensor]) -> Tensor:
@@ -81,4 +146,6 @@ def cluster_norms(each: Tensor, members: Tensor) -> Tensor:
 
     A sum over a mask and not `index_add_`, whose order on a GPU is not the same twice.
     """
+    if members.shape[1] == 1:
+        return total_norm(each)[None]
     return (each.square()[:, None] * members).sum(0).sqrt()

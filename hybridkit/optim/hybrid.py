@@ -282,13 +282,13 @@ class HybridOptimizer(Optimizer):
         """Constrain the change since the snapshot. Returns fp32 [balls + 2]: norms, applied norm, active."""
         updates = snapshot.measure()
         if not self._constrained:
-            norm = foreach.total_norm(foreach.norms(updates))
+            norm = foreach.norm(updates)
             return torch.stack([norm, norm, self._zero])
         many = len(radii) > 1
         radius = foreach.vector(radii, updates[0].device) if many else radii[0]
         report = self.constraint.apply(updates, snapshot.before, radius)
         snapshot.write_back(report.active)
-        applied = foreach.total_norm(foreach.norms(updates))
+        applied = foreach.norm(updates)
         return torch.cat([report.norm.reshape(-1), torch.stack([applied, report.active.any().float()])])
 
     def _settle(self, values: list[float] | None = None) -> None:

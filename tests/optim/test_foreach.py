@@ -32,6 +32,31 @@ def test_norms_of_large_tensors_are_accurate(size):
     assert abs(foreach.norms([tensor, torch.ones(3)])[0].double() / exact - 1) < 1e-5
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    shapes=shapes, dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), mixed=st.booleans()
+)
+def test_flat_and_scattered_tensors_give_the_same(shapes, dtype, mixed):
+    like = [torch.ones(s, dtype=dtype) for s in shapes] + [torch.ones(2, dtype=torch.float64)] * mixed
+    found, plain = foreach.zeros_like(like, wide=True), [torch.zeros_like(t).double() for t in like]
+    assert isinstance(found, foreach.Flat) == (len({t.dtype for t in found}) == 1)
+    assert [t.shape for t in found] == [t.shape for t in like]
+    assert all(t.dtype in (torch.float32, torch.float64) for t in found)
+    others = foreach.zeros_like(like, wide=True)
+    for i, (a, b, c) in enumerate(zip(found, others, plain, strict=True)):
+        a.fill_(i + 1.0)
+        b.fill_(0.25)
+        c.fill_((i + 1.0 + 0.25 - 0.5) * 0.5)
+    foreach.add_(found, others)
+    foreach.scale_(others, torch.tensor(2.0))
+    foreach.subtract_(found, others)
+    foreach.scale_(found, torch.tensor(0.5))
+    assert all(torch.equal(a.double(), c) for a, c in zip(found, plain, strict=True))
+    expected = torch.cat([c.flatten() for c in plain]).norm()
+    torch.testing.assert_close(foreach.norm(found).double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(foreach.norm(list(found)).double(), expected, rtol=1e-5, atol=0)
+
+
 def test_norms_of_low_precision_tensors_are_fp32():
     tensor = torch.full((1000,), 0.1, dtype=torch.bfloat16)
     assert abs(foreach.norms([tensor])[0].item() / tensor.double().norm().item() - 1) < 1e-5

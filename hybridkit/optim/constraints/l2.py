@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from hybridkit.optim import foreach
 from hybridkit.optim.constraints.shrink import rounding_unit, shrink
-from hybridkit.optim.foreach import norms, total_norm
 from hybridkit.optim.protocol import ConstraintReport
 
 
@@ -22,7 +21,7 @@ class L2Ball:
         self, updates: Sequence[Tensor], parameters: Sequence[Tensor], radius: Tensor | float
     ) -> ConstraintReport:
         """Scale all updates by one factor, in place. `radius` is a scalar."""
-        norm = total_norm(norms(updates))
-        factor, active = shrink(norm, radius, total_norm(norms(parameters)), rounding_unit(parameters))
-        torch._foreach_mul_(list(updates), factor)
+        norm = foreach.norm(updates)
+        factor, active = shrink(norm, radius, foreach.norm(parameters), rounding_unit(parameters))
+        foreach.scale_(updates, factor)
         return ConstraintReport(norm, active.expand(len(updates)))
