@@ -348,10 +348,10 @@ def _print_result(result: TrainResult, written: list[Path], out: TextIO) -> None
     packed = result.packed
     if packed:
         sizes = packed.sizes
-        lines.append(_metrics_line("Packed test", packed.test))
+        lines.append(_metrics_line("Packed test", packed.test.twin))
         if not result.config.qat:
             lines.append(
-                f"Quantisation error after training: {packed.error:.4g} (squared, relative, test outputs)"
+                f"Quantisation error after training: {packed.test.error:.4g} (relative, squared, test data)"
             )
         lines.append(
             f"Packed: {sizes.bits_per_weight:.3f} bits per weight on disk; {sizes.file_bytes:,} bytes, "
@@ -404,7 +404,12 @@ def _document(result: TrainResult, written: list[Path]) -> dict[str, Any]:
         "test": result.test,
         "summary": result.summary,
         "packed": packed
-        and {**_size_fields(packed.sizes), "path": packed.path, "test": packed.test, "error": packed.error},
+        and {
+            **_size_fields(packed.sizes),
+            "path": packed.path,
+            "test": packed.test.twin,
+            "error": packed.test.error,
+        },
         "metrics_files": written,
     }
 

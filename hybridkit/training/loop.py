@@ -18,7 +18,7 @@ from hybridkit.training.metrics import MetricsLog, cut_back
 from hybridkit.training.network import example_batch
 from hybridkit.training.packed import PackedResult, pack_run, packed_difference
 from hybridkit.training.runs import Run, runs_root, with_end
-from hybridkit.training.signals import stop_requests
+from hybridkit.training.signals import interruptible, stop_requests
 from hybridkit.training.trainer import DivergedError, Trainer
 from hybridkit.training.watch import StuckWatch
 
@@ -63,7 +63,8 @@ def train(
     finite, UsageError and FileError for what does not fit together.
     """
     trusted = set(named_targets(config).values())
-    trainer = Trainer(config, trusted=trusted)
+    with interruptible("stopped before the first step; nothing was written"):
+        trainer = Trainer(config, trusted=trusted)
     about = {"environment": environment(config.device), "data": trainer.task.provenance()}
     run = Run.create(runs_root(run_dir), config, about)
     return _Session(run, trainer, on_event).finish()
@@ -112,6 +113,7 @@ class _Session:
         self.tell: Listener = on_event or _ignore
         self.log = MetricsLog(run.metrics_path)
         self.watch = _watch(trainer)
+        self.validation: dict[str, float] = {}  # the latest
 
     def finish(self) -> TrainResult:
         trainer = self.trainer
@@ -130,7 +132,11 @@ class _Session:
                             f"stopped after step {trainer.progress.step}; saved, go on with "
                             f"hybridkit train --resume {self.run.path}"
                         )
-            return self._result()
+            with interruptible(
+                f"stopped before the packed model was measured; every step is saved, finish with "
+                f"hybridkit train --resume {self.run.path}"
+            ):
+                return self._result()
         finally:
             self.log.close()
 
@@ -151,7 +157,8 @@ class _Session:
         due = trainer.epoch_ended if every is None else trainer.progress.step % every == 0 or trainer.done
         if not due:
             return False
-        metrics = {f"validation_{name}": value for name, value in trainer.evaluate("validation").items()}
+        self.validation = trainer.evaluate("validation")
+        metrics = {f"validation_{name}": value for name, value in self.validation.items()}
         if self.config.qat and trainer.progress.step >= self.config.ramp_steps:
             sample = example_batch(trainer.task, DIFFERENCE_SAMPLES)
             metrics |= packed_difference(trainer.task, trainer.model, sample, self.config.device)
@@ -192,16 +199,15 @@ class _Session:
 
     def _result(self) -> TrainResult:
         trainer, config, progress = self.trainer, self.config, self.trainer.progress
-        test = trainer.evaluate("test")
-        validation = trainer.evaluate("validation")
         packed = None
         if config.qat or config.ternary:
             commit = self.run.about().get("environment", {}).get("git_commit")
             packed = pack_run(config, trainer.task, trainer.model, self.run.packed_path, commit)
+        test = packed.test.network if packed else trainer.evaluate("test")
         final: dict[str, Any] = {f"test_{name}": value for name, value in test.items()}
         if packed:
-            final |= {f"packed_test_{name}": value for name, value in packed.test.items()}
-            final |= {"packed_error": packed.error, "bits_per_weight": packed.sizes.bits_per_weight}
+            final |= {f"packed_test_{name}": value for name, value in packed.test.twin.items()}
+            final |= {"packed_error": packed.test.error, "bits_per_weight": packed.sizes.bits_per_weight}
         self.log.write("final", progress.step, final)
         return TrainResult(
             run=self.run,
@@ -209,7 +215,7 @@ class _Session:
             steps=progress.step,
             final_loss=progress.last_loss,
             best_step=progress.best_step,
-            validation=validation,
+            validation=self.validation or trainer.evaluate("validation"),
             test=test,
             summary=_summary(trainer) if config.hybrid else None,
             packed=packed,

@@ -15,7 +15,7 @@ from hybridkit.quant.post_training import quantize
 from hybridkit.runtime.modules import load_packed
 from hybridkit.tasks.protocol import Batch, Task
 from hybridkit.training.config import TrainConfig
-from hybridkit.training.evaluation import evaluate, outputs, relative_error
+from hybridkit.training.evaluation import Comparison, compare, outputs
 from hybridkit.training.network import example_batch, model_name
 
 if TYPE_CHECKING:
@@ -24,16 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PackedResult:
-    """A packed model on the disk: its sizes, its metrics on the test data, and what packing changed.
+    """A packed model on the disk: its sizes, and the trained network beside it on the test data.
 
-    `error` is ||packed - trained||^2 / ||trained||^2 over the test outputs; where the run trained quantised
-    weights the two agree and it is about 0, where it quantised afterwards it is the price of that.
+    Where the run trained quantised weights the two agree but for the order of summation; where it quantised
+    afterwards, `test.error` is the price of that.
     """
 
     path: Path
     sizes: Sizes
-    test: dict[str, float]
-    error: float
+    test: Comparison
 
 
 def packed_twin(model: nn.Module, packed: PackedModel) -> nn.Module:
@@ -58,12 +57,15 @@ def pack_run(
     metadata = about(config, task, commit)
     packed = convert(model, metadata=metadata) if config.qat else quantise_afterwards(config, model, metadata)
     sizes = packed.save(path)
-    twin = packed_twin(model, packed)
-    test = task.splits().test
-    size = config.batch_size
-    trained = outputs(model, task, test, batch_size=size, device=config.device)
-    error = relative_error(outputs(twin, task, test, batch_size=size), trained)
-    return PackedResult(path, sizes, evaluate(twin, task, test, batch_size=size), error)
+    found = compare(
+        model,
+        packed_twin(model, packed),
+        task,
+        task.splits().test,
+        batch_size=config.batch_size,
+        device=config.device,
+    )
+    return PackedResult(path, sizes, found)
 
 
 def quantise_afterwards(

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a question that the loop asks between two steps."""
+"""SIGINT and SIGTERM: a question that the loop asks between two steps, or a clean exception elsewhere."""
 
 from __future__ import annotations
 
@@ -7,34 +7,57 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+
+from hybridkit.errors import InterruptedRun
+
+Handler = Callable[[int, FrameType | None], None]
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """A function that says whether SIGINT or SIGTERM arrived within the block.
 
-    The first signal only sets a flag; a second one acts as it did before the block. Outside the main thread,
-    where Python delivers no signals, the answer is always no.
+    The first signal only sets a flag; a second one acts as it did before the block.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
     arrived = False
-    previous: dict[signal.Signals, Any] = {}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal arrived
         arrived = True
         restore()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, note)
-    try:
+    with _handled(note) as restore:
         yield lambda: arrived
+
+
+@contextlib.contextmanager
+def interruptible(message: str) -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM raise InterruptedRun(message) at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        restore()
+        raise InterruptedRun(message)
+
+    with _handled(stop) as restore:
+        yield
+
+
+@contextlib.contextmanager
+def _handled(handler: Handler) -> Iterator[Callable[[], None]]:
+    """Install a handler for both signals; yields what puts the previous ones back.
+
+    Outside the main thread Python delivers no signals, and nothing is installed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+    try:
+        yield restore
     finally:
         restore()

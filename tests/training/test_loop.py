@@ -164,7 +164,7 @@ def test_weights_that_exploded_are_never_saved(tmp_path: Path) -> None:
 def test_ternary_alone_quantises_after_training(tmp_path: Path) -> None:
     result = train(config(**PLAIN, ternary=True), run_dir=tmp_path)
     assert result.packed is not None
-    assert result.packed.error > 1e-4
+    assert result.packed.test.error > 1e-4
     full = train(config(**PLAIN), run_dir=tmp_path)
     assert full.packed is None
     assert full.final_loss == result.final_loss
@@ -185,8 +185,8 @@ def test_ternary_alone_quantises_after_training(tmp_path: Path) -> None:
 def test_what_trains_is_what_is_packed(tmp_path: Path, flags: dict[str, Any]) -> None:
     result = train(config(**PLAIN, qat=True, **flags), run_dir=tmp_path)
     assert result.packed is not None
-    assert result.packed.error < 1e-10
-    assert result.packed.test["accuracy"] == pytest.approx(result.test["accuracy"], abs=1e-6)
+    assert result.packed.test.error < 1e-10
+    assert result.packed.test.twin["accuracy"] == pytest.approx(result.test["accuracy"], abs=1e-6)
     task, model = result.run.load_model(trusted={TASK})
     inputs = task.splits().test[0]
     again, packed = model(inputs), result.run.packed()
