@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,24 +78,26 @@ def write_onnx(
     """
     if not path.parent.is_dir():
         raise FileError(f"cannot write {path}: there is no folder {path.parent}")
-    runnable = load_packed(module, packed) if packed is not None else module.eval()
-    graph = translate(
-        runnable.cpu(), request.example_inputs, request.input_names, request.dynamic_axes, request.opset
-    )
-    fold_batch_normalization(graph)
-    fp32_bytes = _fp32_bytes(graph)
-    lower(graph)
-    _assemble(graph, request.opset, inline)
-    _describe(graph, packed, request.metadata, target)
-    with files.staged(path) as staged:
-        files.save(graph, staged)
-        verify.check_form(staged)
-        verification = None
-        if request.validation is not None:
-            network = module if qat_layers(module) else runnable
-            verification = verify.compare(staged, network, request.validation)
-            exact: verify.Gate = "int8" if _has_int8(packed) else "float"
-            verify.check_gate(verification, "approximate" if approximate else exact, path)
+    with _evaluating(module) as network:
+        runnable = load_packed(network, packed) if packed is not None else network
+        graph = translate(
+            runnable, request.example_inputs, request.input_names, request.dynamic_axes, request.opset
+        )
+        fold_batch_normalization(graph)
+        fp32_bytes = _fp32_bytes(graph)
+        lower(graph)
+        _assemble(graph, request.opset, inline)
+        _describe(graph, packed, request.metadata, target)
+        gate: verify.Gate = "approximate" if approximate else "int8" if _has_int8(packed) else "float"
+        with files.staged(path) as staged:
+            files.save(graph, staged)
+            verify.check_form(staged)
+            verification = None
+            if request.validation is not None:
+                reference = network if qat_layers(network) else runnable
+                rounding = runnable if gate == "int8" else None
+                verification = verify.compare(staged, reference, request.validation, rounding)
+                verify.check_gate(verification, gate, path)
     return ExportReport(
         path=path,
         target=target,
@@ -103,6 +107,20 @@ def write_onnx(
         bits_per_weight=packed.sizes().bits_per_weight if packed is not None and packed.layers else None,
         verification=verification,
     )
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[nn.Module]:
+    """`module` on the CPU in evaluation mode; the caller's module keeps its device and its mode."""
+    if any(tensor.device.type != "cpu" for tensor in module.state_dict().values()):
+        module = copy.deepcopy(module).cpu()
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield module
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 def _has_int8(packed: PackedModel | None) -> bool:

@@ -59,7 +59,7 @@ class Verification:
 
     max_abs: worst absolute difference; max_rel: relative to the largest absolute output.
     top1_agreement: share of positions whose largest output is the same one; `top1_misses` counts those
-    that differ although the network's margin between its two largest outputs exceeds 1e-3.
+    that differ although the network's two largest outputs are more than `margin` apart.
     loss, network_loss: mean loss of the file and of the network.
     """
 
@@ -68,6 +68,7 @@ class Verification:
     max_rel: float
     top1_agreement: float
     top1_misses: int
+    margin: float
     loss: float
     network_loss: float
 

@@ -46,7 +46,9 @@ def translate(
     dynamic_axes: DynamicAxes,
     opset: int,
 ) -> onnx_ir.Model:
-    """The graph of `module` in evaluation mode; `dynamic_axes` names the free dimensions of each input.
+    """The graph of `module`, which is in evaluation mode; `dynamic_axes` names each input's free dimensions.
+
+    The outputs are called `output`, or `output_0`, `output_1`, ...
 
     Raises UsageError for an opset outside 18 to 23 or inputs that do not fit together, HybridkitError where
     torch cannot export the module or it fixes a dimension that is to stay free.
@@ -62,7 +64,7 @@ def translate(
     with _silence():
         try:
             program = torch.onnx.export(
-                module.eval(),
+                module,
                 examples,
                 dynamo=True,
                 verbose=False,
@@ -76,6 +78,10 @@ def translate(
     assert program is not None
     model: onnx_ir.Model = program.model
     _check(model, dynamic_axes, opset)
+    outputs = model.graph.outputs
+    for number, value in enumerate(outputs):
+        if not value.is_graph_input():
+            value.name = "output" if len(outputs) == 1 else f"output_{number}"
     return model
 
 
