@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +10,9 @@ from hybridkit.cli._shared import JsonOption, console, emit_json
 from hybridkit.errors import UsageError
 from hybridkit.hookspecs import KINDS
 from hybridkit.options import nearest
-from hybridkit.registry import Entry, Failure, registry
+
+if TYPE_CHECKING:
+    from hybridkit.registry import Entry, Failure
 
 
 def command(
@@ -20,6 +22,8 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """List every strategy with its kind, name, summary and origin, and the plugins that failed to load."""
+    from hybridkit.registry import registry
+
     wanted = kind.replace("-", "_") if kind else None
     if wanted and wanted not in KINDS:
         raise UsageError(f"--kind {kind}: no such kind; {nearest(wanted, KINDS)}")
