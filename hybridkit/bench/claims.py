@@ -70,7 +70,7 @@ def judge(
         found += _quantization(quantization)
     for result in overheads:
         how = f"{result.precision}, {result.hybrid_step_ms:.2f} ms a step on {result.base_step_ms:.2f} ms"
-        found.append(_row(OVERHEAD, how, result.overhead, "less is better: at most 15 %"))
+        found.append(_row(OVERHEAD, how, result.overhead, "at most 15 %"))
     if convergence:
         found += _constrained(convergence)
     return found
@@ -79,7 +79,7 @@ def judge(
 def _convergence(result: ConvergenceResult) -> Iterator[ClaimResult]:
     hybrid = [arm for arm in result.arms if arm.arm == HYBRID]
     for arm in hybrid:
-        reached = f"{arm.reached} of {len(result.seeds)} seeds reached the baseline's final loss"
+        reached = f"{arm.reached} of {len(result.seeds)} seeds got there"
         yield _row(CONVERGENCE, f"{arm.precision}, steps", arm.faster_steps, reached)
         yield _row(CONVERGENCE, f"{arm.precision}, seconds", arm.faster_seconds, reached)
     for arm in hybrid:
@@ -99,7 +99,7 @@ def _quantization(result: QuantizationResult) -> Iterator[ClaimResult]:
 
 
 def _constrained(result: ConvergenceResult) -> Iterator[ClaimResult]:
-    note = f"chosen, not found: the radius follows a quantile that {TARGET_SHARE:.0%} of the updates exceed"
+    note = f"chosen: the radius is a quantile that {100 * TARGET_SHARE:g} % of the updates exceed"
     for arm in result.arms:
         if arm.arm == HYBRID and arm.active_rate:
             yield _row(CONSTRAINED, f"{arm.precision}, of all steps", arm.active_rate, note)

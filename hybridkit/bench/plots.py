@@ -66,10 +66,11 @@ def draw_convergence(figure: Any, result: ConvergenceResult) -> None:
     for panel, precision in zip(panels, precisions, strict=True):
         for arm in (a for a in result.arms if a.precision == precision):
             _curve(panel, arm)
-        panel.set(title=f"{precision} weights", xlabel="step", yscale="log")
+        panel.set(title=f"{precision} weights", xlabel="step")
+        _logarithmic(panel)
         panel.grid(alpha=0.3, which="both")
+        panel.legend(frameon=False)
     panels[0].set_ylabel("validation loss")
-    panels[0].legend(frameon=False)
     figure.suptitle(f"{result.task}: median of {len(result.seeds)} seeds, 95 % bootstrap bands")
 
 
@@ -80,6 +81,16 @@ def _curve(panel: Any, arm: ArmResult) -> None:
         curve.steps, curve.median, style, color=colour, label=f"{arm.arm} (lr {arm.lr:g})", linewidth=1.6
     )
     panel.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
+
+
+def _logarithmic(panel: Any) -> None:
+    """A logarithmic y axis with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_errors(figure: Any, result: QuantizationResult) -> None:
@@ -131,11 +142,13 @@ def draw_latency(figure: Any, result: InferenceResult) -> None:
             panel.bar_label(bars, fmt="%.3g", fontsize=8, label_type="center", color="white")
         batches = [row.batch for row in result.latencies if row.threads == count and row.variant == names[0]]
         panel.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
-        panel.set(title=f"{count} thread{'s' if count > 1 else ''}", yscale="log")
+        panel.set(title=f"{count} thread{'s' if count > 1 else ''}")
+        _logarithmic(panel)
         panel.grid(alpha=0.3, axis="y", which="both")
         panel.set_axisbelow(True)
     least = min(row.timing.p50_ms for row in result.latencies)
-    panels[0].set_ylim(bottom=10 ** math.floor(math.log10(least / 2)))
+    most = max(row.timing.p99_ms for row in result.latencies)
+    panels[0].set_ylim(10 ** math.floor(math.log10(least / 2)), 8 * most)  # room for the legend
     panels[0].set_ylabel("milliseconds (bar: median, mark: 99th percentile)")
     panels[0].legend(frameon=False, loc="upper left")
     figure.suptitle(f"Latency of {result.model}")

@@ -83,16 +83,17 @@ def convergence_table(result: ConvergenceResult) -> TextTable:
             "weights",
             "arm",
             "lr",
-            "final val. loss",
+            "val. loss",
             f"test {result.metric}",
-            "fewer steps to baseline's loss",
+            "fewer steps",
             "got there",
             "seconds",
             "constrained",
         ),
         rows,
         [
-            "Medians over the seeds with 95 % bootstrap intervals.",
+            "Medians over the seeds with 95 % bootstrap intervals; val. loss: after the last step; fewer steps: "
+            "to the baseline's last validation loss; 'got there' counts the seeds that reached it.",
             f"The baseline's learning rate has the least median final validation loss over seeds {seeds} "
             f"({tuned}); hybrid runs at the default of `train`, untuned.",
         ],
@@ -201,9 +202,7 @@ def claim_table(results: BenchResults) -> TextTable:
         "The claims, measured",
         ("claim", "measured as", "measured", "verdict", "note"),
         rows,
-        [
-            "A claim holds if the whole 95 % interval meets it; a negative number is its opposite."
-        ],
+        ["A claim holds if the whole 95 % interval meets it; a negative number is its opposite."],
     )
 
 
