@@ -58,7 +58,7 @@ class NBit:
         values = weight.detach().float()
         group = self.options.group_size
         if group:
-            groups = F.pad(values, (0, -width % group)).view(channels, -1, group)
+            groups = F.pad(values, (0, -width % group)).view(channels, -(-width // group), group)
         else:
             groups = values.reshape(
                 (channels, 1, width) if self.options.granularity == "channel" else (1, 1, -1)
@@ -66,7 +66,8 @@ class NBit:
         scale = self._scale(groups)
         codes = round_to_codes(groups, scale, self.levels[0], self.levels[-1])
         if group:
-            return QuantizedTensor(codes.view(channels, -1)[:, :width].contiguous(), scale[:, :, 0], group)
+            codes = codes.view(channels, groups.shape[1] * group)[:, :width].contiguous()
+            return QuantizedTensor(codes, scale[:, :, 0], group)
         return QuantizedTensor(codes.view(channels, width), scale.reshape(-1).expand(channels).contiguous())
 
     def _scale(self, groups: Tensor) -> Tensor:

@@ -112,10 +112,10 @@ def least_squares_ternary(rows: Tensor) -> tuple[Tensor, Tensor]:
 class TernaryLearned:
     """A learned step per channel: LSQ (arXiv 1902.08153) with ParetoQ's bins (arXiv 2502.02631).
 
-    codes = round(clip(w / s, -1, 1)). The step's gradient is LSQ's: code - w / s inside the range and the code
-    itself outside, times 1 / sqrt(number of weights per step). The range within which the weight gets a
-    gradient is ParetoQ's stretched one, |w| <= 1.5 s, which gives the three bins equal width. The step
-    starts at the scale of least squared error.
+    codes = round(clip(w / s, -1, 1)). The step's gradient is LSQ's: code - w / s where |w| <= s and the code
+    itself beyond, times 1 / sqrt(number of weights per step). The weight has a gradient in ParetoQ's stretched
+    range, |w| <= 1.5 s, where the three bins are equally wide; LSQ's own, |w| <= s, would stop weights in the
+    middle of the outer bins. The step starts at the scale of least squared error.
     """
 
     levels = LEVELS
@@ -148,10 +148,9 @@ class TernaryLearned:
         codes = quantized.codes.float()
         with torch.no_grad():
             ratio = weight / quantized.scale[:, None]
-            inside = ratio.abs() <= 1.5
             gradient_scale = math.sqrt(step.numel() / max(weight.numel(), 1))
-            slope = torch.where(inside, codes - ratio, codes) * gradient_scale
+            slope = torch.where(ratio.abs() <= 1, codes - ratio, codes) * gradient_scale
         # Both terms are zero in value and carry the gradients.
-        by_weight = inside * (weight - weight.detach())
+        by_weight = (ratio.abs() <= 1.5) * (weight - weight.detach())
         by_step = slope * (step - step.detach()).reshape(-1, 1)
         return value + by_weight + by_step

@@ -1,0 +1,93 @@
+"""n-bit quantisation: codes, groups and the search for the clip."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridkit.errors import UsageError
+from hybridkit.quant.nbit import CLIPS, NBit
+
+
+def make(**options):
+    return NBit(NBit.Options(**options))
+
+
+def reference(row, bits, scale_rule):
+    """One row or group, one weight and one clip at a time, in float64."""
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    widest = max(abs(v) for v in row) / high
+
+    def error(scale):
+        codes = [max(low, min(high, round(v / scale))) if scale else 0 for v in row]
+        return sum((c * scale - v) ** 2 for c, v in zip(codes, row, strict=True))
+
+    if scale_rule == "absmax" or bits == 8:
+        return error(widest)
+    return min(error(widest * clip) for clip in CLIPS)
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 40),
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from([0, 1, 7, 16]),
+    st.sampled_from(["mse", "absmax"]),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_equals_the_obvious_search(N, K, bits, group_size, scale, seed):
+    weight = torch.randn(N, K, generator=torch.Generator().manual_seed(seed))
+    quantized = make(bits=bits, group_size=group_size, scale=scale).quantize(weight)
+    assert quantized.codes.shape == (N, K)
+    assert quantized.scale.shape == ((N, -(-K // group_size)) if group_size else (N,))
+    assert quantized.codes.min() >= -(2 ** (bits - 1))
+    assert quantized.codes.max() <= 2 ** (bits - 1) - 1
+    error = (quantized.dequantize() - weight).double().square()
+    for n in range(N):
+        row = weight[n].tolist()
+        size = group_size or K
+        expected = sum(reference(row[i : i + size], bits, scale) for i in range(0, K, size))
+        assert error[n].sum().item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_more_bits_and_smaller_groups_mean_less_error():
+    weight = torch.randn(8, 256, generator=torch.Generator().manual_seed(0))
+
+    def error(**options):
+        return (make(**options).quantize(weight).dequantize() - weight).norm().item()
+
+    assert error(bits=8) < error(bits=4) / 8 < error(bits=2) / 16
+    assert error(bits=4, group_size=16) < error(bits=4, group_size=64) < error(bits=4)
+    assert error(bits=2, scale="mse") < 0.6 * error(bits=2, scale="absmax")
+
+
+def test_eight_bits_keep_every_weight_within_half_a_step():
+    weight = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
+    quantized = make(bits=8).quantize(weight)
+    assert ((quantized.dequantize() - weight).abs() <= quantized.scale[:, None] * 0.5001).all()
+
+
+def test_one_scale_for_the_whole_tensor():
+    weight = torch.randn(4, 6) * torch.tensor([[1.0], [2], [3], [4]])
+    scale = make(granularity="tensor", scale="absmax").quantize(weight).scale
+    assert torch.allclose(scale, weight.abs().max() / 7)
+
+
+@pytest.mark.parametrize("options", [{}, {"group_size": 4}, {"granularity": "tensor"}])
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0)])
+def test_empty_weights(options, shape):
+    quantized = make(**options).quantize(torch.zeros(shape))
+    assert quantized.codes.shape == shape
+    assert quantized.dequantize().shape == shape
+
+
+def test_codes_fit_an_unsigned_field_with_the_middle_as_zero_point():
+    for bits in (2, 4, 8):
+        levels = make(bits=bits).levels
+        assert [level + 2 ** (bits - 1) for level in levels] == list(range(2**bits))
+
+
+def test_groups_and_one_scale_per_tensor_contradict():
+    with pytest.raises(UsageError, match="contradict"):
+        make(group_size=32, granularity="tensor")

@@ -1,0 +1,30 @@
+"""The quantizer contract for the options that are not defaults (the defaults: tests/test_builtin_contracts.py)."""
+
+import pytest
+
+from hybridkit.quant.binary import Binary
+from hybridkit.quant.nbit import NBit
+from hybridkit.quant.ternary import TernaryAbsmean, TernaryLearned, TernaryMSE
+from hybridkit.testing import QuantizerContract
+
+VARIANTS = {
+    "absmean-tensor": lambda: TernaryAbsmean(TernaryAbsmean.Options(granularity="tensor")),
+    "absmean-1.5": lambda: TernaryAbsmean(TernaryAbsmean.Options(scale_multiplier=1.5)),
+    "mse-tensor": lambda: TernaryMSE(TernaryMSE.Options(granularity="tensor")),
+    "learned-tensor": lambda: TernaryLearned(TernaryLearned.Options(granularity="tensor")),
+    "binary-tensor": lambda: Binary(Binary.Options(granularity="tensor")),
+    "nbit-2": lambda: NBit(NBit.Options(bits=2)),
+    "nbit-8": lambda: NBit(NBit.Options(bits=8)),
+    "nbit-groups": lambda: NBit(NBit.Options(bits=2, group_size=16)),
+    "nbit-tensor": lambda: NBit(NBit.Options(granularity="tensor", scale="absmax")),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+class TestVariants(QuantizerContract):
+    @pytest.fixture(autouse=True)
+    def _choose(self, variant):
+        self.make = VARIANTS[variant]
+
+    def make(self):  # replaced for each variant
+        raise AssertionError
