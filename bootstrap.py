@@ -65,7 +65,9 @@ def main() -> None:
     """Parse the job, set up, run it."""
     if sys.version_info < (3, 11):
         raise SystemExit("hybridkit needs Python 3.11 or newer; this is " + sys.version.split()[0])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("job", choices=["demo", "test"])
     job = parser.parse_args().job
     set_up(EXTRAS[job])
