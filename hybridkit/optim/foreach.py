@@ -68,17 +68,15 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros(0)
-    device = tensors[0].device
-    each = torch._foreach_norm([_rows(t) for t in tensors])
-    return torch.stack([n if n.dtype == torch.float32 else n.float() for n in _on(each, device)])
+    wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    each = torch._foreach_norm([_rows(t) for t in tensors], 2, dtype=wide)
+    return torch.stack(_on(each, tensors[0].device)).float()
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
     """The l2 norm of all tensors together, fp32 0-d; as accurate as `norms`."""
     if isinstance(tensors, Flat):
-        return total_norm(
-            torch.linalg.vector_norm(tensors.buffer.view(-1, _ROW), dim=1, dtype=_wide(tensors[0]))
-        )
+        return total_norm(_row_norms(tensors.buffer))
     return total_norm(norms(tensors))
 
 
@@ -89,19 +87,19 @@ def total_norm(each: Tensor) -> Tensor:
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """A smaller tensor of the same norm where the norm of this one would be inaccurate or overflow."""
-    if tensor.dtype in (torch.float16, torch.bfloat16):
-        tensor = tensor.float()
+    """A smaller tensor of the same norm where the norm of this one would be inaccurate."""
     if tensor.device.type != "cpu" or tensor.numel() <= 4 * _ROW:
         return tensor
     flat = tensor.reshape(-1)
     whole = flat.numel() // _ROW * _ROW
-    rows: Tensor = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1)
-    return rows if whole == flat.numel() else torch.cat((rows, torch.linalg.vector_norm(flat[whole:])[None]))
+    rows = _row_norms(flat[:whole])
+    return rows if whole == flat.numel() else torch.cat((rows, flat[whole:].to(rows.dtype)))
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
+def _row_norms(flat: Tensor) -> Tensor:
+    wide = torch.promote_types(flat.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(flat.view(-1, _ROW), dim=1, dtype=wide)
+    return norms
 
 
 def _on(tensors: Iterable[Tensor], device: torch.device) -> list[Tensor]:

@@ -37,20 +37,24 @@ class PerLayer:
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
+        self._counts: list[int] = []
+        self._roots = torch.zeros(0)  # of the counts, on the parameters' device
 
     def bind(self, parameters: Sequence[Tensor], clusters: Sequence[int]) -> None:
-        """Nothing to remember: every tensor stands for itself."""
+        """Remember how large the tensors are; the clusters do not matter."""
+        self._counts = [p.numel() for p in parameters]
+        self._roots = vector([count**0.5 for count in self._counts], parameters[0].device)
 
     def apply(
         self, updates: Sequence[Tensor], parameters: Sequence[Tensor], radius: Tensor | float
     ) -> ConstraintReport:
         """Scale each update by a factor of its own, in place. `radius` is a scalar without unit."""
         norm, held = norms(updates), norms(parameters)
-        counts = [p.numel() for p in parameters]
-        rms = total_norm(held) / max(sum(counts), 1) ** 0.5
+        if [p.numel() for p in parameters] != self._counts:
+            self.bind(parameters, [0] * len(parameters))
+        rms = total_norm(held) / max(sum(self._counts), 1) ** 0.5
         rms = torch.where(rms > 0, rms, 1.0)
-        least = self.options.floor * rms * vector([count**0.5 for count in counts], held.device)
-        size = torch.maximum(held, least)
+        size = torch.maximum(held, self.options.floor * rms * self._roots)
         ratio = torch.where(size > 0, norm / size, 0.0)  # a tensor without elements has no size
         factor, active = shrink(ratio, radius, held / size.clamp(min=1e-38), rounding_unit(parameters))
         torch._foreach_mul_(list(updates), list(factor.unbind()))

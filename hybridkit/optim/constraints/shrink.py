@@ -24,7 +24,7 @@ def shrink(
     factor = 1 exactly where norm <= radius, else max(0, radius * (1 - 1e-5) - u * ||W||) / norm.
 
     u * ||W|| is the most that rounding W + delta to W's dtype can add to ||delta||: the *stored* parameters
-    then keep the bound too. In fp32 that is 6e-8 of the parameters' norm. In bf16 it is 0.2 %, and a
+    then keep the bound too. In fp32 that is 6e-8 of the parameters' norm. In bf16 it is 0.4 %, and a
     radius below it stops the step: keep fp32 parameters (autocast does) when training in low precision.
     """
     active = norm > radius
