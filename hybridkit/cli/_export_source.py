@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 BATCH: Final = 64  # samples at a time in verification
 _DYNAMIC: Final = 2  # example size of a dimension that is given by name alone
 _RANDOM_SAMPLES: Final = 16  # to verify on where there is no data
+_DIMENSION: Final = re.compile(
+    r"(?P<label>[A-Za-z_]\w*)(=(?P<size>0*[1-9]\d*))?|(?P<number>0*[1-9]\d*)", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +85,18 @@ def parse_input(text: str) -> tuple[str, torch.dtype, list[int], dict[int, str]]
     """
     import torch
 
-    name, _, rest = text.partition(":")
-    dtype_name, _, shape = rest.rpartition(":")
-    dtype = getattr(torch, dtype_name or "float32", None)
-    sizes: list[int] = []
-    free: dict[int, str] = {}
-    for axis, part in enumerate(shape.split(",")):
-        label, _, size = part.strip().rpartition("=")
-        if not size.isdecimal():
-            label, size = size, str(_DYNAMIC)
-        if label:
-            free[axis] = label
-        sizes.append(int(size))
-    valid_labels = all(label.isidentifier() for label in free.values())
-    if not name or not isinstance(dtype, torch.dtype) or not valid_labels or 0 in sizes:
+    whole = re.fullmatch(r"([^:,]+):(?:(\w+):)?([^:]+)", text)
+    dimensions = (
+        [_DIMENSION.fullmatch(part.strip()) for part in whole.group(3).split(",")] if whole else [None]
+    )
+    dtype = getattr(torch, whole.group(2) or "float32", None) if whole else None
+    if whole is None or not all(dimensions) or not isinstance(dtype, torch.dtype):
         raise UsageError(
             f"--input {text}: expected NAME:SHAPE or NAME:DTYPE:SHAPE, as in x:1,64 or ids:int64:batch,seq"
         )
-    return name, dtype, sizes, free or {0: "batch"}
+    found = [(d["label"], int(d["size"] or d["number"] or _DYNAMIC)) for d in dimensions if d]
+    free = {axis: label for axis, (label, _) in enumerate(found) if label}
+    return whole.group(1), dtype, [size for _, size in found], free or {0: "batch"}
 
 
 def _from_run(run: Run, step: int | None, code: Code) -> Source:
@@ -129,12 +127,13 @@ def _from_run(run: Run, step: int | None, code: Code) -> Source:
 
 def _from_file(path: Path, code: Code, inputs: Sequence[str]) -> Source:
     from hybridkit.packing.model import SUFFIX, PackedModel
+    from hybridkit.tasks.resolve import import_model
 
     if not path.name.endswith(SUFFIX):
         return _from_weights(path, code, inputs)
     packed = PackedModel.load(path)
     if code.model is not None and inputs:
-        return _of_inputs(_module(code.model), packed, inputs, packed.metadata)
+        return _of_inputs(import_model(code.model), packed, inputs, packed.metadata)
     if inputs:
         raise UsageError("--input describes a network of --model; say --model package.module:factory too")
     task, model = _registered(packed.metadata, code)
@@ -142,6 +141,7 @@ def _from_file(path: Path, code: Code, inputs: Sequence[str]) -> Source:
 
 
 def _from_weights(path: Path, code: Code, inputs: Sequence[str]) -> Source:
+    from hybridkit.tasks.resolve import import_model
     from hybridkit.training.init import load_weights, read_weights
 
     if code.model is None or not inputs:
@@ -149,7 +149,7 @@ def _from_weights(path: Path, code: Code, inputs: Sequence[str]) -> Source:
             f"{path} holds weights only: say the network with --model package.module:factory and its inputs "
             "with --input NAME:SHAPE"
         )
-    module = _module(code.model)
+    module = import_model(code.model)
     load_weights(module, read_weights(str(path)), str(path))
     return _of_inputs(module, None, inputs, {})
 
@@ -157,21 +157,10 @@ def _from_weights(path: Path, code: Code, inputs: Sequence[str]) -> Source:
 def _from_module(model: str, inputs: Sequence[str]) -> Source:
     from hybridkit.quant.convert import convert
     from hybridkit.quant.layers import qat_layers
+    from hybridkit.tasks.resolve import import_model
 
-    module = _module(model)
+    module = import_model(model)
     return _of_inputs(module, convert(module) if qat_layers(module) else None, inputs, {"model": model})
-
-
-def _module(name: str) -> nn.Module:
-    from torch import nn
-
-    from hybridkit.registry import import_target
-
-    found = import_target(name)
-    module = found() if callable(found) and not isinstance(found, nn.Module) else found
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"--model {name}: gives a {type(module).__name__}, not a torch.nn.Module")
-    return module
 
 
 def _registered(metadata: Mapping[str, Any], code: Code) -> tuple[Task, nn.Module]:
