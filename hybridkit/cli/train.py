@@ -308,13 +308,15 @@ class _Watcher:
             case events.EpochDone():
                 self._print(epoch_line(event))
             case events.Warned(message=message):
-                self.display.console.print(f"hybridkit: warning: {message}", markup=False)
+                self.display.console.print(f"hybridkit: warning: {message}", markup=False, soft_wrap=True)
             case _:
                 pass
 
     def _print(self, line: str) -> None:
         if self.out.isatty() and self.display.console.is_terminal:
-            self.display.console.print(line, markup=False)  # one terminal: above the live display
+            self.display.console.print(
+                line, markup=False, soft_wrap=True
+            )  # one terminal: above the live display
         else:
             print(line, file=self.out, flush=True)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridkit.errors import InterruptedRun
+from hybridkit.errors import FileError, InterruptedRun
 from hybridkit.optim.controllers.schedules import Constant
 from hybridkit.training.checkpoint import drop_after, keep_recent, latest_step, save_checkpoint, steps
 from hybridkit.training.config import TrainConfig, named_targets
@@ -92,6 +92,7 @@ def resume(
         config = dataclasses.replace(config, threads=threads)
     checkpoint = run.checkpoint(step)
     trainer = Trainer(config, restored=checkpoint, trusted=trusted)
+    _check_data(run, trainer)
     cut_back(run.metrics_path, checkpoint.step)
     drop_after(run.checkpoints, checkpoint.step)
     if config != recorded:
@@ -219,6 +220,15 @@ class _Session:
             test=test,
             summary=_summary(trainer) if config.hybrid else None,
             packed=packed,
+        )
+
+
+def _check_data(run: Run, trainer: Trainer) -> None:
+    """Raise FileError where the task's data are not those that the run began with."""
+    recorded = run.about().get("data", {}).get("sha256")
+    if recorded != trainer.task.provenance().get("sha256"):
+        raise FileError(
+            f"{run.path}: the data have changed since the run began; resume it with the same data"
         )
 
 

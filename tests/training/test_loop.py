@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_task
 import torch
 
 from hybridkit.errors import FileError, InterruptedRun, UsageError
@@ -231,6 +232,19 @@ def test_runs_are_found_by_folder_name_and_checkpoint(tmp_path: Path) -> None:
         run.config()
     with pytest.raises(FileError, match="there are no runs here"):
         newest_run(tmp_path / "empty")
+
+
+def test_other_data_are_refused_before_anything_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(config(**PLAIN, max_steps=2), run_dir=tmp_path).run
+    before = run.metrics_path.read_bytes()
+    splits = tiny_task.blobs()
+    splits.test[0][0, 0] += 1
+    monkeypatch.setattr(tiny_task, "blobs", lambda: splits)
+    with pytest.raises(FileError, match="the data have changed"):
+        resume(run, max_steps=3, trusted={TASK})
+    assert run.metrics_path.read_bytes() == before
 
 
 def test_another_machine_is_a_warning(tmp_path: Path) -> None:
