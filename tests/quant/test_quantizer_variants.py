@@ -1,4 +1,4 @@
-"""The quantizer contract for the options that are not defaults (the defaults: tests/test_builtin_contracts.py)."""
+"""The quantizer contract with options that are not defaults (those: tests/test_builtin_contracts.py)."""
 
 import pytest
 

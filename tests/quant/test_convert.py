@@ -1,0 +1,190 @@
+"""Conversion: what trained is what is packed, everything once, one layer in memory at a time."""
+
+import copy
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hybridkit.errors import UsageError
+from hybridkit.packing.model import PackedModel
+from hybridkit.quant.convert import convert, pack_to_file, packing_source
+from hybridkit.quant.layers import qat_layers, set_ramp
+from hybridkit.quant.prepare import float_twin, prepare_qat
+
+SPECS = [
+    "ternary-absmean",
+    "ternary-mse",
+    "ternary-learned",
+    "binary",
+    {"quantizer": "nbit", "bits": 2},
+    {"quantizer": "nbit", "bits": 8},
+    {"quantizer": "nbit", "bits": 4, "group_size": 5},
+]
+
+
+class Network(nn.Module):
+    """Every kind of layer, buffers, a shared module and a tied head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.line = nn.Conv1d(8, 8, 3, padding=1)
+        self.plane = nn.Conv2d(1, 2, 3, padding=1)
+        self.hidden = nn.Linear(8, 8)
+        self.again = self.hidden
+        self.head = nn.Linear(8, 20)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        x = self.line(self.norm(self.embed(tokens).transpose(1, 2)))
+        x = self.plane(x[:, None]).sum(dim=1).transpose(1, 2)
+        return self.head(self.again(self.hidden(x)))
+
+
+TOKENS = torch.arange(20).view(4, 5)
+
+
+def trained(spec, **kwargs):
+    torch.manual_seed(0)
+    model = prepare_qat(Network(), quantizer=spec, **kwargs)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(TOKENS).square().mean().backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("quantize_all", [True, False])
+def test_what_trained_is_what_is_packed(spec, quantize_all):
+    model = trained(spec, quantize_all=quantize_all)
+    packed = convert(model)
+    layers = qat_layers(model)
+    # the embedding is stored, the head is an alias of it
+    assert set(packed.layers) == set(layers) - {"head"}
+    for name, layer in packed.layers.items():
+        quantized = layers[name].quantized_weight()
+        assert np.array_equal(layer.unpack(), quantized.codes.numpy())
+        assert np.array_equal(layer.scale, quantized.scale.numpy())
+        assert layer.group_size == quantized.group_size
+        assert layer.activations == "int8"
+        assert layer.shape == tuple(layers[name].weight.shape)
+    state = float_twin(model).state_dict()
+    held = {layer.weight_name for layer in packed.layers.values()} | set(packed.tensors) | set(packed.tied)
+    assert held == set(state)
+    for name, array in packed.tensors.items():
+        assert array.shape == tuple(state[name].shape)
+        assert np.array_equal(array, state[name].numpy())
+    assert packed.tied == {
+        "again.weight": "hidden.weight",
+        "again.bias": "hidden.bias",
+        "head.weight": "embed.weight",
+    }
+
+
+def test_kinds_and_names_are_recorded():
+    packed = convert(
+        trained("ternary-learned", quantize_all=True, activations="float"), metadata={"task": "t"}
+    )
+    kinds = {name: layer.kind for name, layer in packed.layers.items()}
+    assert kinds == {"embed": "embedding", "line": "conv1d", "plane": "conv2d", "hidden": "linear"}
+    assert {layer.quantizer for layer in packed.layers.values()} == {"ternary-learned"}
+    assert {layer.activations for layer in packed.layers.values()} == {"float"}
+    assert packed.metadata == {"task": "t"}
+    assert not any("quantizer" in name for name in packed.tensors)
+
+
+def test_a_codec_serves_the_layers_whose_levels_it_holds():
+    model = trained("ternary-mse", overrides={"plane": "binary"})
+    codecs = {name: layer.codec for name, layer in convert(model, codec="base3").layers.items()}
+    assert codecs == {"line": "base3", "plane": "base3", "hidden": "base3"}
+    nbit = trained("nbit", overrides={"plane": "ternary-mse"})
+    codecs = {name: layer.codec for name, layer in convert(nbit, codec="base3").layers.items()}
+    assert codecs == {"line": "nbit4", "plane": "base3", "hidden": "nbit4"}
+    with pytest.raises(UsageError, match="holds the levels of no layer"):
+        convert(trained("nbit"), codec="one-bit")
+
+
+def test_half_precision_is_stored_as_float32_and_counters_as_they_are():
+    model = prepare_qat(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).to(torch.bfloat16))
+    tensors = convert(model).tensors
+    assert tensors["2.weight"].dtype == np.float32
+    assert tensors["1.num_batches_tracked"].dtype == np.int64
+    assert tensors["1.num_batches_tracked"].shape == ()
+
+
+def test_what_was_packed_does_not_follow_the_model():
+    model = trained("ternary-absmean")
+    packed = convert(model)
+    before = packed.tensors["line.bias"].copy()
+    with torch.no_grad():
+        model.line.bias.add_(1)
+    assert np.array_equal(packed.tensors["line.bias"], before)
+
+
+def test_a_model_that_cannot_be_packed():
+    with pytest.raises(UsageError, match="no quantised layer; call prepare_qat"):
+        convert(Network())
+    model = trained("ternary-absmean")
+    set_ramp(model, 0.5)
+    with pytest.raises(UsageError, match="on the ramp"):
+        convert(model)
+    set_ramp(model, 1)
+    model.line.weight.data[0, 0, 0] = float("nan")
+    with pytest.raises(UsageError, match="'line' has weights that are not finite"):
+        convert(model)
+
+
+@pytest.mark.parametrize("codec", [None, "base3"])
+def test_the_file_is_that_of_the_packed_model(tmp_path, codec):
+    model = trained("ternary-mse", quantize_all=True)
+    streamed = pack_to_file(model, tmp_path / "streamed", metadata={"a": 1}, codec=codec)
+    packed = convert(model, metadata={"a": 1}, codec=codec)
+    assert packed.save(tmp_path / "whole") == streamed == packed.sizes()
+    assert (tmp_path / "streamed").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert set(PackedModel.load(tmp_path / "streamed").layers) == set(packed.layers)
+
+
+def test_a_failure_leaves_no_file(tmp_path):
+    model = trained("ternary-absmean")
+    model.hidden.weight.data[0, 0] = float("inf")
+    with pytest.raises(UsageError, match="not finite"):
+        pack_to_file(model, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_streaming_holds_one_layer_at_a_time(tmp_path):
+    one, many = (
+        prepare_qat(nn.Sequential(*(nn.Linear(256, 256) for _ in range(n))), quantize_all=True)
+        for n in (1, 12)
+    )
+    peaks = []
+    for model in (one, one, many):  # the first run also pays for what is made once
+        tracemalloc.start()  # sees NumPy's memory: codes, packed bytes, scales
+        pack_to_file(model, tmp_path / "model")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    packed_layer = 256 * 256 // 4
+    assert peaks[2] < peaks[1] + 4 * packed_layer
+
+
+def test_nothing_is_produced_before_it_is_asked_for():
+    model = trained("ternary-absmean")
+    source = packing_source(model)
+    with torch.no_grad():
+        model.line.weight.neg_()
+    line = next(layer for layer in source.layers if layer.spec.name == "line").produce()
+    assert np.array_equal(line.unpack(), model.line.quantized_weight().codes.numpy())
+
+
+def test_the_model_is_left_alone():
+    model = trained("ternary-learned", quantize_all=True)
+    before = copy.deepcopy(model.state_dict())
+    convert(model)
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
