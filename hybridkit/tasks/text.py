@@ -19,7 +19,7 @@ from hybridkit.tasks.models.transformer import BYTES, transformer_04m, transform
 from hybridkit.tasks.protocol import Splits
 from hybridkit.tasks.supervised import SupervisedTask, accuracy
 
-VALIDATION, TEST = 0.05, 0.05  # shares of the bytes, taken from the end of the text
+VALIDATION, TEST = 5, 5  # percent of the bytes, taken from the end of the text
 
 
 class Text(SupervisedTask):
@@ -122,11 +122,11 @@ def window_splits(text: Tensor, sequence_length: int) -> Splits:
     window.
     """
     width = sequence_length + 1
-    train_end = round(len(text) * (1 - VALIDATION - TEST))
-    validation_end = round(len(text) * (1 - TEST))
+    train_end = len(text) * (100 - VALIDATION - TEST) // 100
+    validation_end = len(text) * (100 - TEST) // 100
     regions = text[:train_end], text[train_end:validation_end], text[validation_end:]
     if any(len(region) < width for region in regions):
-        least = math.ceil(width / min(VALIDATION, TEST))
+        least = math.ceil(100 * width / min(VALIDATION, TEST))
         raise FileError(
             f"{len(text)} bytes of text are too few for windows of {width}; about {least} are needed"
         )

@@ -37,7 +37,7 @@ def test_windows_share_no_byte_and_keep_the_order(size, sequence_length):
     text = torch.arange(size) % 251  # neighbours differ, so that a shift shows
     text = text.to(torch.uint8)
     width = sequence_length + 1
-    ends = round(size * 0.9), round(size * 0.95), size
+    ends = size * 90 // 100, size * 95 // 100, size
     if min(ends[1] - ends[0], ends[2] - ends[1]) < width:
         with pytest.raises(FileError, match="too few"):
             window_splits(text, sequence_length)
