@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from hybridkit.training.runs import Run
 
 BATCH: Final = 64  # samples at a time in verification
-_DYNAMIC: Final = 2  # example size of a dimension that is given by name alone
+# Example sizes of dimensions given by name alone: few samples, but no shorter than a convolution's reach.
+_BATCH_EXAMPLE: Final = 2
+_OTHER_EXAMPLE: Final = 32
 _RANDOM_SAMPLES: Final = 16  # to verify on where there is no data
 _DIMENSION: Final = re.compile(
     r"(?P<label>[A-Za-z_]\w*)(=(?P<size>0*[1-9]\d*))?|(?P<number>0*[1-9]\d*)", re.ASCII
@@ -94,7 +96,12 @@ def parse_input(text: str) -> tuple[str, torch.dtype, list[int], dict[int, str]]
         raise UsageError(
             f"--input {text}: expected NAME:SHAPE or NAME:DTYPE:SHAPE, as in x:1,64 or ids:int64:batch,seq"
         )
-    found = [(d["label"], int(d["size"] or d["number"] or _DYNAMIC)) for d in dimensions if d]
+    defaults = [_BATCH_EXAMPLE, *[_OTHER_EXAMPLE] * (len(dimensions) - 1)]
+    found = [
+        (d["label"], int(d["size"] or d["number"] or default))
+        for d, default in zip(dimensions, defaults, strict=True)
+        if d
+    ]
     free = {axis: label for axis, (label, _) in enumerate(found) if label}
     return whole.group(1), dtype, [size for _, size in found], free or {0: "batch"}
 

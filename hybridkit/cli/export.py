@@ -122,8 +122,13 @@ def _print(report: ExportReport) -> None:
     if found is None:
         print("Not verified")
         return
+    # without a task there is no loss, and `loss` is the outputs' squared error
+    quality = (
+        f"loss {found.loss:.6f} (network {found.network_loss:.6f})"
+        if found.network_loss
+        else f"relative squared error {found.loss:.2e}"
+    )
     print(
         f"Verified on {found.samples:,} samples: outputs differ by {found.max_abs:.2e} at most "
-        f"({found.max_rel:.2e} of the largest), top-1 agreement {100 * found.top1_agreement:.2f} %, "
-        f"loss {found.loss:.6f} (network {found.network_loss:.6f})"
+        f"({found.max_rel:.2e} of the largest), top-1 agreement {100 * found.top1_agreement:.2f} %, {quality}"
     )

@@ -133,7 +133,7 @@ def test_weights_without_a_network(capsys):
     [
         ("x:1,64", ("x", torch.float32, [1, 64], {0: "batch"})),
         ("x:8", ("x", torch.float32, [8], {0: "batch"})),
-        ("ids:int64:batch,seq", ("ids", torch.int64, [2, 2], {0: "batch", 1: "seq"})),
+        ("ids:int64:batch,seq", ("ids", torch.int64, [2, 32], {0: "batch", 1: "seq"})),
         ("a:float16:3,time=400", ("a", torch.float16, [3, 400], {1: "time"})),
     ],
 )
