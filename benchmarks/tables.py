@@ -1,0 +1,93 @@
+"""Writes the committed results into the documents, so that no number is typed by hand.
+
+python benchmarks/tables.py            fill in the tables
+python benchmarks/tables.py --check    exit 1 and name the documents whose tables are stale; a test runs this
+
+A document says where a table goes, and which one:
+
+    <!-- bench:begin claims -->
+    <!-- bench:end -->
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from hybridkit.bench import tables
+from hybridkit.bench.results import read
+from hybridkit.bench.tables import TextTable
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = ("README.md", "benchmarks/README.md")
+_BLOCK = re.compile(r"(<!-- bench:begin ([\w-]+) -->\n).*?(<!-- bench:end -->)", re.DOTALL)
+
+
+def blocks() -> dict[str, str]:
+    """Every table that a document may ask for, as Markdown, by name."""
+    bench = read(RESULTS / "digits.json")
+    assert bench.convergence
+    assert bench.quantization
+    assert bench.inference
+    return {
+        "machine": tables.machine_line(bench) + ".\n",
+        "claims": markdown(tables.claim_table(bench)),
+        "convergence": markdown(tables.convergence_table(bench.convergence)),
+        "errors": markdown(tables.error_table(bench.quantization)),
+        "sizes": markdown(tables.size_table(bench.quantization)),
+        "files": markdown(tables.file_table(bench.inference)),
+        "latency": markdown(tables.latency_table(bench.inference)),
+        "help-latency": help_latency(),
+    }
+
+
+def markdown(table: TextTable) -> str:
+    """A table with its title above and its notes below."""
+    lines = [f"**{table.title}**", "", *_rows(table), *(f"\n{note}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(table: TextTable) -> Iterator[str]:
+    for cells in (table.columns, ("---",) * len(table.columns), *table.rows):
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def help_latency() -> str:
+    """The wall time of --help, in one sentence."""
+    found = json.loads((RESULTS / "help_latency.json").read_text("utf-8"))
+    seconds = {name: f"{interval['median']:.3f} s" for name, interval in found["seconds"].items()}
+    rivals = ", ".join(f"`{name}` {text}" for name, text in seconds.items() if name != "hybridkit --help")
+    verdict = "met" if found["met"] else "missed"
+    return (
+        f"`hybridkit --help` {seconds['hybridkit --help']} (target {found['target_seconds']} s: {verdict}); "
+        f"{rivals}. Medians of {found['rounds']} rounds on {found['machine']['processor']}.\n"
+    )
+
+
+def filled(text: str, found: dict[str, str]) -> str:
+    """`text` with every table between markers replaced. Raises KeyError for a table that does not exist."""
+    return _BLOCK.sub(lambda match: match[1] + "\n" + found[match[2]] + "\n" + match[3], text)
+
+
+def main(arguments: list[str]) -> int:
+    """Fill in or check; the exit code."""
+    found = blocks()
+    stale = []
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text("utf-8")
+        if filled(text, found) != text:
+            stale.append(name)
+            if arguments != ["--check"]:
+                (ROOT / name).write_text(filled(text, found), "utf-8")
+    if arguments == ["--check"] and stale:
+        print(f"stale: {', '.join(stale)}; run python benchmarks/tables.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
