@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
 from hybridkit.options import nearest
-from hybridkit.quant.layers import LAYERS, qat_layers
+from hybridkit.quant.fast_path import close_fast_paths
+from hybridkit.quant.layers import LAYERS, QATLayer, qat_layers
 from hybridkit.quant.plan import QuantizerSpec, plan_layers
 from hybridkit.quant.protocol import Activations
 
@@ -62,7 +63,7 @@ def prepare_qat(
             parameters=learned.get(weight),
         )
         learned[weight] = adopted.quantizer_parameters
-    _close_fast_paths(model)
+    close_fast_paths(model, QATLayer)
     return model
 
 
@@ -80,12 +81,3 @@ def check_activations(activations: str) -> None:
         raise UsageError(
             f"no activation mode is called {activations!r}; {nearest(activations, get_args(Activations))}"
         )
-
-
-def _close_fast_paths(model: nn.Module) -> None:
-    """Make torch's transformer encoder call its layers in evaluation too, not read their weights."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and qat_layers(module):
-            module.activation_relu_or_gelu = 0
-        elif isinstance(module, nn.TransformerEncoder) and qat_layers(module):
-            module.use_nested_tensor = False

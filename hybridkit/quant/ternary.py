@@ -113,9 +113,9 @@ class TernaryLearned:
     """A learned step per channel: LSQ (arXiv 1902.08153) with ParetoQ's bins (arXiv 2502.02631).
 
     codes = round(clip(w / s, -1, 1)). The step's gradient is LSQ's: code - w / s where |w| <= s and the code
-    itself beyond, times 1 / sqrt(number of weights per step). The weight has a gradient in ParetoQ's stretched
-    range, |w| <= 1.5 s, where the three bins are equally wide; LSQ's own, |w| <= s, would stop weights in the
-    middle of the outer bins. The step starts at the scale of least squared error.
+    itself beyond, times 1 / sqrt(number of weights per step). The weight has a gradient in ParetoQ's
+    stretched range, |w| <= 1.5 s, where the three bins are equally wide; LSQ's own, |w| <= s, would stop
+    weights in the middle of the outer bins. The step starts at the scale of least squared error.
     """
 
     levels = LEVELS

@@ -15,6 +15,7 @@ from hybridkit.errors import UsageError
 from hybridkit.packing.codecs import codec
 from hybridkit.packing.layers import PackedLayer
 from hybridkit.packing.model import PackedModel
+from hybridkit.quant.fast_path import close_fast_paths
 from hybridkit.runtime import ops  # defines torch.ops.hybridkit
 from hybridkit.runtime.arithmetic import Codes
 
@@ -207,6 +208,7 @@ def load_packed(module: nn.Module, packed: PackedModel) -> nn.Module:
     # deepcopy takes what its memo holds for the copy: packed layers come in place, their originals stay out
     result: nn.Module = copy.deepcopy(module, dict(replacements))
     _load_tensors(result, module, layers, packed)
+    close_fast_paths(result, _Packed)
     return result.requires_grad_(False).eval()
 
 

@@ -242,3 +242,16 @@ def test_images_export_with_a_dynamic_batch():
     )
     assert sum("hybridkit" in str(node.target) for node in program.graph.nodes) == 2
     assert program.module()(torch.randn(7, 1, 8, 8)).shape == (7, 10)
+
+
+def test_torchs_encoder_does_not_read_past_packed_layers():
+    def make():
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        return nn.ModuleDict({"encoder": nn.TransformerEncoder(layer, 2), "head": nn.Linear(8, 2)})
+
+    model = prepare_qat(make()).eval()
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        packed = load_packed(make(), convert(model))
+        assert torch.equal(packed["encoder"](x), model["encoder"](x))
