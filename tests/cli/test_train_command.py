@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hybridkit.cli import run
-from hybridkit.cli.train import epoch_line, summary_block
+from hybridkit.cli._train_report import epoch_line, summary_block
 from hybridkit.training.events import EpochDone
 from hybridkit.training.loop import HybridSummary
 from hybridkit.training.runs import newest_run

@@ -1,0 +1,141 @@
+"""What `hybridkit train` shows: epoch lines, the summary, the result as text and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from hybridkit.cli._shared import progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from hybridkit.packing.model import Sizes
+    from hybridkit.training.events import EpochDone, Event, Listener
+    from hybridkit.training.loop import HybridSummary, TrainResult
+
+
+def watched(out: TextIO, work: Callable[[Listener], TrainResult]) -> TrainResult:
+    """Do the work, with epoch lines on `out` and a live display on stderr where that is a terminal."""
+    with progress() as display:
+        return work(_Watcher(out, display))
+
+
+class _Watcher:
+    """Prints what a run tells."""
+
+    def __init__(self, out: TextIO, display: Progress) -> None:
+        self.out, self.display = out, display
+        self.bar: TaskID | None = None
+
+    def __call__(self, event: Event) -> None:
+        from hybridkit.training import events
+
+        match event:
+            case events.Started(step=step, total_steps=total):
+                self.bar = self.display.add_task("training", total=total, completed=step)
+                if step:
+                    self._print(f"Resumed from step {step} of {total}")
+            case events.StepDone(step=step, values=values) if self.bar is not None:
+                description = f"epoch {values['epoch']}  loss {values['loss']:.4f}"
+                self.display.update(self.bar, completed=step, description=description)
+            case events.EpochDone():
+                self._print(epoch_line(event))
+            case events.Warned(message=message):
+                self.display.console.print(f"hybridkit: warning: {message}", markup=False, soft_wrap=True)
+            case _:
+                pass
+
+    def _print(self, line: str) -> None:
+        if self.out.isatty() and self.display.console.is_terminal:
+            self.display.console.print(
+                line, markup=False, soft_wrap=True
+            )  # one terminal: above the live display
+        else:
+            print(line, file=self.out, flush=True)
+
+
+def epoch_line(done: EpochDone) -> str:
+    """`Epoch 5, Loss: 1.234567, LR: 0.001150, Trust Radius: 0.012345`; without hybrid no radius."""
+    line = f"Epoch {done.epoch}, Loss: {done.loss:.6f}, LR: {done.lr:.6f}"
+    return line if done.trust_radius is None else f"{line}, Trust Radius: {done.trust_radius:.6f}"
+
+
+def summary_block(summary: HybridSummary) -> str:
+    """What a hybrid run prints at its end."""
+    rule = "=" * 60
+    return "\n".join(
+        [
+            "HYBRID OPTIMIZATION SUMMARY",
+            rule,
+            f"Total Steps: {summary.total_steps}",
+            f"Final Loss: {summary.final_loss:.6f}",
+            f"Avg Learning Rate Multiplier: {summary.avg_lr_multiplier:.2f}x",
+            f"Constraint Activation Rate: {100 * summary.constraint_activation_rate:.1f}%",
+            f"Final Trust Radius: {summary.trust_radius:.6f}",
+            rule,
+        ]
+    )
+
+
+def print_result(result: TrainResult, written: list[Path], out: TextIO) -> None:
+    """Print what a run came to, and the files written beside it."""
+    lines = [summary_block(result.summary)] if result.summary else []
+    lines += [_metrics_line("Validation", result.validation), _metrics_line("Test", result.test)]
+    packed = result.packed
+    if packed:
+        sizes = packed.sizes
+        lines.append(_metrics_line("Packed test", packed.test.twin))
+        if not result.config.qat:
+            lines.append(
+                f"Quantisation error after training: {packed.test.error:.4g} (relative, squared, test data)"
+            )
+        lines.append(
+            f"Packed: {sizes.bits_per_weight:.3f} bits per weight on disk; {sizes.file_bytes:,} bytes, "
+            f"{sizes.ratio:.2f}x smaller than fp32 (quantised layers alone {sizes.layers_ratio:.2f}x)"
+        )
+        lines.append(f"Packed model: {packed.path}")
+    lines += [f"Metrics: {path}" for path in written]
+    lines.append(f"Run: {result.run.path}")
+    print("\n".join(lines), file=out, flush=True)
+
+
+def _metrics_line(label: str, metrics: Mapping[str, float]) -> str:
+    return f"{label}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def document(result: TrainResult, written: list[Path]) -> dict[str, Any]:
+    """The result of a run as the one JSON document."""
+    about = result.run.about()
+    packed = result.packed
+    return {
+        "run": result.run.path,
+        "config": result.config,
+        "environment": about.get("environment"),
+        "data": about.get("data"),
+        "steps": result.steps,
+        "final_loss": result.final_loss,
+        "best_step": result.best_step,
+        "validation": result.validation,
+        "test": result.test,
+        "summary": result.summary,
+        "packed": packed
+        and {
+            **_size_fields(packed.sizes),
+            "path": packed.path,
+            "test": packed.test.twin,
+            "error": packed.test.error,
+        },
+        "metrics_files": written,
+    }
+
+
+def _size_fields(sizes: Sizes) -> dict[str, Any]:
+    ratios = {
+        "bits_per_weight": sizes.bits_per_weight,
+        "ratio": sizes.ratio,
+        "layers_ratio": sizes.layers_ratio,
+    }
+    return {**dataclasses.asdict(sizes), **ratios}
