@@ -20,6 +20,7 @@ from hybridkit.bench.pool import Runs, Tick, processes
 from hybridkit.bench.quantization import QuantizationResult, measure_quantization, quantization_runs
 from hybridkit.bench.results import BenchResults, Settings
 from hybridkit.bench.runs import HYBRID, Precision, RunRecord, RunSpec, measure_run
+from hybridkit.registry import registry
 
 Section = Literal["convergence", "quantization", "inference"]
 SECTIONS: Final[tuple[Section, ...]] = ("convergence", "quantization", "inference")
@@ -60,7 +61,12 @@ class Request:
 
 
 def run_bench(request: Request, progress: Progress) -> BenchResults:
-    """Measure the sections of `request`, and judge the claims they say something about."""
+    """Measure the sections of `request`, and judge the claims they say something about.
+
+    Raises UsageError for a task that does not exist, and what training, export and inference raise.
+    """
+    if ":" not in request.task:
+        registry().find("task", request.task)  # before any process is started
     started = time.perf_counter()
     workers = available_cores()
     threads = request.threads or tuple(sorted({1, workers}))
