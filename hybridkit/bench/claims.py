@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from hybridkit.bench import format
 from hybridkit.bench.convergence import ConvergenceResult
 from hybridkit.bench.overhead import OverheadResult
 from hybridkit.bench.quantization import QuantizationResult
-from hybridkit.bench.runs import HYBRID
+from hybridkit.bench.runs import HYBRID, UNTUNED
 from hybridkit.bench.statistics import Interval
 from hybridkit.optim.radius import TARGET_SHARE
 
@@ -78,12 +79,20 @@ def judge(
 
 def _convergence(result: ConvergenceResult) -> Iterator[ClaimResult]:
     hybrid = [arm for arm in result.arms if arm.arm == HYBRID]
+    plain = {arm.precision: arm for arm in result.arms if arm.arm == UNTUNED}
     for arm in hybrid:
-        reached = f"{arm.reached} of {len(result.seeds)} seeds got there"
-        yield _row(CONVERGENCE, f"{arm.precision}, steps", arm.faster_steps, reached)
-        yield _row(CONVERGENCE, f"{arm.precision}, seconds", arm.faster_seconds, reached)
+        same, count = plain[arm.precision], len(result.seeds)
+        steps = f"{arm.reached}/{count} seeds got there; {_rival(same.faster_steps)}"
+        seconds = f"{arm.reached}/{count} seeds got there; {_rival(same.faster_seconds)}"
+        yield _row(CONVERGENCE, f"{arm.precision}, steps", arm.faster_steps, steps)
+        yield _row(CONVERGENCE, f"{arm.precision}, seconds", arm.faster_seconds, seconds)
     for arm in hybrid:
-        yield _row(LOSS, f"{arm.precision}, validation loss", arm.lower_loss)
+        same = plain[arm.precision]
+        yield _row(LOSS, f"{arm.precision}, validation loss", arm.lower_loss, _rival(same.lower_loss))
+
+
+def _rival(measured: Interval) -> str:
+    return f"AdamW at hybrid's lr: {format.share(measured)}"
 
 
 def _quantization(result: QuantizationResult) -> Iterator[ClaimResult]:

@@ -3,7 +3,8 @@
 All arms of a seed start from the same weights and see the same data for the same number of steps. The
 baseline's learning rate is the one of LEARNING_RATES with the least median final validation loss over
 the first TUNING_SEEDS seeds, for each precision; the schedule and the clustering are added on top of that
-same baseline. The hybrid arm runs at the default rate of `train`, untuned: that is its claim.
+same baseline. The hybrid arm runs at the default rate of `train`, untuned: that is its claim. AdamW at that
+rate is an arm too, so that what hybrid gains can be told from what its learning rate gains.
 
 To have reached the baseline means: the first evaluation whose validation loss is at most the baseline's
 last one. The baseline itself may get there before its last step, so it is asked the same question.
@@ -18,11 +19,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from hybridkit.bench.pool import Runs, Tick
-from hybridkit.bench.runs import ARMS, BASELINE, HYBRID, Precision, RunRecord, RunSpec
+from hybridkit.bench.runs import ARMS, BASELINE, HYBRID, UNTUNED, Precision, RunRecord, RunSpec
 from hybridkit.bench.statistics import Interval, bootstrap_median, first_reach
 from hybridkit.errors import HybridkitError
+from hybridkit.training.config import TrainConfig
 
-LEARNING_RATES: Final = (3e-4, 1e-3, 3e-3, 1e-2)
+LEARNING_RATES: Final = (1e-4, 3e-4, 1e-3, 3e-3)
+DEFAULT_RATE: Final = float(TrainConfig().lr)
 TUNING_SEEDS: Final = 2
 PRECISIONS: Final[tuple[Precision, ...]] = ("ternary", "fp32")
 
@@ -98,8 +101,9 @@ class Plan:
     def run(self, arm: str, precision: Precision, seed: int, rates: Mapping[str, float]) -> RunSpec:
         """One arm's run; `rates` is what tuning chose, 1-bit training takes the ternary one."""
         tuned = rates["ternary" if precision == "1-bit" else precision]
-        lr = None if arm == HYBRID else tuned
-        return RunSpec(self.task, arm, precision, seed, self.epochs, lr)
+        lr = DEFAULT_RATE if arm in (HYBRID, UNTUNED) else tuned
+        same_as = BASELINE if arm == UNTUNED else arm
+        return RunSpec(self.task, same_as, precision, seed, self.epochs, lr)
 
     def runs(self, rates: Mapping[str, float]) -> list[RunSpec]:
         """The runs of all arms. The arms of a seed are neighbours, so that a busy moment hits them all."""

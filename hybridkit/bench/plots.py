@@ -12,10 +12,10 @@ from hybridkit.bench.convergence import ArmResult, ConvergenceResult
 from hybridkit.bench.inference import InferenceResult
 from hybridkit.bench.quantization import QuantizationResult
 from hybridkit.bench.results import BenchResults
-from hybridkit.bench.runs import ARMS, BASELINE
+from hybridkit.bench.runs import ARMS, BASELINE, UNTUNED
 
 # Okabe and Ito's palette: distinct also for readers who do not see all colours.
-COLOURS: Final = dict(zip(ARMS, ("#555555", "#0072B2", "#E69F00", "#D55E00"), strict=True))
+COLOURS: Final = dict(zip(ARMS, ("#555555", "#999999", "#0072B2", "#E69F00", "#D55E00"), strict=True))
 AFTERWARDS: Final = "#56B4E9"
 PACKED, TWIN = "#D55E00", "#555555"
 
@@ -69,17 +69,15 @@ def draw_convergence(figure: Any, result: ConvergenceResult) -> None:
         panel.set(title=f"{precision} weights", xlabel="step")
         _logarithmic(panel)
         panel.grid(alpha=0.3, which="both")
-        panel.legend(frameon=False)
+        panel.legend(frameon=False, title="arm (learning rate)", alignment="left")
     panels[0].set_ylabel("validation loss")
     figure.suptitle(f"{result.task}: median of {len(result.seeds)} seeds, 95 % bootstrap bands")
 
 
 def _curve(panel: Any, arm: ArmResult) -> None:
     colour, curve = COLOURS[arm.arm], arm.curve
-    style = "--" if arm.arm == BASELINE else "-"
-    panel.plot(
-        curve.steps, curve.median, style, color=colour, label=f"{arm.arm} (lr {arm.lr:g})", linewidth=1.6
-    )
+    style = "--" if arm.arm in (BASELINE, UNTUNED) else "-"
+    panel.plot(curve.steps, curve.median, style, color=colour, label=f"{arm.arm} ({arm.lr:g})", linewidth=1.6)
     panel.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
 
 

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "ternary", "1-bit"]
 BASELINE: Final = "adamw"
+UNTUNED: Final = "adamw, default lr"
 HYBRID: Final = "hybrid"
 ARMS: Final[dict[str, dict[str, Any]]] = {  # what each adds to AdamW at a constant learning rate
     BASELINE: {},
+    UNTUNED: {},
     "adamw + schedule": {"lr_controller": "cosine"},
     "adamw + clustering": {"clusterer": "kmeans"},
     HYBRID: {"hybrid": True},

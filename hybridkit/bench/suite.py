@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from hybridkit.bench.claims import judge
-from hybridkit.bench.convergence import LEARNING_RATES, ConvergenceResult, Plan, compare, tune
+from hybridkit.bench.convergence import DEFAULT_RATE, LEARNING_RATES, ConvergenceResult, Plan, compare, tune
 from hybridkit.bench.exported import export_trained
 from hybridkit.bench.inference import InferenceResult, measure_inference, steps
 from hybridkit.bench.latency import Effort
@@ -54,7 +54,7 @@ class Request:
             self,
             seeds=min(self.seeds, 2),
             epochs=1,
-            rates=LEARNING_RATES[1:2],
+            rates=(DEFAULT_RATE,),
             pairs=2,
             effort=Effort(rounds=2, seconds=0.02),
         )

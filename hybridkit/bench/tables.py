@@ -93,7 +93,7 @@ def convergence_table(result: ConvergenceResult) -> TextTable:
         rows,
         [
             "Medians over the seeds with 95 % bootstrap intervals; val. loss: after the last step.",
-            "Fewer steps: to the baseline's last validation loss; 'got there' counts the seeds that reached it.",
+            "Fewer steps: to the baseline's last validation loss; 'got there': seeds that reached it.",
             f"The baseline's learning rate has the least median final validation loss over seeds {seeds} "
             f"({tuned}); hybrid runs at the default of `train`, untuned.",
         ],

@@ -10,7 +10,7 @@ import pytest
 
 from hybridkit.bench.convergence import Plan, compare
 from hybridkit.bench.pool import Runs
-from hybridkit.bench.runs import ARMS, BASELINE, HYBRID, RunSpec
+from hybridkit.bench.runs import ARMS, BASELINE, HYBRID, UNTUNED, RunSpec
 from hybridkit.errors import HybridkitError, UsageError
 
 
@@ -40,7 +40,7 @@ def test_the_baseline_takes_the_rate_with_the_least_median_validation_loss(train
         assert convergence.tuning[precision] == {f"{lr:g}": loss for lr, loss in medians.items()}
     used = {(a.precision, a.arm): a.lr for a in convergence.arms}
     for (precision, arm), lr in used.items():
-        assert lr == (1e-3 if arm == HYBRID else rates[precision])
+        assert lr == (1e-3 if arm in (HYBRID, UNTUNED) else rates[precision])
 
 
 def test_arms_differ_in_what_they_add_and_in_nothing_else():
@@ -56,6 +56,7 @@ def test_arms_differ_in_what_they_add_and_in_nothing_else():
     }
     assert changed == {
         "adamw": set(),
+        "adamw, default lr": set(),
         "adamw + schedule": {"lr_controller"},
         "adamw + clustering": {"clusterer", "sampler"},
         "hybrid": {"hybrid", "lr_controller", "clusterer", "constraint", "sampler"},

@@ -144,7 +144,7 @@ def test_plots_show_the_numbers(results):
     plots.draw_convergence(figure, results.convergence)
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
     for arm in (a for a in results.convergence.arms if a.precision == "ternary"):
-        assert lines[f"{arm.arm} (lr {arm.lr:g})"] == arm.curve.median
+        assert lines[f"{arm.arm} ({arm.lr:g})"] == arm.curve.median
     figure = plots._figure()
     plots.draw_errors(figure, results.quantization)
     heights = [bar.get_height() for panel in figure.axes for bar in panel.patches]
