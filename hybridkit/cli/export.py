@@ -132,5 +132,5 @@ def _print(report: ExportReport) -> None:
         f"Verified on {found.samples:,} samples: outputs differ by {found.max_abs:.2e} at most "
         f"({found.max_rel:.2e} of the largest), top-1 agreement {100 * found.top1_agreement:.2f} % "
         f"({found.top1_misses} misses beyond a margin of {found.margin:.2g}), "
-        f"loss {found.loss:.6f} (network {found.network_loss:.6f})"
+        f"{quality}"
     )
