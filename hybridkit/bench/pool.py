@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -55,11 +56,18 @@ def processes(count: int) -> Iterator[Executor]:
     They are spawned, because a fork of a process in which torch or ONNX Runtime has threads may hang.
     """
     with _single_threaded():
-        executor = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+        executor = ProcessPoolExecutor(
+            count, mp_context=multiprocessing.get_context("spawn"), initializer=_end_on_interrupt
+        )
         try:
             yield executor
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_on_interrupt() -> None:
+    """On Ctrl-C a process ends at once and says nothing: its parent speaks for all."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager

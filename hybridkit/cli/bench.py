@@ -129,17 +129,18 @@ def _keep(results: BenchResults, out: Path) -> None:
 def _print(results: BenchResults) -> None:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     from hybridkit.bench.tables import machine_line, tables
 
     on_stdout = console()
     on_stdout.print(machine_line(results), markup=False)
     for text in tables(results):
-        table = Table(title=text.title, title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(title=Text(text.title), title_justify="left", box=box.SIMPLE_HEAD)
         for column in text.columns:
-            table.add_column(column, overflow="fold")
+            table.add_column(Text(column), overflow="fold")
         for row in text.rows:
-            table.add_row(*row)
+            table.add_row(*(Text(cell) for cell in row))  # "[never, 1.0]" is no markup
         on_stdout.print(table)
         for note in text.notes:
             on_stdout.print(f"  {note}", markup=False)

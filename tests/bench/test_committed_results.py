@@ -48,7 +48,7 @@ def test_the_committed_run_is_a_whole_one(tables):
 
 def test_check_names_what_is_stale(tables, tmp_path, monkeypatch, capsys):
     document = tmp_path / "README.md"
-    document.write_text("before\n<!-- bench:begin claims -->\nold\n<!-- bench:end -->\nafter\n")
+    document.write_text("before\n<!-- bench:begin claims -->\nstale\n<!-- bench:end -->\nafter\n")
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setattr(tables, "DOCUMENTS", ("README.md",))
     assert tables.main(["--check"]) == 1
@@ -58,7 +58,7 @@ def test_check_names_what_is_stale(tables, tmp_path, monkeypatch, capsys):
     text = document.read_text()
     assert text.startswith("before\n")
     assert text.endswith("-->\nafter\n")
-    assert "old" not in text
+    assert "stale" not in text
     assert "20.25x compression" in text
 
 

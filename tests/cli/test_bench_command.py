@@ -84,6 +84,19 @@ def test_tables_are_printed(model, tmp_path, capsys):
     assert "no packed layers" in printed
 
 
+def test_brackets_are_printed_as_they_are(capsys, monkeypatch):
+    from hybridkit.bench import tables
+    from hybridkit.cli.bench import _print
+
+    table = tables.TextTable("[title]", ("[column]",), [("1.0 % [never, 2.0]",)], ["[note]"])
+    monkeypatch.setattr(tables, "machine_line", lambda results: "[machine]")
+    monkeypatch.setattr(tables, "tables", lambda results: [table])
+    _print(None)
+    printed = capsys.readouterr().out
+    for text in ("[title]", "[column]", "1.0 % [never, 2.0]", "[note]", "[machine]"):
+        assert text in printed
+
+
 def test_without_matplotlib_there_is_a_note(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plots, "available", lambda: False)
     assert run(["bench", str(model), "--quick", "--threads", "1", "--out", str(tmp_path / "o")]) == 0
