@@ -27,14 +27,14 @@ def command(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[convergence|quantization|inference]",
+            metavar="convergence|quantization|inference",
             help="One section; a MODEL.onnx in its place means inference (default: all three).",
         ),
     ] = None,
     model: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[MODEL.onnx]", help="The file for inference (default: one is trained and exported)."
+            metavar="MODEL.onnx", help="The file for inference (default: one is trained and exported)."
         ),
     ] = None,
     task: Annotated[
