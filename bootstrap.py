@@ -63,7 +63,7 @@ def test() -> None:
 
 def main() -> None:
     """Parse the job, set up, run it."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - this file runs before anything checked requires-python
         raise SystemExit("hybridkit needs Python 3.11 or newer; this is " + sys.version.split()[0])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
