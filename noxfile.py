@@ -11,7 +11,7 @@ nox.options.default_venv_backend = "venv"
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff's checks and formatting, and the import rules."""
-    session.install("ruff>=0.9", "import-linter>=2.1")
+    session.install("ruff>=0.17,<0.18", "import-linter>=2.1")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")

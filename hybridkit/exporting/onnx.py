@@ -145,6 +145,7 @@ def _assemble(model: ir.Model, opset: int, inline: bool) -> None:
     model.graph.opset_imports[lowering.MICROSOFT] = 1
     if inline:
         passes.InlinePass()(model)
+    _make_contiguous(model)
     for clean in (
         passes.DeduplicateHashedInitializersPass(),
         passes.RemoveUnusedNodesPass(),
@@ -154,6 +155,15 @@ def _assemble(model: ir.Model, opset: int, inline: bool) -> None:
     ):
         clean(model)
     _forget_origins(model)
+
+
+def _make_contiguous(model: ir.Model) -> None:
+    """Copy weights that torch hands over as views (folded transposes): the next pass cannot hash them."""
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            array = value.const_value.numpy()
+            if not array.flags.c_contiguous:
+                value.const_value = ir.tensor(array.copy(order="C"), name=value.name)
 
 
 def _forget_origins(model: ir.Model) -> None:

@@ -276,3 +276,17 @@ def test_arguments_that_do_not_fit(mlp_network, mlp_inputs, tmp_path):
         export(*mlp_network, path, example_inputs=[mlp_inputs[:1]], dynamic_axes=[{2: "width"}])
     with pytest.raises(HybridkitError, match="there is no folder"):
         export(*mlp_network, tmp_path / "no" / "m.onnx", example_inputs=[mlp_inputs[:1]])
+
+
+def test_weights_that_torch_hands_over_as_views_are_written(tmp_path):
+    class Transposed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv1d(16, 24, 3), nn.Linear(24, 32)
+
+        def forward(self, x):
+            return self.linear(self.conv(x).transpose(1, 2))
+
+    torch.manual_seed(0)
+    report = export(Transposed(), None, tmp_path / "m.onnx", example_inputs=(torch.randn(2, 16, 7),))
+    assert report.verification.max_rel < 1e-5
