@@ -35,7 +35,7 @@ def bag():
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workdir(tmp_path_factory):
     """A folder with one short digits run in it and a module with a network."""
     folder = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patch:
@@ -46,10 +46,10 @@ def workplace(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _at_work(workplace, monkeypatch):
-    monkeypatch.setenv("HYBRIDKIT_RUNS", str(workplace / "runs"))
-    monkeypatch.chdir(workplace)
-    monkeypatch.syspath_prepend(str(workplace))
+def _at_work(workdir, monkeypatch):
+    monkeypatch.setenv("HYBRIDKIT_RUNS", str(workdir / "runs"))
+    monkeypatch.chdir(workdir)
+    monkeypatch.syspath_prepend(str(workdir))
 
 
 def test_the_newest_run_is_exported_and_verified(capsys):
@@ -69,8 +69,8 @@ def test_the_newest_run_is_exported_and_verified(capsys):
     assert scores.shape == (3, 10)
 
 
-def test_json_and_the_packed_file_of_the_run(workplace, capsys):
-    (packed,) = (workplace / "runs").glob("*/model.hk.safetensors")
+def test_json_and_the_packed_file_of_the_run(workdir, capsys):
+    (packed,) = (workdir / "runs").glob("*/model.hk.safetensors")
     command = ["export", "m.onnx", "--from", str(packed), "--target", "matmulnbits", "--json"]
     assert run([*command, "--set", "exporter.block_size=32"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -83,7 +83,7 @@ def test_json_and_the_packed_file_of_the_run(workplace, capsys):
     assert sizes == {32}
 
 
-def test_a_module_of_the_users_own(workplace, capsys):
+def test_a_module_of_the_users_own(workdir, capsys):
     command = ["export", "bag.onnx", "--model", "export_networks:bag", "--input", "ids:int64:batch,length=5"]
     assert run([*command, "--opset", "20"]) == 0
     assert "Verified on 16 samples" in capsys.readouterr().out
