@@ -110,7 +110,8 @@ def _limit_texts(limit: Any) -> Iterator[str]:
             yield from _limit_texts(part)
     elif type(limit) in signs:
         sign, name = signs[type(limit)]
-        yield f"{sign} {getattr(limit, name)}"
+        # typing keeps one of Ge(0) and Ge(0.0), whichever came first: the number is written the same for both
+        yield f"{sign} {getattr(limit, name):g}"
 
 
 def cli_page() -> str:

@@ -296,7 +296,8 @@ def test_progress_is_silent_without_a_terminal(capsys):
 
 
 @pytest.mark.parametrize("kind", ["lr_controller", "lr-controller", "quantizer"])
-def test_plugins_of_one_kind(capsys, kind):
+def test_plugins_of_one_kind(capsys, kind, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     assert cli.run(["plugins", "--kind", kind, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "hybridkit/plugins/1"
