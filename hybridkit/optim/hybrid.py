@@ -253,7 +253,7 @@ class HybridOptimizer(Optimizer):
 
     def _alignment(self, product: float, gradient: float) -> float:
         size = gradient * self._last.metrics.get("update_magnitude", 0.0) if self._last else 0.0
-        return -product / size if size > 0 else 0.0
+        return -product / size if size > 0 and product else 0.0
 
     def _check_finite(self, loss: float, gradient: float) -> None:
         if math.isfinite(gradient) and (self._observed.count == 0 or math.isfinite(loss)):
