@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hybridkit.errors import FileError
+from hybridkit.packing.atomic import sync
 
 EXTERNAL_BYTES: Final = 64 * 2**20
 _SMALL: Final = 1024  # bytes of a tensor that stays in the model in any case
@@ -92,7 +93,7 @@ def _place(folder: Path, path: Path) -> None:
     old = [p for p in _data_files(path) if p not in new]
     added = [p for p in new if not p.exists()]
     for file in folder.iterdir():
-        _sync(file)
+        sync(file)
     try:
         for file in staged_data:
             os.replace(file, path.parent / file.name)
@@ -101,16 +102,6 @@ def _place(folder: Path, path: Path) -> None:
         for file in added:
             file.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
     for file in old:
         file.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

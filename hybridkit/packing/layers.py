@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridkit.errors import UsageError
-from hybridkit.packing.codecs import Codec, codec
+from hybridkit.packing.codecs import Codec, bits_of, codec
 from hybridkit.packing.container import TensorSpec
 
 LayerKind = Literal["linear", "conv1d", "conv2d", "embedding"]
@@ -52,7 +52,7 @@ class LayerSpec:
             )
         if self.group_size < 0:
             raise UsageError(f"layer {self.name!r}: group size {self.group_size} is negative")
-        most = math.log2(len(codec(self.codec).levels))
+        most = bits_of(codec(self.codec).levels)
         if not 0 < self.bits <= most + 1e-9:
             raise UsageError(f"layer {self.name!r}: {self.bits} bits do not fit the codec {self.codec}")
 

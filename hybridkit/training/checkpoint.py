@@ -27,8 +27,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hybridkit.errors import FileError
-from hybridkit.packing.atomic import atomic_file
-from hybridkit.training.files import read_json, sha256, sync_folder, to_json, write_synced
+from hybridkit.packing.atomic import atomic_file, sync
+from hybridkit.training.files import read_json, sha256, to_json, write_synced
 from hybridkit.training.state import flatten, unflatten
 
 FORMAT = "hybridkit-checkpoint"
@@ -69,9 +69,9 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint) -> Path:
     files = {name: sha256(temporary / name) for name in (MODEL, STATE_TENSORS, STATE)}
     manifest = {"format": FORMAT, "version": VERSION, "step": checkpoint.step, "files": files}
     write_synced(temporary / MANIFEST, to_json(manifest))
-    sync_folder(temporary)
+    sync(temporary)
     os.rename(temporary, folder)
-    sync_folder(root)
+    sync(root)
     point_latest(root, checkpoint.step)
     return folder
 

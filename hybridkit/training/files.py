@@ -19,18 +19,6 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync_folder(path: Path) -> None:
-    """Make renames inside a folder durable, where the system can (Windows cannot open folders)."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def to_json(value: Any) -> bytes:
     """`value` as indented UTF-8 JSON. Raises ValueError for NaN and infinities."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import tiny_task
 import torch
+from same_run import assert_same_run, logged
 
 from hybridkit.errors import FileError, InterruptedRun, UsageError
 from hybridkit.training.checkpoint import steps
 from hybridkit.training.config import TrainConfig, resolve
 from hybridkit.training.events import EpochDone, Event, StepDone, Warned
 from hybridkit.training.loop import TrainResult, resume, train
-from hybridkit.training.metrics import Record, read_records
-from hybridkit.training.runs import Run, find_run, newest_run
-from hybridkit.training.state import flatten
+from hybridkit.training.runs import find_run, newest_run
 from hybridkit.training.trainer import DivergedError
 
 TASK = "tiny_task:tiny"
@@ -27,23 +26,6 @@ PLAIN: dict[str, Any] = {"batch_size": 12, "checkpoint_every": 5}
 
 def config(**flags: Any) -> TrainConfig:
     return resolve(**{"task": TASK, "epochs": 3, "data_clusters": 3, **flags})
-
-
-def logged(run: Run) -> list[Record]:
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in read_records(run.metrics_path)]
-
-
-def assert_same_run(a: Run, b: Run) -> None:
-    assert logged(a) == logged(b)
-    left, right = a.checkpoint(), b.checkpoint()
-    assert left.step == right.step
-    for one, other in ((left.model, right.model), (left.state, right.state)):
-        tensors, rest = flatten(one)
-        others, other_rest = flatten(other)
-        assert rest == other_rest
-        assert list(tensors) == list(others)
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, others[name]), name
 
 
 class Stop:
