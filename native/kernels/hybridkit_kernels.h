@@ -1,0 +1,131 @@
+/* Products of packed ternary and 1-bit matrices with dense activations: the C interface of the kernels.
+ *
+ *   int8:   s_x = max(max|x|, 1e-5) / 127            per row of x (matmul), per sample (convolution)
+ *           x^  = clip(round_half_even(x / s_x), -127, 127)
+ *           y   = float(x^ . q) * (s_x * scale) + bias
+ *   float:  y   = (x . q) * scale + bias
+ *
+ * with the codes q in {-1, 0, 1} (ternary) or {-1, 1} (binary). The integer sums are exact for K <= 2^22, so int8
+ * gives the same bits on every instruction set. A row (sample) that holds a NaN or an infinity gives NaN in all of
+ * its outputs under int8; float behaves as a float32 matmul.
+ *
+ * Orders of the codes ("layout"), `bits` = 2 or 1, P = 8 / bits digits in a byte, lowest bits first:
+ *   0  row-major: [N, ceil(K / P)]; byte i of row n holds the digits of k = P i ... P i + P - 1
+ *   1  tiled: [ceil(N / 16), ceil(K / 4P), 16, 4]; digit p of byte [t, b, r, j] is row n = 16 t + r,
+ *      column k = 4 P b + 4 p + j. What lies beyond N and K is digit 0.
+ * A digit d stands for d - 1 (ternary) or 2 d - 1 (binary); the ternary digit 3 is invalid.
+ * The products read layout 1. One block [16, 4] is 64 bytes, which every instruction set takes as one sequential
+ * stream: lanes are rows, so that sums need no reduction across lanes, and four neighbours in k make one dot product.
+ *
+ * Functions that can fail return NULL or a static message that says what is wrong.
+ * All functions may be called from several threads at once.
+ */
+#ifndef HYBRIDKIT_KERNELS_H
+#define HYBRIDKIT_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define HYBRIDKIT_API __declspec(dllexport)
+#else
+#define HYBRIDKIT_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { HYBRIDKIT_TILE_ROWS = 16, HYBRIDKIT_BLOCK_BYTES = 64, HYBRIDKIT_MAX_K = 1 << 22 };
+
+typedef enum { HYBRIDKIT_TERNARY = 0, HYBRIDKIT_BINARY = 1 } hybridkit_codec;
+typedef enum { HYBRIDKIT_INT8 = 0, HYBRIDKIT_FLOAT = 1 } hybridkit_activations;
+typedef enum { HYBRIDKIT_F32 = 0, HYBRIDKIT_F16 = 1, HYBRIDKIT_BF16 = 2 } hybridkit_dtype;
+
+/* A packed matrix [N, K] in layout 1. Nothing is owned. `codes` needs no alignment (64 bytes is fastest). */
+typedef struct {
+  int32_t codec;       /* hybridkit_codec */
+  int32_t activations; /* hybridkit_activations */
+  int64_t N, K;        /* >= 1 */
+  const uint8_t* codes;
+  const float* scale; /* [N] */
+  const float* bias;  /* [N] */
+} hybridkit_matrix;
+
+/* Who runs tasks in parallel: `run` calls task(state, 0 .. count - 1), in any order, and returns when all are done.
+ * A null pointer to this struct means the calling thread alone. */
+typedef struct {
+  void (*run)(void* pool, void (*task)(void* state, size_t index), void* state, size_t count);
+  void* pool;
+} hybridkit_parallel;
+
+/* Bytes of the codes in a layout; 0 if layout, N or K is out of range. */
+HYBRIDKIT_API size_t hybridkit_code_bytes(int32_t codec, int32_t layout, int64_t N, int64_t K);
+
+/* NULL, or what is wrong with codes of `bytes` bytes: a wrong size or an invalid digit. Reads all of them. */
+HYBRIDKIT_API const char* hybridkit_check_codes(int32_t codec, int32_t layout, const uint8_t* codes, size_t bytes,
+                                                int64_t N, int64_t K);
+
+/* Layout 0 to layout 1. `out` takes hybridkit_code_bytes(codec, 1, N, K) bytes. */
+HYBRIDKIT_API void hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out);
+
+/* x [M, K] -> y [M, N], both of `dtype` and contiguous; M >= 0. */
+HYBRIDKIT_API const char* hybridkit_matmul(const hybridkit_matrix* matrix, int32_t dtype, const void* x, int64_t M,
+                                           void* y, const hybridkit_parallel* parallel);
+
+/* A convolution over 1 to 3 spatial axes; attributes as ONNX has them. */
+typedef struct {
+  int32_t axes;     /* 1 to 3 */
+  int64_t channels; /* C, a multiple of group */
+  int64_t group;    /* N is a multiple of it, too */
+  int64_t size[3], kernel[3], stride[3], dilation[3], pad_begin[3], pad_end[3];
+} hybridkit_geometry;
+
+/* The spatial sizes of the output, or what is wrong with the geometry (a kernel larger than the padded input,
+ * a stride below 1, channels that do not divide). */
+HYBRIDKIT_API const char* hybridkit_conv_shape(const hybridkit_geometry* geometry, int64_t N, int64_t out_size[3]);
+
+/* Bytes of convolution codes in layout 1: each group's rows are tiled on their own, group after group, so that with
+ * one group this is layout 1 of the matrix [N, C / group * prod(kernel)]. */
+HYBRIDKIT_API size_t hybridkit_conv_code_bytes(int32_t codec, int64_t N, int64_t K, int64_t group);
+
+/* Layout 0 of the matrix [N, K] to what hybridkit_conv takes. */
+HYBRIDKIT_API void hybridkit_conv_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, int64_t group,
+                                       uint8_t* out);
+
+/* x [batch, C, size...] -> y [batch, N, out_size...]; matrix.K is C / group * prod(kernel). */
+HYBRIDKIT_API const char* hybridkit_conv(const hybridkit_matrix* matrix, const hybridkit_geometry* geometry,
+                                         int32_t dtype, const void* x, int64_t batch, void* y,
+                                         const hybridkit_parallel* parallel);
+
+/* The instruction set in use: "scalar", "avx2", "avxvnni", "avx512vnni" or "neon". The best that the processor has,
+ * unless the environment variable HYBRIDKIT_ISA named another one that it has when the library was first used. */
+HYBRIDKIT_API const char* hybridkit_isa(void);
+
+/* The instruction sets of this build that this processor has, best first; NULL beyond the last. */
+HYBRIDKIT_API const char* hybridkit_isa_available(int index);
+
+/* Switches (for tests and benchmarks); NULL, or a message if this processor or build lacks it. */
+HYBRIDKIT_API const char* hybridkit_set_isa(const char* name);
+
+/* What was wrong with HYBRIDKIT_ISA (it is then ignored), or NULL. */
+HYBRIDKIT_API const char* hybridkit_isa_warning(void);
+
+/* Which kernel hybridkit_matmul takes for M rows: "stream" (each weight is unpacked in registers where it is used)
+ * or "tile" (weights are unpacked once per tile and used for many rows). */
+HYBRIDKIT_API const char* hybridkit_kernel(const hybridkit_matrix* matrix, int64_t M);
+
+/* Into how many parallel tasks hybridkit_matmul cuts M rows: 1 means that more threads do not help. */
+HYBRIDKIT_API int64_t hybridkit_tasks(const hybridkit_matrix* matrix, int64_t M);
+
+/* A pool of `threads` threads (the caller is one of them) for hosts that have none. Made once per number of threads
+ * and kept; survives fork() of the process. Never NULL; threads <= 1 gives one that runs in the caller. */
+HYBRIDKIT_API const hybridkit_parallel* hybridkit_thread_pool(int threads);
+
+/* "0.1.0" */
+HYBRIDKIT_API const char* hybridkit_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
