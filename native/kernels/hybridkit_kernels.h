@@ -13,8 +13,11 @@
  *   0  row-major: [N, ceil(K / P)]; byte i of row n holds the digits of k = P i ... P i + P - 1
  *   1  tiled: [ceil(N / 16), ceil(K / 4P), 16, 4]; digit p of byte [t, b, r, j] is row n = 16 t + r,
  *      column k = 4 P b + 4 p + j. What lies beyond N and K is digit 0.
+ *   2  tiled, for convolutions: as 1, but the columns of a row are in the order (kernel, channel) where layout 0
+ *      has ONNX's (channel, kernel): k' = tap * channels + channel. The rows of each group are tiled on their own,
+ *      group after group. A patch of an image in channels-last order is then a few contiguous runs.
  * A digit d stands for d - 1 (ternary) or 2 d - 1 (binary); the ternary digit 3 is invalid.
- * The products read layout 1. One block [16, 4] is 64 bytes, which every instruction set takes as one sequential
+ * hybridkit_matmul reads layout 1, hybridkit_conv layout 2. One block [16, 4] is 64 bytes, which every instruction set takes as one sequential
  * stream: lanes are rows, so that sums need no reduction across lanes, and four neighbours in k make one dot product.
  *
  * Functions that can fail return NULL or a static message that says what is wrong.
@@ -85,15 +88,18 @@ typedef struct {
  * a stride below 1, channels that do not divide). */
 HYBRIDKIT_API const char* hybridkit_conv_shape(const hybridkit_geometry* geometry, int64_t N, int64_t out_size[3]);
 
-/* Bytes of convolution codes in layout 1: each group's rows are tiled on their own, group after group, so that with
- * one group this is layout 1 of the matrix [N, C / group * prod(kernel)]. */
+/* Bytes of convolution codes in layout 2. */
 HYBRIDKIT_API size_t hybridkit_conv_code_bytes(int32_t codec, int64_t N, int64_t K, int64_t group);
 
-/* Layout 0 of the matrix [N, K] to what hybridkit_conv takes. */
-HYBRIDKIT_API void hybridkit_conv_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, int64_t group,
-                                       uint8_t* out);
+/* NULL, or what is wrong with layout-2 codes of `bytes` bytes. Reads all of them. */
+HYBRIDKIT_API const char* hybridkit_check_conv_codes(int32_t codec, const uint8_t* codes, size_t bytes, int64_t N,
+                                                     int64_t K, int64_t group);
 
-/* x [batch, C, size...] -> y [batch, N, out_size...]; matrix.K is C / group * prod(kernel). */
+/* Layout 0 to layout 2; `taps` is the kernel's size, prod(kernel), a divisor of K. */
+HYBRIDKIT_API void hybridkit_conv_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, int64_t group,
+                                       int64_t taps, uint8_t* out);
+
+/* x [batch, C, size...] -> y [batch, N, out_size...]; matrix.K is C / group * prod(kernel), its codes layout 2. */
 HYBRIDKIT_API const char* hybridkit_conv(const hybridkit_matrix* matrix, const hybridkit_geometry* geometry,
                                          int32_t dtype, const void* x, int64_t batch, void* y,
                                          const hybridkit_parallel* parallel);
