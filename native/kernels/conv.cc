@@ -1,0 +1,313 @@
+// Convolution: samples become channels-last images with a border of zeros, of codes (int8) or numbers (float). A task
+// gathers the patches of a block of output positions, a few contiguous runs each, and multiplies them like a matmul.
+#include <atomic>
+#include <cstring>
+#include <initializer_list>
+
+#include "half.h"
+#include "hybridkit_kernels.h"
+#include "isa.h"
+#include "work.h"
+
+namespace hybridkit {
+namespace {
+
+constexpr int64_t kImageBytes = int64_t{32} << 20;  // images that are held at a time (at least one)
+constexpr int64_t kLeastTasks = 8;
+
+// The geometry with three axes, outer ones of size 1 where there are fewer.
+struct Shape {
+  int64_t channels, group, in[3], kernel[3], stride[3], dilation[3], begin[3], padded[3], out[3];
+  int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
+  int64_t positions() const { return out[0] * out[1] * out[2]; }
+  int64_t pixels() const { return in[0] * in[1] * in[2]; }
+  int64_t image() const { return padded[0] * padded[1] * padded[2] * channels; }
+};
+
+Shape shape_of(const hybridkit_geometry& g, const int64_t out_size[3]) {
+  Shape s{};
+  s.channels = g.channels;
+  s.group = g.group;
+  for (int axis = 0; axis < 3; ++axis) {
+    const int given = axis - (3 - g.axes);
+    const bool real = given >= 0;
+    s.in[axis] = real ? g.size[given] : 1;
+    s.kernel[axis] = real ? g.kernel[given] : 1;
+    s.stride[axis] = real ? g.stride[given] : 1;
+    s.dilation[axis] = real ? g.dilation[given] : 1;
+    s.begin[axis] = real ? g.pad_begin[given] : 0;
+    s.padded[axis] = s.in[axis] + s.begin[axis] + (real ? g.pad_end[given] : 0);
+    s.out[axis] = real ? out_size[given] : 1;
+  }
+  return s;
+}
+
+// One sample [C][pixels] into an image [padded...][C] whose border is zero already.
+template <class T>
+void to_image(const Shape& s, const T* sample, T* image) {
+  for (int64_t c = 0; c < s.channels; ++c) {
+    for (int64_t d = 0; d < s.in[0]; ++d) {
+      for (int64_t h = 0; h < s.in[1]; ++h) {
+        const T* from = sample + ((c * s.in[0] + d) * s.in[1] + h) * s.in[2];
+        const int64_t row = (d + s.begin[0]) * s.padded[1] + h + s.begin[1];
+        T* to = image + (row * s.padded[2] + s.begin[2]) * s.channels + c;
+        for (int64_t w = 0; w < s.in[2]; ++w) to[w * s.channels] = from[w];
+      }
+    }
+  }
+}
+
+// The patch of one output position for one group: [kernel...][channels / group].
+template <class T>
+void gather(const Shape& s, const T* image, int64_t position, int64_t group, T* patch) {
+  const int64_t channels = s.channels / s.group;
+  const int64_t d = position / (s.out[1] * s.out[2]), h = position / s.out[2] % s.out[1], w = position % s.out[2];
+  const bool contiguous = s.group == 1 && s.dilation[2] == 1;
+  const int64_t runs = contiguous ? 1 : s.kernel[2];
+  const size_t run = static_cast<size_t>(contiguous ? s.kernel[2] * channels : channels);
+  for (int64_t i = 0; i < s.kernel[0]; ++i) {
+    for (int64_t j = 0; j < s.kernel[1]; ++j) {
+      const int64_t row = (d * s.stride[0] + i * s.dilation[0]) * s.padded[1] + h * s.stride[1] + j * s.dilation[1];
+      const T* from = image + (row * s.padded[2] + w * s.stride[2]) * s.channels + group * channels;
+      for (int64_t r = 0; r < runs; ++r, patch += run, from += s.dilation[2] * s.channels) {
+        std::memcpy(patch, from, run * sizeof(T));
+      }
+    }
+  }
+}
+
+// Output [rows][columns] of a group into y [N][positions] of a sample.
+void scatter(const float* tile, int64_t rows, int64_t columns, int64_t first, int64_t positions, int32_t dtype, void* y,
+             int64_t base, float* line) {
+  for (int64_t n = 0; n < columns; ++n) {
+    for (int64_t m = 0; m < rows; ++m) line[m] = tile[m * columns + n];
+    from_floats(dtype, line, rows, y, base + n * positions + first);
+  }
+}
+
+struct Call {
+  const Isa& isa;
+  const hybridkit_matrix& matrix;
+  const Shape& shape;
+  int32_t dtype;
+  int bits;
+  int64_t panel, block;  // rows of a panel, of a task
+  int64_t rows() const { return matrix.N / shape.group; }
+  int64_t tiles() const { return tiles_of(rows()); }
+  int64_t blocks() const { return blocks_of(bits, matrix.K); }
+  int64_t padded_K() const { return blocks() * block_columns(bits); }
+
+  template <class W>
+  W work(int64_t group, int64_t rows_of_task, float* y) const {
+    W w{};
+    w.bits = bits;
+    w.blocks = blocks();
+    w.tiles = tiles();
+    w.codes = matrix.codes + group * w.tiles * w.blocks * kBlockBytes;
+    w.columns = rows();
+    w.scale = matrix.scale + group * rows();
+    w.bias = matrix.bias + group * rows();
+    w.rows = rows_of_task;
+    w.stride = w.columns;
+    w.y = y;
+    return w;
+  }
+};
+
+// A sample's codes as an image; returns its scale.
+float quantize_sample(const Call& call, const void* x, int64_t sample, int8_t* image) {
+  const int64_t count = call.shape.channels * call.shape.pixels();
+  const size_t numbers = Scratch::size<float>(count), codes = Scratch::size<int8_t>(round_up(count, kGranule));
+  Scratch scratch(numbers + codes);
+  if (!scratch) return 0;
+  float* converted = scratch.take<float>(count);
+  int8_t* flat = scratch.take<int8_t>(round_up(count, kGranule));
+  const float* values = static_cast<const float*>(x) + sample * count;
+  if (call.dtype != HYBRIDKIT_F32) {
+    to_floats(call.dtype, x, sample * count, count, converted);
+    values = converted;
+  }
+  const float s = scale_of(call.isa.magnitude(values, count));
+  std::memset(image, 0, static_cast<size_t>(call.shape.image()));
+  if (s == s) {
+    call.isa.quantize(values, count, s, flat, kGranule);
+    to_image(call.shape, flat, image);
+  }
+  return s;
+}
+
+bool float_sample(const Call& call, const void* x, int64_t sample, float* image) {
+  const int64_t count = call.shape.channels * call.shape.pixels();
+  Scratch scratch(Scratch::size<float>(count));
+  if (!scratch) return false;
+  float* values = scratch.take<float>(count);
+  to_floats(call.dtype, x, sample * count, count, values);
+  std::memset(image, 0, static_cast<size_t>(call.shape.image()) * sizeof(float));
+  to_image(call.shape, values, image);
+  return true;
+}
+
+// Patches of a block of positions as int8 panels; fills sum[rows].
+void gather_panels(const Call& call, const int8_t* image, int64_t first, int64_t rows, int64_t group, int8_t* panels,
+                   int32_t* sum, int8_t* patch) {
+  const int64_t K = call.matrix.K, padded = call.padded_K();
+  std::memset(patch + K, 0, static_cast<size_t>(padded - K));
+  for (int64_t start = 0; start < rows; start += call.panel) {
+    const int64_t height = at_most(call.panel, rows - start);
+    for (int64_t r = 0; r < height; ++r) {
+      gather(call.shape, image, first + start + r, group, patch);
+      int32_t total = 0;
+      for (int64_t k = 0; k < K; ++k) total += patch[k];
+      sum[start + r] = total;
+      int8_t* to = panels + start * padded + r * kGranule;
+      for (int64_t k = 0; k < padded; k += kGranule, to += height * kGranule) std::memcpy(to, patch + k, kGranule);
+    }
+  }
+}
+
+bool int8_block(const Call& call, const int8_t* image, float s, int64_t first, int64_t rows, void* y, int64_t base) {
+  const int64_t padded = call.padded_K(), columns = call.rows();
+  Scratch scratch(Scratch::size<int8_t>(rows * padded) + Scratch::size<int8_t>(padded) + Scratch::size<int32_t>(rows) +
+                  Scratch::size<float>(rows) * 2 + Scratch::size<float>(rows * columns));
+  if (!scratch) return false;
+  int8_t* panels = scratch.take<int8_t>(rows * padded);
+  int8_t* patch = scratch.take<int8_t>(padded);
+  int32_t* sum = scratch.take<int32_t>(rows);
+  float* scale = scratch.take<float>(rows);
+  float* line = scratch.take<float>(rows);
+  float* output = scratch.take<float>(rows * columns);
+  for (int64_t r = 0; r < rows; ++r) scale[r] = s;
+  for (int64_t g = 0; g < call.shape.group; ++g) {
+    gather_panels(call, image, first, rows, g, panels, sum, patch);
+    auto work = call.work<Int8Work>(g, rows, output);
+    work.x = panels;
+    work.panel = call.panel;
+    work.x_scale = scale;
+    work.x_sum = sum;
+    call.isa.int8(work);
+    scatter(output, rows, columns, first, call.shape.positions(), call.dtype, y,
+            base + g * columns * call.shape.positions(), line);
+  }
+  return true;
+}
+
+bool float_block(const Call& call, const float* image, int64_t first, int64_t rows, void* y, int64_t base) {
+  const int64_t K = call.matrix.K, columns = call.rows();
+  Scratch scratch(Scratch::size<float>(rows * K) + Scratch::size<float>(rows) + Scratch::size<float>(rows * columns));
+  if (!scratch) return false;
+  float* patches = scratch.take<float>(rows * K);
+  float* line = scratch.take<float>(rows);
+  float* output = scratch.take<float>(rows * columns);
+  for (int64_t g = 0; g < call.shape.group; ++g) {
+    for (int64_t r = 0; r < rows; ++r) gather(call.shape, image, first + r, g, patches + r * K);
+    auto work = call.work<FloatWork>(g, rows, output);
+    work.x = patches;
+    work.x_stride = K;
+    work.K = K;
+    call.isa.floats(work);
+    scatter(output, rows, columns, first, call.shape.positions(), call.dtype, y,
+            base + g * columns * call.shape.positions(), line);
+  }
+  return true;
+}
+
+// All samples, as many at a time as kImageBytes holds.
+template <class T>
+bool convolve(const Call& call, const void* x, int64_t batch, void* y, const hybridkit_parallel* parallel) {
+  const int64_t image = round_up(call.shape.image(), 64), positions = call.shape.positions();
+  const int64_t at_a_time = at_least(at_most(kImageBytes / (image * static_cast<int64_t>(sizeof(T))), batch), 1);
+  Scratch scratch(Scratch::size<T>(at_a_time * image) + Scratch::size<float>(at_a_time));
+  if (!scratch) return false;
+  T* images = scratch.take<T>(at_a_time * image);
+  float* scales = scratch.take<float>(at_a_time);
+  std::atomic<bool> complete{true};
+  const int64_t blocks = divide_up(positions, call.block);
+  for (int64_t first = 0; first < batch; first += at_a_time) {
+    const int64_t samples = at_most(at_a_time, batch - first);
+    for_each_task(parallel, samples, [&](int64_t i) {
+      if constexpr (sizeof(T) == 1) {
+        scales[i] = quantize_sample(call, x, first + i, images + i * image);
+        if (scales[i] == 0) complete = false;
+      } else if (!float_sample(call, x, first + i, images + i * image)) {
+        complete = false;
+      }
+    });
+    if (!complete) return false;
+    for_each_task(parallel, samples * blocks, [&](int64_t task) {
+      const int64_t i = task / blocks, start = task % blocks * call.block;
+      const int64_t rows = at_most(call.block, positions - start), base = (first + i) * call.matrix.N * positions;
+      bool done;
+      if constexpr (sizeof(T) == 1) {
+        done = int8_block(call, images + i * image, scales[i], start, rows, y, base);
+      } else {
+        done = float_block(call, images + i * image, start, rows, y, base);
+      }
+      if (!done) complete = false;
+    });
+    if (!complete) return false;
+  }
+  return true;
+}
+
+const char* problem(const hybridkit_matrix* matrix, const hybridkit_geometry* geometry, int32_t dtype) {
+  if (hybridkit_conv_code_bytes(matrix->codec, matrix->N, matrix->K, geometry->group) == 0) {
+    return "codec, group, N or K is out of range";
+  }
+  if (matrix->activations != HYBRIDKIT_INT8 && matrix->activations != HYBRIDKIT_FLOAT) return "unknown activations";
+  if (dtype < HYBRIDKIT_F32 || dtype > HYBRIDKIT_BF16) return "unknown dtype";
+  int64_t taps = 1;
+  for (int axis = 0; axis < geometry->axes; ++axis) taps *= geometry->kernel[axis];
+  return geometry->channels / geometry->group * taps == matrix->K ? nullptr
+                                                                  : "K is not channels / group * kernel size";
+}
+
+}  // namespace
+}  // namespace hybridkit
+
+using namespace hybridkit;
+
+extern "C" {
+
+const char* hybridkit_conv_shape(const hybridkit_geometry* geometry, int64_t N, int64_t out_size[3]) {
+  constexpr int64_t most = int64_t{1} << 31;
+  const hybridkit_geometry& g = *geometry;
+  if (g.axes < 1 || g.axes > 3) return "a convolution has 1 to 3 spatial axes";
+  if (g.group < 1 || g.channels < 1 || g.channels % g.group != 0) return "channels are not a multiple of group";
+  if (N < 1 || N % g.group != 0) return "output channels are not a multiple of group";
+  for (int axis = 0; axis < g.axes; ++axis) {
+    for (const int64_t value : {g.kernel[axis], g.stride[axis], g.dilation[axis]}) {
+      if (value < 1 || value > most) return "kernel, stride and dilation must be at least 1";
+    }
+    for (const int64_t value : {g.size[axis], g.pad_begin[axis], g.pad_end[axis]}) {
+      if (value < 0 || value > most) return "sizes and pads must not be negative";
+    }
+    if (g.kernel[axis] > HYBRIDKIT_MAX_K) return "the kernel is too large";
+    const int64_t extent = g.dilation[axis] * (g.kernel[axis] - 1) + 1;
+    const int64_t padded = g.size[axis] + g.pad_begin[axis] + g.pad_end[axis];
+    if (padded < extent) return "the kernel is larger than the padded input";
+    out_size[axis] = (padded - extent) / g.stride[axis] + 1;
+  }
+  return nullptr;
+}
+
+const char* hybridkit_conv(const hybridkit_matrix* matrix, const hybridkit_geometry* geometry, int32_t dtype,
+                           const void* x, int64_t batch, void* y, const hybridkit_parallel* parallel) {
+  int64_t out_size[3];
+  if (const char* wrong = hybridkit_conv_shape(geometry, matrix->N, out_size)) return wrong;
+  if (const char* wrong = problem(matrix, geometry, dtype)) return wrong;
+  if (batch < 0) return "the batch is negative";
+  const Shape shape = shape_of(*geometry, out_size);
+  if (batch == 0 || shape.positions() == 0) return nullptr;
+  const bool int8 = matrix->activations == HYBRIDKIT_INT8;
+  const Isa& chosen = isa();
+  const int64_t rows = at_most(shape.positions(), kBlockRows);
+  const int64_t panel = int8 ? panel_of(chosen, rows) : at_most(chosen.panel_rows, rows);
+  // Large blocks share the unpacked weights; small ones give every thread something to do.
+  const int64_t wanted = divide_up(batch * shape.positions(), kLeastTasks);
+  const int64_t block = at_most(at_least(round_up(wanted, panel), panel), kBlockRows / panel * panel);
+  const Call call{chosen, *matrix, shape, dtype, matrix->codec == HYBRIDKIT_TERNARY ? 2 : 1, panel, block};
+  const bool done = int8 ? convolve<int8_t>(call, x, batch, y, parallel) : convolve<float>(call, x, batch, y, parallel);
+  return done ? nullptr : kOutOfMemory;
+}
+
+}  // extern "C"

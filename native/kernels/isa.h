@@ -1,0 +1,68 @@
+// What an instruction set provides. Kernels see one shape of work: whole tiles of 16 rows of the matrix times a block
+// of activation rows, into float32. Cutting, threads, types and convolutions are the drivers' business.
+#ifndef HYBRIDKIT_ISA_H
+#define HYBRIDKIT_ISA_H
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hybridkit {
+
+constexpr int kTileRows = 16;
+constexpr int kBlockBytes = 64;
+constexpr int kGranule = 16;       // activations of one row that lie together: [K / 16][rows][16] in a panel
+constexpr int kBlockRows = 192;    // most activation rows that one call multiplies
+constexpr float kLeastMax = 1e-5f; // s_x = max(max|x|, kLeastMax) / 127
+
+// Columns of a block: 16 (ternary) or 32 (binary).
+constexpr int64_t block_columns(int bits) { return 4 * (8 / bits); }
+constexpr int64_t blocks_of(int bits, int64_t K) { return (K + block_columns(bits) - 1) / block_columns(bits); }
+constexpr int64_t tiles_of(int64_t N) { return (N + kTileRows - 1) / kTileRows; }
+
+struct Work {
+  int bits;              // 2 ternary, 1 binary
+  const uint8_t* codes;  // [tiles][blocks][64]
+  int64_t tiles, blocks;
+  int64_t columns;       // of the output that exist, 16 tiles or up to 15 fewer
+  const float* scale;    // [columns]
+  const float* bias;     // [columns]
+  int64_t rows;          // of the activations, 1 ... kBlockRows
+  float* y;              // [rows][columns], `stride` floats from row to row
+  int64_t stride;
+};
+
+struct Int8Work : Work {
+  const int8_t* x;       // panels of `panel` rows, the last may have fewer, each [Kp / 16][rows][16] with
+                         // Kp = blocks * block_columns, zeros beyond K
+  int64_t panel;
+  const float* x_scale;  // [rows], s_x; NaN where the row is not finite
+  const int32_t* x_sum;  // [rows], the sum of the row's codes
+};
+
+struct FloatWork : Work {
+  const float* x;        // [rows][K], `x_stride` floats from row to row
+  int64_t x_stride;
+  int64_t K;
+};
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  int panel_rows;    // activation rows of an int8 panel at most
+  int stream_rows;   // up to so many rows int8 unpacks in registers, where the code is used
+  int stream_rows_float;
+  void (*int8)(const Int8Work&);
+  void (*floats)(const FloatWork&);
+  // The largest |x| as its bits, so that NaN > infinity > every finite number.
+  uint32_t (*magnitude)(const float* x, int64_t n);
+  // Codes of n activations under scale s, in granules of 16 that are `stride` bytes apart; the last granule is
+  // filled up with zeros. Returns the sum of the codes.
+  int32_t (*quantize)(const float* x, int64_t n, float s, int8_t* codes, int64_t stride);
+};
+
+extern const Isa kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kNeon;
+
+const Isa& isa();  // the one in use
+
+}  // namespace hybridkit
+#endif

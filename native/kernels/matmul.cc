@@ -1,0 +1,196 @@
+// y = x W^T: activations are quantised once, then tasks multiply blocks of rows with groups of tiles.
+#include <atomic>
+#include <cstring>
+
+#include "half.h"
+#include "hybridkit_kernels.h"
+#include "isa.h"
+#include "work.h"
+
+namespace hybridkit {
+namespace {
+
+// Rows whose activations are held as codes at a time: bounds the scratch memory to 32 MiB (or one panel).
+constexpr int64_t kScratchBytes = int64_t{32} << 20;
+
+struct Product {
+  const Isa& isa;
+  const hybridkit_matrix& matrix;
+  int32_t dtype;
+  const void* x;
+  void* y;
+  const hybridkit_parallel* parallel;
+
+  int bits() const { return matrix.codec == HYBRIDKIT_TERNARY ? 2 : 1; }
+  int64_t blocks() const { return blocks_of(bits(), matrix.K); }
+  int64_t padded_K() const { return blocks() * block_columns(bits()); }
+};
+
+// What a task of the grid multiplies, without its activations. Output of another type than float32 goes to `buffer`
+// first ([rows][16 tiles]), else straight to y.
+template <class W>
+W work_of(const Product& p, const Grid& grid, int64_t task, int64_t first_row, int64_t rows, float* buffer) {
+  const int64_t row = task % grid.row_blocks * grid.rows, tile = task / grid.row_blocks * grid.tiles;
+  W work{};
+  work.bits = p.bits();
+  work.blocks = p.blocks();
+  work.tiles = at_most(grid.tiles, tiles_of(p.matrix.N) - tile);
+  work.codes = p.matrix.codes + tile * work.blocks * kBlockBytes;
+  work.columns = at_most(work.tiles * kTileRows, p.matrix.N - tile * kTileRows);
+  work.scale = p.matrix.scale + tile * kTileRows;
+  work.bias = p.matrix.bias + tile * kTileRows;
+  work.rows = at_most(grid.rows, rows - row);
+  work.stride = buffer == nullptr ? p.matrix.N : work.columns;
+  work.y = buffer == nullptr
+               ? static_cast<float*>(p.y) + (first_row + row) * p.matrix.N + tile * kTileRows
+               : buffer;
+  return work;
+}
+
+void write_back(const Product& p, const Work& work, int64_t row, int64_t column) {
+  for (int64_t m = 0; m < work.rows; ++m) {
+    from_floats(p.dtype, work.y + m * work.stride, work.columns, p.y, (row + m) * p.matrix.N + column);
+  }
+}
+
+// Row m of x as float32: in place, or converted into `buffer`.
+const float* row_of(const Product& p, int64_t m, float* buffer) {
+  if (p.dtype == HYBRIDKIT_F32) return static_cast<const float*>(p.x) + m * p.matrix.K;
+  to_floats(p.dtype, p.x, m * p.matrix.K, p.matrix.K, buffer);
+  return buffer;
+}
+
+struct Activations {
+  int8_t* codes;  // as Int8Work::x
+  float* scale;
+  int32_t* sum;
+};
+
+// The panel that begins at row `first`, of `rows` rows; `offset` is the first row of x.
+void quantize_panel(const Product& p, int64_t offset, int64_t first, int64_t rows, const Activations& to,
+                    float* buffer) {
+  const int64_t stride = rows * kGranule, granules = p.padded_K() / kGranule;
+  const int64_t used = divide_up(p.matrix.K, kGranule);
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* x = row_of(p, offset + first + r, buffer);
+    const float s = scale_of(p.isa.magnitude(x, p.matrix.K));
+    int8_t* codes = to.codes + first * p.padded_K() + r * kGranule;
+    to.scale[first + r] = s;
+    int64_t done = 0;
+    to.sum[first + r] = 0;
+    if (s == s) {
+      to.sum[first + r] = p.isa.quantize(x, p.matrix.K, s, codes, stride);
+      done = used;
+    }
+    for (; done < granules; ++done) std::memset(codes + done * stride, 0, kGranule);
+  }
+}
+
+bool int8_rows(const Product& p, int64_t first_row, int64_t rows) {
+  const int64_t panel = panel_of(p.isa, rows), panels = divide_up(rows, panel);
+  const Grid grid = grid_of(rows, tiles_of(p.matrix.N), p.matrix.K, panel);
+  Scratch scratch(Scratch::size<int8_t>(rows * p.padded_K()) + Scratch::size<float>(rows) +
+                  Scratch::size<int32_t>(rows));
+  if (!scratch) return false;
+  Activations a;
+  a.codes = scratch.take<int8_t>(rows * p.padded_K());
+  a.scale = scratch.take<float>(rows);
+  a.sum = scratch.take<int32_t>(rows);
+
+  std::atomic<bool> complete{true};  // tasks that lack memory say so
+  const int64_t panels_of_task = at_least(65536 / (panel * p.matrix.K), 1);
+  for_each_task(p.parallel, divide_up(panels, panels_of_task), [&](int64_t task) {
+    Scratch converted(p.dtype == HYBRIDKIT_F32 ? 0 : Scratch::size<float>(p.matrix.K));
+    if (p.dtype != HYBRIDKIT_F32 && !converted) return void(complete = false);
+    const int64_t end = at_most((task + 1) * panels_of_task, panels);
+    for (int64_t i = task * panels_of_task; i < end; ++i) {
+      const int64_t first = i * panel;
+      quantize_panel(p, first_row, first, at_most(panel, rows - first), a, converted.take<float>(0));
+    }
+  });
+  if (!complete) return false;
+
+  for_each_task(p.parallel, grid.tasks(), [&](int64_t task) {
+    Scratch converted(p.dtype == HYBRIDKIT_F32 ? 0 : Scratch::size<float>(grid.rows * grid.tiles * kTileRows));
+    if (p.dtype != HYBRIDKIT_F32 && !converted) return void(complete = false);
+    const int64_t row = task % grid.row_blocks * grid.rows;
+    float* buffer = p.dtype == HYBRIDKIT_F32 ? nullptr : converted.take<float>(0);
+    auto work = work_of<Int8Work>(p, grid, task, first_row, rows, buffer);
+    work.x = a.codes + row * p.padded_K();
+    work.panel = panel;
+    work.x_scale = a.scale + row;
+    work.x_sum = a.sum + row;
+    p.isa.int8(work);
+    if (buffer != nullptr) write_back(p, work, first_row + row, task / grid.row_blocks * grid.tiles * kTileRows);
+  });
+  return complete;
+}
+
+bool float_rows(const Product& p, int64_t first_row, int64_t rows) {
+  const Grid grid = grid_of(rows, tiles_of(p.matrix.N), p.matrix.K, 1);
+  const bool convert = p.dtype != HYBRIDKIT_F32;
+  Scratch scratch(convert ? Scratch::size<float>(rows * p.matrix.K) : 0);
+  if (convert && !scratch) return false;
+  const float* x = static_cast<const float*>(p.x) + first_row * p.matrix.K;
+  if (convert) {
+    float* converted = scratch.take<float>(rows * p.matrix.K);
+    to_floats(p.dtype, p.x, first_row * p.matrix.K, rows * p.matrix.K, converted);
+    x = converted;
+  }
+  std::atomic<bool> complete{true};
+  for_each_task(p.parallel, grid.tasks(), [&](int64_t task) {
+    Scratch output(convert ? Scratch::size<float>(grid.rows * grid.tiles * kTileRows) : 0);
+    if (convert && !output) return void(complete = false);
+    const int64_t row = task % grid.row_blocks * grid.rows;
+    float* buffer = convert ? output.take<float>(0) : nullptr;
+    auto work = work_of<FloatWork>(p, grid, task, first_row, rows, buffer);
+    work.x = x + row * p.matrix.K;
+    work.x_stride = p.matrix.K;
+    work.K = p.matrix.K;
+    p.isa.floats(work);
+    if (buffer != nullptr) write_back(p, work, first_row + row, task / grid.row_blocks * grid.tiles * kTileRows);
+  });
+  return complete;
+}
+
+const char* problem(const hybridkit_matrix* matrix, int32_t dtype) {
+  if (hybridkit_code_bytes(matrix->codec, 1, matrix->N, matrix->K) == 0) return "codec, N or K is out of range";
+  if (matrix->activations != HYBRIDKIT_INT8 && matrix->activations != HYBRIDKIT_FLOAT) return "unknown activations";
+  if (dtype < HYBRIDKIT_F32 || dtype > HYBRIDKIT_BF16) return "unknown dtype";
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace hybridkit
+
+using namespace hybridkit;
+
+extern "C" {
+
+const char* hybridkit_matmul(const hybridkit_matrix* matrix, int32_t dtype, const void* x, int64_t M, void* y,
+                             const hybridkit_parallel* parallel) {
+  if (const char* wrong = problem(matrix, dtype)) return wrong;
+  if (M < 0) return "M is negative";
+  const Product product{isa(), *matrix, dtype, x, y, parallel};
+  const bool int8 = matrix->activations == HYBRIDKIT_INT8;
+  const int64_t bytes_of_row = product.padded_K() * (int8 ? 1 : 4);
+  const int64_t most = at_least(kScratchBytes / bytes_of_row / kBlockRows * kBlockRows, kBlockRows);
+  for (int64_t row = 0; row < M; row += most) {
+    const int64_t rows = at_most(most, M - row);
+    if (!(int8 ? int8_rows(product, row, rows) : float_rows(product, row, rows))) return kOutOfMemory;
+  }
+  return nullptr;
+}
+
+const char* hybridkit_kernel(const hybridkit_matrix* matrix, int64_t M) {
+  const bool int8 = matrix->activations == HYBRIDKIT_INT8;
+  return M <= (int8 ? isa().stream_rows : isa().stream_rows_float) ? "stream" : "tile";
+}
+
+int64_t hybridkit_tasks(const hybridkit_matrix* matrix, int64_t M) {
+  if (M < 1) return 1;
+  const int64_t panel = matrix->activations == HYBRIDKIT_INT8 ? panel_of(isa(), M) : 1;
+  return grid_of(M, tiles_of(matrix->N), matrix->K, panel).tasks();
+}
+
+}  // extern "C"
