@@ -7,10 +7,11 @@ stock operators. Bodies are written in ONNX's textual syntax. The operators:
     {Ternary,Binary}Conv{Int8,Float}            x [B, C, ...], codes, scale [N], bias [N] -> y [B, N, ...]
     {Ternary,Binary,NBit2,NBit4,NBit8}Unpack    codes [..., bytes] -> y float32 [..., K], integer-valued
 
-Codes are uint8 [N, bytes], rows padded to whole bytes; attributes K and N give the matrix and `layout` the
-order of the codes: 0 is row-major, lowest bits first. Convolutions add ONNX's own attributes and flatten the
-weight [N, C/group, ...] to [N, K]. Scale and bias are float32. x may be float32, float16 or bfloat16; the
-arithmetic is float32 and y has the type of x:
+Attributes K and N give the matrix and `layout` the order of the uint8 codes: 0 is row-major, [N, bytes] with
+rows padded to whole bytes, lowest bits first; products may also have 1 and convolutions 2, the tiles of
+packing/tiles.py. Convolutions add ONNX's own attributes and flatten the weight [N, C/group, ...] to [N, K].
+Scale and bias are float32. x may be float32, float16 or bfloat16; the arithmetic is float32 and y has the
+type of x:
 
     Int8:   s_x = max(max|x|, 1e-5) / 127     over the last axis (MatMul), per sample (Conv)
             x^  = clip(round_half_even(x / s_x), -127, 127)
@@ -18,6 +19,8 @@ arithmetic is float32 and y has the type of x:
     Float:  y   = (x . q) * scale + bias
 
 A sum of integer products is exact in float32 while it stays below 2^24: K < 132,000 for ternary and binary.
+A row (sample) that holds a NaN or an infinity gives NaN in all its outputs under Int8. The bodies leave out
+the clip: |x / s_x| never rounds to more than 127, and ONNX Runtime's Clip may turn a NaN into a number.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
 
 DOMAIN: Final = "hybridkit"
 DOMAIN_VERSION: Final = 1
-LAYOUT: Final = 0  # the only order of codes so far; see the module's docstring
+ROW_MAJOR: Final = 0
+TILED: Final = {"MatMul": 1, "Conv": 2}  # the layout of tiles, by the kind of product
 MIN_OPSET: Final = 18  # BitwiseAnd, and ReduceMax with its axes as an input
 
 _CONV_ATTRIBUTES: Final = ("kernel_shape", "strides", "pads", "dilations", "group")
@@ -88,28 +92,29 @@ def function(operator: str, opset: int) -> onnx.FunctionProto:
 
 def _body(stem: str, storage: Storage) -> str:
     if stem == "Unpack":
-        return _UNPACK_SHAPE + _digits(storage, "y")
-    layer = _MATMUL if stem.startswith("MatMul") else _CONV
+        return _UNPACK_BEFORE + _digits(storage) + _UNPACK_AFTER + _codes(storage, "y")
+    kind = "MatMul" if stem.startswith("MatMul") else "Conv"
     mode = "Int8" if stem.endswith("Int8") else "Float"
-    return _MATRIX_SHAPE + _digits(storage, "q") + layer[mode]
+    before, after, product = _PRODUCTS[kind]
+    return before + _TILES + _digits(storage) + _ROWS + after + _codes(storage, "q") + product[mode]
 
 
-def _digits(storage: Storage, result: str) -> str:
-    """Bytes `codes` [..., B] to float32 codes [..., K]; `unpacked_shape` is the shape [..., 8/bits * B]."""
+def _digits(storage: Storage) -> str:
+    """`bytes` [...] to `digits` [..., 8 / bits]."""
     shifts = range(0, 8, storage.bits)
-    scaled = "digit" if storage.step == 1 else "doubled"
     return f"""
         shifts = Constant <value = uint8[{len(shifts)}] {{{", ".join(map(str, shifts))}}}> ()
         mask = Constant <value = uint8[1] {{{(1 << storage.bits) - 1}}}> ()
-        last_axis = Constant <value_ints = [-1]> ()
-        zero = Constant <value_ints = [0]> ()
-        width = Constant <value_int: int = @K> ()
-        width_1d = Reshape (width, last_axis)
-        bytes = Unsqueeze (codes, last_axis)
-        shifted = BitShift <direction = "RIGHT"> (bytes, shifts)
-        masked = BitwiseAnd (shifted, mask)
-        unpacked = Reshape (masked, unpacked_shape)
-        kept = Slice (unpacked, zero, width_1d, last_axis)
+        whole = Unsqueeze (bytes, last_axis)
+        shifted = BitShift <direction = "RIGHT"> (whole, shifts)
+        digits = BitwiseAnd (shifted, mask)
+    """
+
+
+def _codes(storage: Storage, result: str) -> str:
+    """`kept` digits to float32 codes."""
+    scaled = "digit" if storage.step == 1 else "doubled"
+    return f"""
         digit = Cast <to = 1> (kept)
         {"" if storage.step == 1 else "doubled = Add (digit, digit)"}
         offset = Constant <value_float = {storage.offset}.0> ()
@@ -117,13 +122,82 @@ def _digits(storage: Storage, result: str) -> str:
     """
 
 
-_UNPACK_SHAPE = """
-        outer = Shape <end = -1> (codes)
-        rest = Constant <value_ints = [-1]> ()
-        unpacked_shape = Concat <axis = 0> (outer, rest)
+_UNPACK_BEFORE = """
+        last_axis = Constant <value_ints = [-1]> ()
+        bytes = Identity (codes)
 """
-_MATRIX_SHAPE = """
-        unpacked_shape = Constant <value_ints = [0, -1]> ()
+_UNPACK_AFTER = """
+        zero = Constant <value_ints = [0]> ()
+        width = Constant <value_int: int = @K> ()
+        width_1d = Reshape (width, last_axis)
+        outer = Shape <end = -1> (codes)
+        row_shape = Concat <axis = 0> (outer, last_axis)
+        rows = Reshape (digits, row_shape)
+        kept = Slice (rows, zero, width_1d, last_axis)
+"""
+# Row-major codes are tiles of one row and one column, in one group, with one position in the kernel.
+# So one text serves every layout. `tiled` is 0 or 1.
+_TILES = """
+        last_axis = Constant <value_ints = [-1]> ()
+        height = Constant <value_int: int = @N> ()
+        width = Constant <value_int: int = @K> ()
+        height_1d = Reshape (height, last_axis)
+        width_1d = Reshape (width, last_axis)
+        fifteen = Constant <value_ints = [15]> ()
+        three = Constant <value_ints = [3]> ()
+        more_rows = Mul (tiled, fifteen)
+        more_columns = Mul (tiled, three)
+        tile_rows = Add (more_rows, one)
+        tile_columns = Add (more_columns, one)
+        group_rows = Div (height_1d, groups)
+        rounded_up = Add (group_rows, more_rows)
+        group_tiles = Div (rounded_up, tile_rows)
+        all_tiles = Mul (group_tiles, groups)
+        tiles_shape = Concat <axis = 0> (all_tiles, last_axis, tile_rows, tile_columns)
+        bytes = Reshape (codes, tiles_shape)
+"""
+_ROWS = """
+        ordered = Transpose <perm = [0, 2, 1, 4, 3]> (digits)
+        padded_rows = Mul (group_tiles, tile_rows)
+        rows_shape = Concat <axis = 0> (groups, padded_rows, last_axis)
+        rows = Reshape (ordered, rows_shape)
+        corner = Constant <value_ints = [0, 0]> ()
+        group_shape = Concat <axis = 0> (group_rows, width_1d)
+        matrix_axes = Constant <value_ints = [1, 2]> ()
+        in_groups = Slice (rows, corner, group_shape, matrix_axes)
+"""
+_MATMUL_BEFORE = """
+        one = Constant <value_ints = [1]> ()
+        groups = Identity (one)
+        layout = Constant <value_int: int = @layout> ()
+        tiled = Mul (layout, one)
+"""
+_MATMUL_AFTER = """
+        first_axis = Constant <value_ints = [0]> ()
+        kept = Squeeze (in_groups, first_axis)
+"""
+_CONV_BEFORE = """
+        one = Constant <value_ints = [1]> ()
+        layout = Constant <value_int: int = @layout> ()
+        two = Constant <value_ints = [2]> ()
+        tiled = Div (layout, two)
+        group = Constant <value_int: int = @group> ()
+        other_groups = Sub (group, one)
+        extra_groups = Mul (other_groups, tiled)
+        groups = Add (extra_groups, one)
+        kernel = Constant <value_ints: ints = @kernel_shape> ()
+        positions = ReduceProd <keepdims = 1> (kernel)
+        other_positions = Sub (positions, one)
+        extra_taps = Mul (other_positions, tiled)
+        taps = Add (extra_taps, one)
+"""
+_CONV_AFTER = """
+        by_tap_shape = Concat <axis = 0> (height_1d, taps, last_axis)
+        by_tap = Reshape (in_groups, by_tap_shape)
+        by_channel = Transpose <perm = [0, 2, 1]> (by_tap)
+        per_row = Constant <value_ints = [0, -1]> ()
+        weight_shape = Concat <axis = 0> (per_row, kernel)
+        kept = Reshape (by_channel, weight_shape)
 """
 _SCALE_X = """
         magnitude = Abs ({x})
@@ -132,13 +206,11 @@ _SCALE_X = """
         least = Constant <value_float = 1e-5> ()
         bounded = Max (largest, least)
         top = Constant <value_float = 127.0> ()
-        bottom = Constant <value_float = -127.0> ()
         {s_x} = Div (bounded, top)
 """
 _ROUND_X = """
         divided = Div (x_float, s_x)
-        rounded = Round (divided)
-        x_int8 = Clip (rounded, bottom, top)
+        x_int8 = Round (divided)
 """
 _MATMUL = {
     "Int8": f"""
@@ -164,11 +236,7 @@ _MATMUL = {
 # Ones in place of the kernel's sizes give shapes of the right rank, for any number of spatial axes.
 _CONV_WEIGHT = """
         x_float = Cast <to = 1> (x)
-        kernel = Constant <value_ints: ints = @kernel_shape> ()
         ones = Div (kernel, kernel)
-        channels = Constant <value_ints = [0, -1]> ()
-        w_shape = Concat <axis = 0> (channels, kernel)
-        w = Reshape (q, w_shape)
         per_channel = Constant <value_ints = [1, -1]> ()
         channel_shape = Concat <axis = 0> (per_channel, ones)
         s_w = Reshape (scale, channel_shape)
@@ -176,13 +244,19 @@ _CONV_WEIGHT = """
 """
 _CONV_CALL = """
         sum = Conv <kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads,
-                    dilations: ints = @dilations, group: int = @group> ({x}, w)
+                    dilations: ints = @dilations, group: int = @group> ({x}, q)
 """
+# ONNX Runtime's ReduceMax may pass over a NaN, and a convolution spreads one over its neighbourhood only.
+# The sum of 0 * x is 0 for numbers and NaN for a sample that holds anything else.
 _CONV = {
     "Int8": f"""
         {_CONV_WEIGHT}
         samples = Flatten <axis = 1> (x_float)
-        {_SCALE_X.format(x="samples", s_x="s_x_flat")}
+        {_SCALE_X.format(x="samples", s_x="s_x_numbers")}
+        nothing = Constant <value_float = 0.0> ()
+        not_numbers = Mul (samples, nothing)
+        not_a_number = ReduceSum <keepdims = 1> (not_numbers, reduced_axis)
+        s_x_flat = Add (s_x_numbers, not_a_number)
         per_sample = Constant <value_ints = [0, 1]> ()
         sample_shape = Concat <axis = 0> (per_sample, ones)
         s_x = Reshape (s_x_flat, sample_shape)
@@ -200,4 +274,8 @@ _CONV = {
         result = Add (product, b)
         y = CastLike (result, x)
     """,
+}
+_PRODUCTS: Final = {
+    "MatMul": (_MATMUL_BEFORE, _MATMUL_AFTER, _MATMUL),
+    "Conv": (_CONV_BEFORE, _CONV_AFTER, _CONV),
 }

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hybridkit.exporting.functions import DOMAIN, LAYOUT, STORAGES
+from hybridkit.exporting.functions import DOMAIN, ROW_MAJOR, STORAGES
 from hybridkit.exporting.graph import Emitter, PackedNode, array_of, rewrite
 from hybridkit.packing.codecs import codec
 
@@ -182,7 +182,7 @@ def _channels(e: Emitter, layer: PackedNode, vector: ir.Value, name: str) -> ir.
 
 
 def _unpacked(e: Emitter, layer: PackedNode, codes: ir.Value) -> ir.Value:
-    return e.node(f"{layer.prefix}Unpack", codes, domain=DOMAIN, K=layer.K, layout=LAYOUT)
+    return e.node(f"{layer.prefix}Unpack", codes, domain=DOMAIN, K=layer.K, layout=ROW_MAJOR)
 
 
 def _weight(e: Emitter, layer: PackedNode) -> ir.Value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,10 +15,14 @@ from onnx.reference import ReferenceEvaluator
 
 from hybridkit.exporting import functions
 from hybridkit.packing.codecs import codec
+from hybridkit.packing.tiles import tile
 
 OPSET = 18
+BITS = {"Ternary": 2, "Binary": 1}
+DATA = Path(__file__).parent / "data"
 PREFIXES = {"Ternary": "two-bit", "Binary": "one-bit"}
 quick = settings(max_examples=12, deadline=None)
+runtimes = st.sampled_from([{}, {"inline": False}, {"optimise": False}])
 
 
 def one_node_model(operator, weights, x_shape, x_type=TensorProto.FLOAT, opset=OPSET, **attributes):
@@ -31,7 +37,9 @@ def one_node_model(operator, weights, x_shape, x_type=TensorProto.FLOAT, opset=O
         symbolic[-1] = x_shape[-1]
     if free == "x" and "Conv" in operator:
         symbolic[1] = x_shape[1]
-    node = helper.make_node(operator, list(names), ["y"], domain=functions.DOMAIN, layout=0, **attributes)
+    node = helper.make_node(
+        operator, list(names), ["y"], domain=functions.DOMAIN, **{"layout": 0, **attributes}
+    )
     graph = helper.make_graph(
         [node],
         "one",
@@ -51,8 +59,10 @@ def one_node_model(operator, weights, x_shape, x_type=TensorProto.FLOAT, opset=O
     return model
 
 
-def run_ort(model, feed, *, inline=True):
+def run_ort(model, feed, *, inline=True, optimise=True):
     options = onnxruntime.SessionOptions()
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     if not inline:
@@ -88,26 +98,30 @@ def expected_matmul(x, codes, scale, bias, mode):
 @pytest.mark.parametrize("mode", ["Int8", "Float"])
 @pytest.mark.parametrize("prefix", sorted(PREFIXES))
 @quick
-@example(K=1, N=1, lead=(), inline=True, seed=0)
-@example(K=777, N=3, lead=(2,), inline=False, seed=1)
-@example(K=4099, N=2, lead=(1, 2, 3), inline=True, seed=2)
+@example(K=1, N=1, lead=(), layout=0, runtime={"inline": True}, seed=0)
+@example(K=1, N=1, lead=(), layout=1, runtime={"inline": True}, seed=0)
+@example(K=777, N=3, lead=(2,), layout=0, runtime={"inline": False}, seed=1)
+@example(K=777, N=33, lead=(2,), layout=1, runtime={"inline": False}, seed=1)
+@example(K=4099, N=2, lead=(1, 2, 3), layout=1, runtime={"inline": True}, seed=2)
 @given(
     K=st.integers(1, 70),
-    N=st.integers(1, 9),
+    N=st.integers(1, 40),
     lead=st.lists(st.integers(1, 3), max_size=3).map(tuple),
-    inline=st.booleans(),
+    layout=st.sampled_from([0, 1]),
+    runtime=runtimes,
     seed=st.integers(0, 2**31),
 )
-def test_matmul_body(prefix, mode, K, N, lead, inline, seed):
+def test_matmul_body(prefix, mode, K, N, lead, layout, runtime, seed):
     rng = np.random.default_rng(seed)
     codes, packed = random_codes(prefix, N, K, rng)
     scale = rng.uniform(0.01, 2, N).astype(np.float32)
     bias = rng.normal(size=N).astype(np.float32)
     x = (rng.normal(size=(*lead, K)) * 10.0 ** rng.integers(-7, 3)).astype(np.float32)
-    weights = {"codes": packed, "scale": scale, "bias": bias}
-    model = one_node_model(f"{prefix}MatMul{mode}", weights, x.shape, K=K, N=N)
+    stored = tile(packed, K, BITS[prefix]) if layout else packed
+    weights = {"codes": stored, "scale": scale, "bias": bias}
+    model = one_node_model(f"{prefix}MatMul{mode}", weights, x.shape, K=K, N=N, layout=layout)
     want = expected_matmul(x, codes, scale, bias, mode)
-    for got in (run_ort(model, {"x": x}, inline=inline), ReferenceEvaluator(model).run(None, {"x": x})[0]):
+    for got in (run_ort(model, {"x": x}, **runtime), ReferenceEvaluator(model).run(None, {"x": x})[0]):
         assert got.dtype == np.float32
         if mode == "Int8":
             np.testing.assert_array_equal(got, want)
@@ -122,13 +136,14 @@ def test_matmul_body(prefix, mode, K, N, lead, inline, seed):
 @given(
     dims=st.integers(1, 2),
     channels=st.integers(1, 3),
-    filters=st.integers(1, 3),
+    filters=st.sampled_from([1, 2, 3, 16, 17]),
     group=st.integers(1, 2),
     batch=st.integers(1, 3),
-    inline=st.booleans(),
+    layout=st.sampled_from([0, 2]),
+    runtime=runtimes,
     data=st.data(),
 )
-def test_conv_body(prefix, mode, dims, channels, filters, group, batch, inline, data):
+def test_conv_body(prefix, mode, dims, channels, filters, group, batch, layout, runtime, data):
     def per_dim(low, high, count=dims):
         return data.draw(st.lists(st.integers(low, high), min_size=count, max_size=count))
 
@@ -147,10 +162,12 @@ def test_conv_body(prefix, mode, dims, channels, filters, group, batch, inline, 
         "dilations": dilations,
         "group": group,
     }
-    weights = {"codes": packed, "scale": scale, "bias": bias}
-    model = one_node_model(f"{prefix}Conv{mode}", weights, x.shape, K=K, N=N, **geometry)
+    taps = int(np.prod(kernel))
+    stored = tile(packed, K, BITS[prefix], group=group, taps=taps) if layout else packed
+    weights = {"codes": stored, "scale": scale, "bias": bias}
+    model = one_node_model(f"{prefix}Conv{mode}", weights, x.shape, K=K, N=N, layout=layout, **geometry)
     want = expected_conv(x, codes, scale, bias, mode, geometry)
-    for got in (run_ort(model, {"x": x}, inline=inline), ReferenceEvaluator(model).run(None, {"x": x})[0]):
+    for got in (run_ort(model, {"x": x}, **runtime), ReferenceEvaluator(model).run(None, {"x": x})[0]):
         if mode == "Int8":
             np.testing.assert_array_equal(got, want)
         else:
@@ -233,3 +250,56 @@ def test_bodies_follow_the_opset_of_the_model(opset):
     }
     model = one_node_model("TernaryMatMulInt8", weights, x.shape, opset=opset, K=5, N=1)
     np.testing.assert_array_equal(run_ort(model, {"x": x}), expected_matmul(x, codes, 1, 0, "Int8"))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("K", [1, 3, 8, 33, 100])
+@pytest.mark.parametrize("optimise", [True, False])
+def test_a_row_that_holds_no_number_gives_nan_in_all_its_outputs(bad, K, optimise):
+    rng = np.random.default_rng(K)
+    codes, packed = random_codes("Ternary", 5, K, rng)
+    codes[0], packed[0] = 0, codec("two-bit").pack(np.zeros((1, K), np.int8))
+    weights = {"codes": packed, "scale": np.float32([0, 1, 1, 1, 1]), "bias": np.ones(5, np.float32)}
+    model = one_node_model("TernaryMatMulInt8", weights, (3, K), K=K, N=5)
+    x = rng.normal(size=(3, K)).astype(np.float32)
+    x[1, K // 2] = bad
+    good = expected_matmul(x[::2], codes, weights["scale"], weights["bias"], "Int8")
+    for got in (run_ort(model, {"x": x}, optimise=optimise), reference(model, x)):
+        assert np.isnan(got[1]).all()
+        np.testing.assert_array_equal(got[::2], good)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", [1, 4, 9])
+@pytest.mark.parametrize("optimise", [True, False])
+def test_a_sample_that_holds_no_number_gives_nan_in_all_its_outputs(bad, side, optimise):
+    rng = np.random.default_rng(side)
+    codes, packed = random_codes("Binary", 3, 2 * 9, rng)
+    weights = {"codes": packed, "scale": np.float32([0, 1, 1]), "bias": np.ones(3, np.float32)}
+    geometry = {
+        "kernel_shape": [3, 3], "strides": [1, 1], "pads": [1] * 4, "dilations": [1, 1], "group": 1
+    }  # fmt: skip
+    model = one_node_model("BinaryConvInt8", weights, (3, 2, side, side), K=18, N=3, **geometry)
+    x = rng.normal(size=(3, 2, side, side)).astype(np.float32)
+    x[1, 1, side // 2, side - 1] = bad
+    good = expected_conv(x[::2], codes, weights["scale"], weights["bias"], "Int8", geometry)
+    for got in (run_ort(model, {"x": x}, optimise=optimise), reference(model, x)):
+        assert np.isnan(got[1]).all()
+        np.testing.assert_array_equal(got[::2], good)
+
+
+def reference(model, x):
+    with np.errstate(invalid="ignore"):
+        return ReferenceEvaluator(model).run(None, {"x": x})[0]
+
+
+def test_a_file_of_layout_0_that_carries_its_own_bodies_still_runs():
+    """It was written before there were tiles."""
+    model, example = onnx.load(DATA / "layout0.onnx"), np.load(DATA / "layout0.npz")
+    assert "Clip" in {node.op_type for f in model.functions for node in f.node}
+    for optimise in (True, False):
+        got = run_ort(model, {"x": example["x"]}, optimise=optimise)
+        np.testing.assert_allclose(got, example["y"], rtol=1e-6)
+    for f in model.functions:
+        f.CopyFrom(functions.function(f.name, OPSET))
+    np.testing.assert_allclose(run_ort(model, {"x": example["x"]}), example["y"], rtol=1e-6)
