@@ -1,0 +1,159 @@
+#include "attributes.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace hybridkit::ort {
+namespace {
+
+// Beyond any tensor, and small enough that products of two such numbers fit into 64 bits.
+constexpr int64_t kLargest = int64_t{1} << 31;
+
+[[noreturn]] void fail(const std::string& message) { throw std::runtime_error(message); }
+
+void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
+  if (value < low || value > high)
+    fail(std::string("attribute ") + name + " must be from " + std::to_string(low) + " to " + std::to_string(high) +
+         ", got " + std::to_string(value));
+}
+
+template <typename Source>
+void read_axes(const Source& source, const char* name, int64_t low, size_t count, int64_t* out) {
+  const std::vector<int64_t> values = source.integers(name);
+  if (values.size() != count)
+    fail(std::string("attribute ") + name + " must have " + std::to_string(count) + " numbers, got " +
+         to_string(values));
+  for (int64_t value : values) check_range(name, value, low, kLargest);
+  std::copy(values.begin(), values.end(), out);
+}
+
+template <typename Source>
+hybridkit_geometry read_geometry(const Source& source, int64_t N, int64_t K) {
+  hybridkit_geometry geometry = {};
+  const size_t axes = source.integers("kernel_shape").size();
+  if (axes < 1 || axes > 3) fail("attribute kernel_shape must have 1 to 3 numbers, got " + std::to_string(axes));
+  int64_t pads[6];
+  read_axes(source, "kernel_shape", 1, axes, geometry.kernel);
+  read_axes(source, "strides", 1, axes, geometry.stride);
+  read_axes(source, "dilations", 1, axes, geometry.dilation);
+  read_axes(source, "pads", 0, 2 * axes, pads);
+  std::copy(pads, pads + axes, geometry.pad_begin);
+  std::copy(pads + axes, pads + 2 * axes, geometry.pad_end);
+  geometry.axes = static_cast<int32_t>(axes);
+
+  geometry.group = source.integer("group");
+  check_range("group", geometry.group, 1, kLargest);
+  if (N % geometry.group != 0)
+    fail("attribute group must divide N = " + std::to_string(N) + ", got " + std::to_string(geometry.group));
+  int64_t per_group = K;  // ends as C / group
+  for (size_t i = 0; i < axes; i++) {
+    if (per_group % geometry.kernel[i] != 0)
+      fail("attribute kernel_shape must divide K = " + std::to_string(K) + ", got " +
+           to_string(source.integers("kernel_shape")));
+    per_group /= geometry.kernel[i];
+  }
+  geometry.channels = per_group * geometry.group;
+  return geometry;
+}
+
+template <typename Source>
+Attributes read(const Source& source, bool convolution) {
+  Attributes attributes = {source.integer("N"), source.integer("K"), source.integer("layout"), std::nullopt};
+  check_range("N", attributes.N, 1, kLargest);
+  check_range("K", attributes.K, 1, HYBRIDKIT_MAX_K);
+  const int64_t native = convolution ? kConvTiled : kTiled;
+  if (attributes.layout != kRowMajor && attributes.layout != native)
+    fail("attribute layout must be 0 or " + std::to_string(native) + ", got " + std::to_string(attributes.layout) +
+         "; a newer hybridkit may know it, and with HYBRIDKIT_LIBRARY=none the portable body runs");
+  if (convolution) attributes.convolution = read_geometry(source, attributes.N, attributes.K);
+  return attributes;
+}
+
+[[noreturn]] void missing(const char* name) { fail(std::string("attribute ") + name + " is missing"); }
+
+bool ok(const OrtApi* api, OrtStatus* status) {
+  if (status == nullptr) return true;
+  ReleaseStatus(api, status);
+  return false;
+}
+
+std::string expected_shape(const Attributes& attributes) {
+  if (!attributes.convolution) return "[..., " + std::to_string(attributes.K) + "]";
+  std::string text = "[batch, " + std::to_string(attributes.convolution->channels);
+  for (int i = 0; i < attributes.convolution->axes; i++) text += ", size";
+  return text + "]";
+}
+
+}  // namespace
+
+int64_t KernelAttributes::integer(const char* name) const {
+  int64_t value = 0;
+  if (!ok(api, KernelInfoGetAttribute_int64(api, info, name, &value))) missing(name);
+  return value;
+}
+
+std::vector<int64_t> KernelAttributes::integers(const char* name) const {
+  size_t size = 0;
+  if (!ok(api, KernelInfoGetAttributeArray_int64(api, info, name, nullptr, &size))) missing(name);
+  std::vector<int64_t> values(size);
+  if (size > 0) check(api, KernelInfoGetAttributeArray_int64(api, info, name, values.data(), &size));
+  return values;
+}
+
+int64_t InferenceAttributes::integer(const char* name) const {
+  const OrtOpAttr* attribute = nullptr;
+  int64_t value = 0;
+  size_t needed = 0;
+  if (!ok(api, ShapeInferContext_GetAttribute(api, context, name, &attribute)) || attribute == nullptr) missing(name);
+  check(api, ReadOpAttr(api, attribute, kAttributeInt, &value, sizeof value, &needed));
+  return value;
+}
+
+std::vector<int64_t> InferenceAttributes::integers(const char* name) const {
+  const OrtOpAttr* attribute = nullptr;
+  int64_t values[8];  // more than any of our attributes has
+  size_t bytes = 0;
+  if (!ok(api, ShapeInferContext_GetAttribute(api, context, name, &attribute)) || attribute == nullptr) missing(name);
+  check(api, ReadOpAttr(api, attribute, kAttributeInts, values, sizeof values, &bytes));
+  return std::vector<int64_t>(values, values + bytes / sizeof(int64_t));
+}
+
+Attributes read_attributes(const KernelAttributes& source, bool convolution) { return read(source, convolution); }
+Attributes read_attributes(const InferenceAttributes& source, bool convolution) { return read(source, convolution); }
+
+Shape output_shape(const Attributes& attributes, const Shape& x) {
+  const auto agrees = [](int64_t size, int64_t expected) { return size == expected || size < 0; };
+  if (!attributes.convolution) {
+    if (x.empty() || !agrees(x.back(), attributes.K))
+      fail("x must have the shape " + expected_shape(attributes) + ", got " + to_string(x));
+    Shape y = x;
+    y.back() = attributes.N;
+    return y;
+  }
+  const size_t axes = static_cast<size_t>(attributes.convolution->axes);
+  if (x.size() != axes + 2 || !agrees(x[1], attributes.convolution->channels))
+    fail("x must have the shape " + expected_shape(attributes) + ", got " + to_string(x));
+  Shape y = {x[0], attributes.N};
+  y.resize(axes + 2, -1);
+  if (std::any_of(x.begin() + 2, x.end(), [](int64_t size) { return size < 0; })) return y;
+  const hybridkit_geometry geometry = sized(attributes, x);
+  int64_t size[3];
+  if (const char* wrong = hybridkit_conv_shape(&geometry, attributes.N, size))
+    fail("x of shape " + to_string(x) + ": " + wrong);
+  std::copy(size, size + axes, y.begin() + 2);
+  return y;
+}
+
+hybridkit_geometry sized(const Attributes& attributes, const Shape& x) {
+  hybridkit_geometry geometry = *attributes.convolution;
+  std::copy(x.begin() + 2, x.end(), geometry.size);
+  return geometry;
+}
+
+std::string to_string(const Shape& shape) {
+  std::string text = "[";
+  for (int64_t size : shape) text += (text.size() > 1 ? ", " : "") + (size < 0 ? "?" : std::to_string(size));
+  return text + "]";
+}
+
+}  // namespace hybridkit::ort

@@ -1,0 +1,50 @@
+#include "codes.h"
+
+#include <new>
+#include <stdexcept>
+
+namespace hybridkit::ort {
+namespace {
+
+constexpr std::align_val_t kLine{64};  // a block of codes is one cache line
+
+size_t native_bytes(int32_t codec, const Attributes& a) {
+  return a.convolution ? hybridkit_conv_code_bytes(codec, a.N, a.K, a.group())
+                       : hybridkit_code_bytes(codec, kTiled, a.N, a.K);
+}
+
+size_t bytes_in_layout(int32_t codec, const Attributes& a) {
+  return a.layout == kRowMajor ? hybridkit_code_bytes(codec, kRowMajor, a.N, a.K) : native_bytes(codec, a);
+}
+
+const char* problem(int32_t codec, const Attributes& a, const uint8_t* codes, size_t bytes) {
+  if (a.layout == kConvTiled) return hybridkit_check_conv_codes(codec, codes, bytes, a.N, a.K, a.group());
+  return hybridkit_check_codes(codec, static_cast<int32_t>(a.layout), codes, bytes, a.N, a.K);
+}
+
+void tile(int32_t codec, const Attributes& a, const uint8_t* codes, uint8_t* out) {
+  if (!a.convolution) return hybridkit_tile(codec, codes, a.N, a.K, out);
+  const int64_t taps = a.K / (a.convolution->channels / a.group());
+  hybridkit_conv_tile(codec, codes, a.N, a.K, a.group(), taps, out);
+}
+
+}  // namespace
+
+void Codes::Free::operator()(uint8_t* memory) const { ::operator delete(memory, kLine); }
+
+Codes::Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor)
+    : data_(static_cast<const uint8_t*>(tensor.data)) {
+  const size_t expected = bytes_in_layout(codec, attributes), given = static_cast<size_t>(tensor.count());
+  if (given != expected)
+    throw std::runtime_error("codes must have " + std::to_string(expected) + " bytes (N = " +
+                             std::to_string(attributes.N) + ", K = " + std::to_string(attributes.K) + ", layout " +
+                             std::to_string(attributes.layout) + "), got " + std::to_string(given) + " in the shape " +
+                             to_string(tensor.shape));
+  if (const char* wrong = problem(codec, attributes, data_, given)) throw std::runtime_error(wrong);
+  if (attributes.layout != kRowMajor) return;
+  own_.reset(static_cast<uint8_t*>(::operator new(native_bytes(codec, attributes), kLine)));
+  tile(codec, attributes, data_, own_.get());
+  data_ = own_.get();
+}
+
+}  // namespace hybridkit::ort

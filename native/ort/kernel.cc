@@ -1,0 +1,174 @@
+// A node of a session: made from its attributes and constant inputs, run with the runtime's own threads.
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "attributes.h"
+#include "codes.h"
+#include "operator.h"
+#include "tensor.h"
+
+namespace hybridkit::ort {
+namespace {
+
+constexpr const char* kInputNames[kInputs] = {"x", "codes", "scale", "bias"};
+
+std::string node_name(const OrtApi* api, const OrtKernelInfo* info) {
+  size_t size = 0;
+  check(api, KernelInfo_GetNodeName(api, info, nullptr, &size));
+  std::string name(size, '\0');
+  if (size > 0) check(api, KernelInfo_GetNodeName(api, info, name.data(), &size));
+  return name.c_str();  // without the final zero
+}
+
+std::optional<Tensor> constant(const OrtApi* api, const OrtKernelInfo* info, Input input) {
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  check(api, KernelInfoGetConstantInput_tensor(api, info, input, &is_constant, &value));
+  if (is_constant == 0 || value == nullptr) return std::nullopt;
+  return tensor_of(api, value);
+}
+
+const float* per_row(const Attributes& attributes, Input input, const Tensor& tensor) {
+  if (tensor.shape != Shape{attributes.N})
+    throw std::runtime_error(std::string(kInputNames[input]) + " must have the shape " +
+                             to_string({attributes.N}) + ", got " + to_string(tensor.shape));
+  return static_cast<const float*>(tensor.data);
+}
+
+// A shape of x that the model states is checked when the session is made, not when it first runs.
+void check_stated_shape(const OrtApi* api, const OrtKernelInfo* info, const Attributes& attributes) {
+  OrtTypeInfo* type = nullptr;
+  check(api, KernelInfo_GetInputTypeInfo(api, info, kX, &type));
+  Shape x;
+  try {
+    const OrtTensorTypeAndShapeInfo* tensor = nullptr;
+    check(api, CastTypeInfoToTensorInfo(api, type, &tensor));
+    if (tensor != nullptr) x = shape_of(api, tensor);
+  } catch (...) {
+    ReleaseTypeInfo(api, type);
+    throw;
+  }
+  ReleaseTypeInfo(api, type);
+  if (!x.empty()) output_shape(attributes, x);  // no shape reads as rank 0
+}
+
+class Threads {
+ public:
+  Threads(const OrtApi* api, const OrtKernelContext* context) : api_(api), context_(context) {}
+
+  hybridkit_parallel parallel() { return {run, this}; }
+
+ private:
+  static void run(void* pool, void (*task)(void*, size_t), void* state, size_t count) {
+    const auto* self = static_cast<const Threads*>(pool);
+    if (count > 1) {
+      // 0 batches: the runtime gives out single tasks. With a number of batches one thread may take them all.
+      OrtStatus* status = KernelContext_ParallelFor(self->api_, self->context_, task, count, 0, state);
+      if (status == nullptr) return;
+      ReleaseStatus(self->api_, status);  // nothing has run
+    }
+    for (size_t i = 0; i < count; i++) task(state, i);
+  }
+
+  const OrtApi* api_;
+  const OrtKernelContext* context_;
+};
+
+class Kernel {
+ public:
+  Kernel(const Operator& op, const OrtKernelInfo* info, std::string node)
+      : op_(op), api_(op.api), node_(std::move(node)) {
+    const OrtApi* api = op.api;
+    attributes_ = read_attributes(KernelAttributes{api, info}, op.convolution);
+    check_stated_shape(api, info, attributes_);
+    if (auto tensor = constant(api, info, kCodes)) codes_.emplace(op.codec, attributes_, *tensor);
+    if (auto tensor = constant(api, info, kScale)) scale_ = per_row(attributes_, kScale, *tensor);
+    if (auto tensor = constant(api, info, kBias)) bias_ = per_row(attributes_, kBias, *tensor);
+  }
+
+  void run(OrtKernelContext* context) const {
+    const Tensor x = input(context, kX);
+    const Shape shape = output_shape(attributes_, x.shape);
+    void* y = output(context, shape);
+    std::optional<Codes> passed;  // codes that are no constant are checked and tiled at every run
+    if (!codes_) passed.emplace(op_.codec, attributes_, input(context, kCodes));
+    const hybridkit_matrix matrix = {op_.codec,
+                                     op_.activations,
+                                     attributes_.N,
+                                     attributes_.K,
+                                     (codes_ ? *codes_ : *passed).data(),
+                                     scale_ ? scale_ : per_row(attributes_, kScale, input(context, kScale)),
+                                     bias_ ? bias_ : per_row(attributes_, kBias, input(context, kBias))};
+    Threads threads(api_, context);
+    const hybridkit_parallel parallel = threads.parallel();
+    if (const char* wrong = multiply(matrix, x, y, parallel)) throw std::runtime_error(wrong);
+  }
+
+  const Operator& op() const { return op_; }
+  const std::string& node() const { return node_; }
+
+ private:
+  const char* multiply(const hybridkit_matrix& matrix, const Tensor& x, void* y,
+                       const hybridkit_parallel& parallel) const {
+    if (!attributes_.convolution)
+      return hybridkit_matmul(&matrix, op_.dtype, x.data, x.count() / attributes_.K, y, &parallel);
+    const hybridkit_geometry geometry = sized(attributes_, x.shape);
+    return hybridkit_conv(&matrix, &geometry, op_.dtype, x.data, x.shape[0], y, &parallel);
+  }
+
+  Tensor input(const OrtKernelContext* context, Input index) const {
+    const OrtValue* value = nullptr;
+    check(api_, KernelContext_GetInput(api_, context, index, &value));
+    if (value == nullptr) throw std::runtime_error(std::string("input ") + kInputNames[index] + " is missing");
+    return tensor_of(api_, value);
+  }
+
+  void* output(OrtKernelContext* context, const Shape& shape) const {
+    OrtValue* value = nullptr;
+    void* data = nullptr;
+    check(api_, KernelContext_GetOutput(api_, context, 0, shape.data(), shape.size(), &value));
+    check(api_, GetTensorMutableData(api_, value, &data));
+    return data;
+  }
+
+  const Operator& op_;
+  const OrtApi* api_;
+  std::string node_;
+  Attributes attributes_;
+  std::optional<Codes> codes_;
+  const float* scale_ = nullptr;  // null: passed at every run
+  const float* bias_ = nullptr;
+};
+
+// Calls `body`; what it throws becomes a status that names the layer.
+template <typename Body>
+OrtStatus* guarded(const Operator& op, const std::string& node, Body body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& error) {
+    const std::string layer = std::string("hybridkit.") + op.name + (node.empty() ? "" : " '" + node + "'");
+    return CreateStatus(op.api, kInvalidArgument, (layer + ": " + error.what()).c_str());
+  }
+}
+
+}  // namespace
+
+OrtStatus* create_kernel(const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
+  const auto& self = *static_cast<const Operator*>(op);
+  std::string node;
+  return guarded(self, node, [&] {
+    node = node_name(self.api, info);
+    *kernel = new Kernel(self, info, node);
+  });
+}
+
+OrtStatus* run_kernel(void* kernel, OrtKernelContext* context) {
+  const auto& self = *static_cast<const Kernel*>(kernel);
+  return guarded(self.op(), self.node(), [&] { self.run(context); });
+}
+
+void destroy_kernel(void* kernel) { delete static_cast<Kernel*>(kernel); }
+
+}  // namespace hybridkit::ort

@@ -1,0 +1,109 @@
+// RegisterCustomOps: what ONNX Runtime calls when it is given this library.
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "operator.h"
+
+namespace hybridkit::ort {
+namespace {
+
+const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
+
+ElementType element_type(int32_t dtype) {
+  return dtype == HYBRIDKIT_F32 ? kFloat32 : dtype == HYBRIDKIT_F16 ? kFloat16 : kBFloat16;
+}
+
+struct Domain {
+  std::list<Operator> operators;
+  OrtCustomOpDomain* handle = nullptr;
+};
+
+constexpr struct {
+  const char* name;
+  hybridkit_codec codec;
+  hybridkit_activations activations;
+  bool convolution;
+} kOperators[] = {
+    {"TernaryMatMulInt8", HYBRIDKIT_TERNARY, HYBRIDKIT_INT8, false},
+    {"TernaryMatMulFloat", HYBRIDKIT_TERNARY, HYBRIDKIT_FLOAT, false},
+    {"BinaryMatMulInt8", HYBRIDKIT_BINARY, HYBRIDKIT_INT8, false},
+    {"BinaryMatMulFloat", HYBRIDKIT_BINARY, HYBRIDKIT_FLOAT, false},
+    {"TernaryConvInt8", HYBRIDKIT_TERNARY, HYBRIDKIT_INT8, true},
+    {"TernaryConvFloat", HYBRIDKIT_TERNARY, HYBRIDKIT_FLOAT, true},
+    {"BinaryConvInt8", HYBRIDKIT_BINARY, HYBRIDKIT_INT8, true},
+    {"BinaryConvFloat", HYBRIDKIT_BINARY, HYBRIDKIT_FLOAT, true},
+};
+
+std::unique_ptr<Domain> make_domain(const OrtApi* api) {
+  auto domain = std::make_unique<Domain>();
+  check(api, CreateCustomOpDomain(api, "hybridkit", &domain->handle));
+  for (const auto& op : kOperators)
+    for (hybridkit_dtype dtype : {HYBRIDKIT_F32, HYBRIDKIT_F16, HYBRIDKIT_BF16}) {
+      domain->operators.emplace_back(api, op.name, op.codec, op.activations, op.convolution, dtype);
+      check(api, CustomOpDomain_Add(api, domain->handle, &domain->operators.back()));
+    }
+  return domain;
+}
+
+// Sessions point to their domain, and nobody says when the last one has gone: one domain for each runtime in the
+// process (two copies of ONNX Runtime have two tables of functions) lives as long as the library.
+OrtCustomOpDomain* domain_of(const OrtApi* api) {
+  static auto& domains = *new std::map<const OrtApi*, std::unique_ptr<Domain>>;
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::unique_ptr<Domain>& domain = domains[api];
+  if (domain == nullptr) domain = make_domain(api);
+  return domain->handle;
+}
+
+OrtStatus* too_old(const OrtApiBase* base) {
+  const OrtApi* api = base->GetApi(1);  // any version can make a status
+  const std::string message = std::string("hybridkit's operators need ONNX Runtime 1.17 or newer, this is ") +
+                              base->GetVersionString() + "; without them a model runs its portable bodies";
+  return CreateStatus(api, kFail, message.c_str());
+}
+
+}  // namespace
+
+Operator::Operator(const OrtApi* api, const char* name, hybridkit_codec codec, hybridkit_activations activations,
+                   bool convolution, hybridkit_dtype dtype)
+    : api(api), name(name), codec(codec), activations(activations), convolution(convolution), dtype(dtype) {
+  GetName = [](const OrtCustomOp* op) { return self(op).name; };
+  GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU
+  GetInputTypeCount = [](const OrtCustomOp*) { return size_t{kInputs}; };
+  GetInputType = [](const OrtCustomOp* op, size_t index) {
+    return index == kX ? element_type(self(op).dtype) : index == kCodes ? kUint8 : kFloat32;
+  };
+  GetOutputTypeCount = [](const OrtCustomOp*) { return size_t{1}; };
+  GetOutputType = [](const OrtCustomOp* op, size_t) { return element_type(self(op).dtype); };
+  GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return kRequired; };
+  GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return kRequired; };
+  GetInputMemoryType = [](const OrtCustomOp*, size_t) { return kMemDefault; };
+  GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
+  GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
+  GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
+  GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
+  GetStartVersion = [](const OrtCustomOp*) { return 1; };
+  GetEndVersion = [](const OrtCustomOp*) { return 0x7fffffff; };
+  CreateKernelV2 = create_kernel;
+  KernelComputeV2 = run_kernel;
+  KernelDestroy = destroy_kernel;
+  InferOutputShapeFn = infer_shape;
+}
+
+}  // namespace hybridkit::ort
+
+extern "C" HYBRIDKIT_API hybridkit::ort::OrtStatus* RegisterCustomOps(hybridkit::ort::OrtSessionOptions* options,
+                                                                      const hybridkit::ort::OrtApiBase* base) {
+  using namespace hybridkit::ort;
+  const OrtApi* api = base->GetApi(kApiVersion);
+  if (api == nullptr) return too_old(base);
+  try {
+    return AddCustomOpDomain(api, options, domain_of(api));
+  } catch (const std::exception& error) {
+    return CreateStatus(api, kFail, error.what());
+  }
+}
