@@ -1,0 +1,101 @@
+// kernels_test [--seed N] [--cases N] [--list] [NAME...]: runs the tests whose names begin with one of NAME.
+#include "harness.h"
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace test {
+namespace {
+
+struct Case {
+  const char* name;
+  Function function;
+};
+
+std::vector<Case>& registered() {
+  static std::vector<Case> all;
+  return all;
+}
+
+int failures = 0;
+int factor = 1;
+uint64_t seed = 1;
+
+bool wanted(const char* name, const std::vector<const char*>& prefixes) {
+  for (const char* prefix : prefixes) {
+    if (std::strncmp(name, prefix, std::strlen(prefix)) == 0) return true;
+  }
+  return prefixes.empty();
+}
+
+}  // namespace
+
+Registration::Registration(const char* name, Function function) { registered().push_back({name, function}); }
+
+bool check(bool good, const char* file, int line, const char* what, const char* format, ...) {
+  if (good) return true;
+  constexpr int most = 20;  // a broken kernel fails in every case; the first ones say enough
+  if (++failures > most) return false;
+  std::fprintf(stderr, "%s:%d: %s: ", file, line, what);
+  va_list arguments;
+  va_start(arguments, format);
+  std::vfprintf(stderr, format, arguments);
+  va_end(arguments);
+  std::fputc('\n', stderr);
+  return false;
+}
+
+int cases() { return factor; }
+
+Random::Random(uint64_t stream) : state_(seed * 0x9e3779b97f4a7c15u + stream) {}
+
+uint64_t Random::bits() {  // splitmix64
+  uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+int64_t Random::between(int64_t least, int64_t most) {
+  return least + static_cast<int64_t>(bits() % static_cast<uint64_t>(most - least + 1));
+}
+
+}  // namespace test
+
+int main(int count, char** arguments) {
+  std::vector<const char*> prefixes;
+  bool list = false;
+  for (int i = 1; i < count; ++i) {
+    if (std::strcmp(arguments[i], "--seed") == 0 && i + 1 < count) {
+      test::seed = std::strtoull(arguments[++i], nullptr, 10);
+    } else if (std::strcmp(arguments[i], "--cases") == 0 && i + 1 < count) {
+      test::factor = std::atoi(arguments[++i]);
+    } else if (std::strcmp(arguments[i], "--list") == 0) {
+      list = true;
+    } else {
+      prefixes.push_back(arguments[i]);
+    }
+  }
+  int run = 0;
+  for (const test::Case& one : test::registered()) {
+    if (!test::wanted(one.name, prefixes)) continue;
+    ++run;
+    if (list) {
+      std::printf("%s\n", one.name);
+      continue;
+    }
+    const int before = test::failures;
+    one.function();
+    std::printf("%s %s\n", test::failures == before ? "ok  " : "FAIL", one.name);
+    std::fflush(stdout);
+  }
+  if (run == 0) {
+    std::fprintf(stderr, "no test has such a name\n");
+    return 1;
+  }
+  if (test::failures > 0) std::fprintf(stderr, "%d checks failed (--seed %llu)\n", test::failures,
+                                       static_cast<unsigned long long>(test::seed));
+  return test::failures > 0;
+}

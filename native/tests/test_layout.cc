@@ -1,0 +1,100 @@
+// Orders of the codes: sizes, re-ordering, and what is said about damaged or truncated ones.
+#include <cstring>
+#include <limits>
+#include <string>
+
+#include "harness.h"
+#include "hybridkit_kernels.h"
+#include "reference.h"
+
+namespace {
+
+TEST(layout_sizes) {
+  test::Random random(20);
+  for (int i = 0; i < 200 * test::cases(); ++i) {
+    const auto codec = random.one_of<int32_t>({HYBRIDKIT_TERNARY, HYBRIDKIT_BINARY});
+    const int64_t group = random.between(1, 4), taps = random.between(1, 9);
+    const int64_t N = group * random.between(1, 40), K = taps * random.between(1, 40);
+    const auto layer = reference::random_layer(random, codec, N, K);
+    CHECK(hybridkit_code_bytes(codec, 0, N, K) == reference::row_major(layer).size(), "row-major");
+    CHECK(hybridkit_code_bytes(codec, 1, N, K) == reference::tiled(layer).size(), "tiled");
+    CHECK(hybridkit_conv_code_bytes(codec, N, K, group) == reference::tiled(layer, group, taps).size(), "conv");
+  }
+}
+
+TEST(layout_out_of_range_has_no_size) {
+  constexpr int64_t most = std::numeric_limits<int64_t>::max(), least = std::numeric_limits<int64_t>::min();
+  CHECK(hybridkit_code_bytes(HYBRIDKIT_TERNARY, 0, 1, HYBRIDKIT_MAX_K) == HYBRIDKIT_MAX_K / 4, "the largest K");
+  for (const int32_t layout : {0, 1}) {
+    for (const int64_t size : {int64_t{0}, int64_t{-1}, least, most, most / 2}) {
+      CHECK(hybridkit_code_bytes(HYBRIDKIT_TERNARY, layout, size, 5) == 0, "N %lld", static_cast<long long>(size));
+      CHECK(hybridkit_code_bytes(HYBRIDKIT_BINARY, layout, 5, size) == 0, "K %lld", static_cast<long long>(size));
+    }
+    CHECK(hybridkit_code_bytes(2, layout, 5, 5) == 0 && hybridkit_code_bytes(-1, layout, 5, 5) == 0, "codec");
+    CHECK(hybridkit_code_bytes(0, layout, 5, HYBRIDKIT_MAX_K + 1) == 0, "K");
+  }
+  CHECK(hybridkit_code_bytes(0, 3, 5, 5) == 0 && hybridkit_code_bytes(0, -1, 5, 5) == 0, "layout");
+  for (const int64_t group : {int64_t{0}, int64_t{-1}, least, int64_t{4}}) {
+    CHECK(hybridkit_conv_code_bytes(0, 6, 5, group) == 0, "group %lld", static_cast<long long>(group));
+  }
+}
+
+TEST(layout_tiling) {
+  test::Random random(21);
+  for (int i = 0; i < 100 * test::cases(); ++i) {
+    const auto codec = random.one_of<int32_t>({HYBRIDKIT_TERNARY, HYBRIDKIT_BINARY});
+    const int64_t group = random.between(1, 3), taps = random.between(1, 9);
+    const int64_t N = group * random.between(1, 40), K = taps * random.between(1, 40);
+    const auto layer = reference::random_layer(random, codec, N, K);
+    const auto codes = reference::row_major(layer), tiled = reference::tiled(layer);
+    std::vector<uint8_t> out(tiled.size(), 0xff);
+    hybridkit_tile(codec, codes.data(), N, K, out.data());
+    CHECK(out == tiled, "codec %d N %lld K %lld", codec, static_cast<long long>(N), static_cast<long long>(K));
+    const auto conv = reference::tiled(layer, group, taps);
+    out.assign(conv.size(), 0xff);
+    hybridkit_conv_tile(codec, codes.data(), N, K, group, taps, out.data());
+    CHECK(out == conv, "codec %d N %lld K %lld group %lld taps %lld", codec, static_cast<long long>(N),
+          static_cast<long long>(K), static_cast<long long>(group), static_cast<long long>(taps));
+  }
+}
+
+// One check for the three kinds of buffers.
+using Check = const char* (*)(int32_t codec, const std::vector<uint8_t>& codes, int64_t N, int64_t K);
+
+const char* check_row_major(int32_t codec, const std::vector<uint8_t>& codes, int64_t N, int64_t K) {
+  return hybridkit_check_codes(codec, 0, codes.data(), codes.size(), N, K);
+}
+const char* check_tiled(int32_t codec, const std::vector<uint8_t>& codes, int64_t N, int64_t K) {
+  return hybridkit_check_codes(codec, 1, codes.data(), codes.size(), N, K);
+}
+const char* check_conv(int32_t codec, const std::vector<uint8_t>& codes, int64_t N, int64_t K) {
+  return hybridkit_check_conv_codes(codec, codes.data(), codes.size(), N, K, 1);
+}
+
+TEST(layout_checks_find_damage) {
+  test::Random random(22);
+  for (int i = 0; i < 100 * test::cases(); ++i) {
+    const auto codec = random.one_of<int32_t>({HYBRIDKIT_TERNARY, HYBRIDKIT_BINARY});
+    const int64_t N = random.between(1, 40), K = random.between(1, 100);
+    const auto layer = reference::random_layer(random, codec, N, K);
+    for (const Check check : {check_row_major, check_tiled, check_conv}) {
+      const auto good = check == check_row_major ? reference::row_major(layer) : reference::tiled(layer);
+      CHECK(check(codec, good, N, K) == nullptr, "good codes");
+      auto damaged = good;
+      damaged.resize(static_cast<size_t>(random.between(0, static_cast<int64_t>(good.size()) - 1)));
+      CHECK(check(codec, damaged, N, K) != nullptr, "%zu of %zu bytes", damaged.size(), good.size());
+      damaged = good;
+      damaged.resize(good.size() + static_cast<size_t>(random.between(1, 70)));
+      CHECK(check(codec, damaged, N, K) != nullptr, "%zu bytes for %zu", damaged.size(), good.size());
+      damaged = good;
+      damaged[random.between(0, static_cast<int64_t>(good.size()) - 1)] |= 3 << 2 * random.between(0, 3);
+      CHECK((check(codec, damaged, N, K) != nullptr) == (codec == HYBRIDKIT_TERNARY), "a digit 3");
+      CHECK(check(2, good, N, K) != nullptr && check(codec, good, 0, K) != nullptr, "nonsense");
+      CHECK(check(codec, good, N, -1) != nullptr, "nonsense");
+    }
+  }
+  CHECK(hybridkit_check_codes(HYBRIDKIT_TERNARY, 0, nullptr, 0, 1, 1) != nullptr, "no codes");
+  CHECK(hybridkit_check_conv_codes(HYBRIDKIT_TERNARY, nullptr, 0, 4, 4, 3) != nullptr, "a group that does not divide");
+}
+
+}  // namespace
