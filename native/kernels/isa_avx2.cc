@@ -1,0 +1,193 @@
+// AVX2. vpmaddubsw multiplies unsigned digits with signed activations and adds pairs, in 16 bits: 2 * 2 * 127 = 508 a
+// time for digits up to 2, so that 64 of them fit. Digits are q + 1 (ternary) or (q + 1) / 2 (binary); the sum of the
+// activations takes the difference back at the end.
+#include <immintrin.h>
+
+#include "activations_avx2.h"
+#include "floats_avx2.h"
+#include "isa.h"
+
+namespace hybridkit {
+namespace {
+
+constexpr int kPanel = 6;          // rows of a register tile: 6 x 16 sums of 16 bits
+constexpr int kStreamRows = 4;
+constexpr int64_t kChunk = 256;    // columns until sums of 16 bits are full: 64 products of 4
+
+bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+
+inline __m256i widened(__m256i sum16) { return _mm256_madd_epi16(sum16, _mm256_set1_epi16(1)); }
+
+// Sums of 16 columns of digits for row `row` into y.
+template <int bits>
+inline void finish(const Int8Work& work, int64_t tile, int64_t row, __m256i low, __m256i high) {
+  const int64_t first = tile * kTileRows, columns = work.columns - first;
+  const __m256i x_sum = _mm256_set1_epi32(work.x_sum[row]);
+  const __m256 x_scale = _mm256_set1_ps(work.x_scale[row]);
+  float* y = work.y + row * work.stride + first;
+  const __m256i sums[2] = {low, high};
+  for (int h = 0; h < 2 && 8 * h < columns; ++h) {
+    const __m256i digits = bits == 2 ? sums[h] : _mm256_add_epi32(sums[h], sums[h]);
+    const __m256 sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(digits, x_sum));
+    if (columns - 8 * h >= 8) {
+      const __m256 scale = _mm256_mul_ps(x_scale, _mm256_loadu_ps(work.scale + first + 8 * h));
+      const __m256 bias = _mm256_loadu_ps(work.bias + first + 8 * h);
+      _mm256_storeu_ps(y + 8 * h, _mm256_add_ps(_mm256_mul_ps(sum, scale), bias));
+    } else {
+      const __m256i mask = first_lanes(columns - 8 * h);
+      const __m256 scale = _mm256_mul_ps(x_scale, _mm256_maskload_ps(work.scale + first + 8 * h, mask));
+      const __m256 bias = _mm256_maskload_ps(work.bias + first + 8 * h, mask);
+      _mm256_maskstore_ps(y + 8 * h, mask, _mm256_add_ps(_mm256_mul_ps(sum, scale), bias));
+    }
+  }
+}
+
+// One or two rows of a panel, straight from the packed stream. Digits are not shifted down but masked in place: digit
+// q of a half byte counts 2^(bits q) times too much, which is taken back from the sums, every 8 blocks because 16
+// bits are full then.
+template <int bits, int rows>
+void stream_tile(const Int8Work& work, int64_t tile, int64_t row) {
+  constexpr int planes = 8 / bits, digits = 4 / bits, granules = planes / 4;
+  const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes;
+  const int8_t* x = work.x + row * kGranule;
+  const int64_t granule = work.rows * kGranule;
+  __m256i total[rows][2];
+  for (auto& of_row : total) of_row[0] = of_row[1] = _mm256_setzero_si256();
+  for (int64_t block = 0; block < work.blocks;) {
+    __m256i sum[rows][2];
+    for (auto& of_row : sum) of_row[0] = of_row[1] = _mm256_setzero_si256();
+    for (int part = 0; part < 2; ++part) {
+      __m256i scaled[digits][rows][2];
+      for (auto& of_digit : scaled)
+        for (auto& of_row : of_digit) of_row[0] = of_row[1] = _mm256_setzero_si256();
+      const int64_t end = block + 8 < work.blocks ? block + 8 : work.blocks;
+      for (; block < end; ++block, codes += kBlockBytes, x += granules * granule) {
+        _mm_prefetch(reinterpret_cast<const char*>(codes + 1024), _MM_HINT_T0);
+        for (int h = 0; h < 2; ++h) {
+          const __m256i lower = load(codes + 32 * h), upper = _mm256_srli_epi16(lower, 4);
+#pragma GCC unroll 4
+          for (int q = 0; q < digits; ++q) {
+            const __m256i mask = _mm256_set1_epi8(static_cast<char>(((1 << bits) - 1) << (bits * q)));
+            const __m256i a = _mm256_and_si256(lower, mask), b = _mm256_and_si256(upper, mask);
+            for (int m = 0; m < rows; ++m) {
+              const int p = q, r = q + digits;
+              const __m256i low = broadcast4(x + p / 4 * granule + m * kGranule + p % 4 * 4);
+              const __m256i high = broadcast4(x + r / 4 * granule + m * kGranule + r % 4 * 4);
+              scaled[q][m][h] = _mm256_add_epi16(scaled[q][m][h], _mm256_maddubs_epi16(a, low));
+              scaled[q][m][h] = _mm256_add_epi16(scaled[q][m][h], _mm256_maddubs_epi16(b, high));
+            }
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int q = 0; q < digits; ++q)
+        for (int m = 0; m < rows; ++m)
+          for (int h = 0; h < 2; ++h)
+            sum[m][h] = _mm256_add_epi16(sum[m][h], _mm256_srai_epi16(scaled[q][m][h], bits * q));
+    }
+    for (int m = 0; m < rows; ++m)
+      for (int h = 0; h < 2; ++h) total[m][h] = _mm256_add_epi32(total[m][h], widened(sum[m][h]));
+  }
+  for (int m = 0; m < rows; ++m) finish<bits>(work, tile, row + m, total[m][0], total[m][1]);
+}
+
+template <int bits>
+void stream(const Int8Work& work) {
+  for (int64_t tile = 0; tile < work.tiles; ++tile) {
+    int64_t row = 0;
+    for (; row + 2 <= work.rows; row += 2) stream_tile<bits, 2>(work, tile, row);
+    if (row < work.rows) stream_tile<bits, 1>(work, tile, row);
+  }
+}
+
+// `count` blocks as digits [4 columns][16 rows][4], 64 bytes for four columns.
+template <int bits>
+void unpack(const uint8_t* codes, int64_t count, uint8_t* digits) {
+  constexpr int planes = 8 / bits;
+  const __m256i mask = _mm256_set1_epi8((1 << bits) - 1);
+  for (int64_t block = 0; block < count; ++block, codes += kBlockBytes) {
+    const __m256i low = load(codes), high = load(codes + 32);
+#pragma GCC unroll 8
+    for (int p = 0; p < planes; ++p, digits += kBlockBytes) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(digits), _mm256_and_si256(_mm256_srli_epi16(low, bits * p), mask));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(digits + 32),
+                         _mm256_and_si256(_mm256_srli_epi16(high, bits * p), mask));
+    }
+  }
+}
+
+// sums [rows][16] (+)= `granules` granules of activations times digits
+template <int rows>
+void multiply(const int8_t* x, const uint8_t* digits, int64_t granules, bool add, int32_t* sums) {
+  __m256i sum[rows][2];
+  for (auto& of_row : sum) of_row[0] = of_row[1] = _mm256_setzero_si256();
+  for (int64_t g = 0; g < granules; ++g, x += rows * kGranule) {
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p, digits += kBlockBytes) {
+      const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(digits));
+      const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(digits + 32));
+      for (int m = 0; m < rows; ++m) {
+        const __m256i four = broadcast4(x + m * kGranule + 4 * p);
+        sum[m][0] = _mm256_add_epi16(sum[m][0], _mm256_maddubs_epi16(low, four));
+        sum[m][1] = _mm256_add_epi16(sum[m][1], _mm256_maddubs_epi16(high, four));
+      }
+    }
+  }
+  for (int m = 0; m < rows; ++m) {
+    for (int h = 0; h < 2; ++h) {
+      __m256i* to = reinterpret_cast<__m256i*>(sums + m * kTileRows + 8 * h);
+      const __m256i wide = widened(sum[m][h]);
+      _mm256_store_si256(to, add ? _mm256_add_epi32(_mm256_load_si256(to), wide) : wide);
+    }
+  }
+}
+
+// Many rows: a chunk of a tile is unpacked once and multiplied with all panels.
+template <int bits>
+void tiles(const Int8Work& work) {
+  constexpr int64_t chunk_blocks = kChunk / block_columns(bits), block_granules = block_columns(bits) / kGranule;
+  alignas(64) uint8_t digits[kChunk * kTileRows];
+  alignas(64) int32_t sums[kBlockRows * kTileRows];
+  const int64_t padded = work.blocks * block_columns(bits);
+  for (int64_t tile = 0; tile < work.tiles; ++tile) {
+    for (int64_t block = 0; block < work.blocks; block += chunk_blocks) {
+      const int64_t count = work.blocks - block < chunk_blocks ? work.blocks - block : chunk_blocks;
+      unpack<bits>(work.codes + (tile * work.blocks + block) * kBlockBytes, count, digits);
+      for (int64_t row = 0; row < work.rows; row += work.panel) {
+        const int64_t rows = work.rows - row < work.panel ? work.rows - row : work.panel;
+        const int8_t* x = work.x + row * padded + block * block_granules * rows * kGranule;
+        const int64_t granules = count * block_granules;
+        int32_t* to = sums + row * kTileRows;
+        switch (rows) {
+          case 1: multiply<1>(x, digits, granules, block > 0, to); break;
+          case 2: multiply<2>(x, digits, granules, block > 0, to); break;
+          case 3: multiply<3>(x, digits, granules, block > 0, to); break;
+          case 4: multiply<4>(x, digits, granules, block > 0, to); break;
+          case 5: multiply<5>(x, digits, granules, block > 0, to); break;
+          default: multiply<6>(x, digits, granules, block > 0, to);
+        }
+      }
+    }
+    for (int64_t row = 0; row < work.rows; ++row) {
+      const int32_t* from = sums + row * kTileRows;
+      finish<bits>(work, tile, row, load(from), load(from + 8));
+    }
+  }
+}
+
+void int8(const Int8Work& work) {
+  const bool few = work.rows <= kStreamRows;
+  if (work.bits == 2) {
+    few ? stream<2>(work) : tiles<2>(work);
+  } else {
+    few ? stream<1>(work) : tiles<1>(work);
+  }
+}
+
+}  // namespace
+
+const Isa kAvx2 = {"avx2", supported, kPanel, kStreamRows, kFloatStreamRows, int8, floats, magnitude, quantize};
+
+}  // namespace hybridkit
