@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hybridkit.exporting.functions import DOMAIN, STORAGES
+from hybridkit.exporting.functions import DOMAIN, ROW_MAJOR, STORAGES
 from hybridkit.packing.codecs import codec
 
 _CONV_ATTRIBUTES: Final = ("kernel_shape", "strides", "pads", "dilations", "group")
@@ -35,6 +36,27 @@ class PackedNode:
     group_size: int
 
     @property
+    def name(self) -> str:
+        """Of the layer in the network."""
+        return (self.codes.name or "").removesuffix("codes").removesuffix(".")
+
+    @property
+    def layout(self) -> int:
+        """The order of the codes; row-major where the node does not say."""
+        given = self.node.attributes.get("layout")
+        return ROW_MAJOR if given is None else given.as_int()
+
+    @property
+    def group(self) -> int:
+        """Groups of a convolution."""
+        return self.node.attributes["group"].as_int() if self.kind == "Conv" else 1
+
+    @property
+    def taps(self) -> int:
+        """Positions of a convolution's kernel."""
+        return math.prod(self.node.attributes["kernel_shape"].as_ints()) if self.kind == "Conv" else 1
+
+    @property
     def bits(self) -> int:
         """Bits of a code."""
         return _BITS[self.prefix]
@@ -46,7 +68,7 @@ class PackedNode:
 
     @property
     def codes(self) -> ir.Value:
-        """The packed codes, uint8 [N, bytes]."""
+        """The packed codes, uint8; row-major [N, bytes] while a graph is rewritten."""
         return _given(self.node.inputs[1])
 
     @property
@@ -116,7 +138,7 @@ class Emitter:
 
     def __init__(self, model: ir.Model, layer: PackedNode, replaced: ir.Node) -> None:
         self._graph = model.graph
-        self._stem = (layer.codes.name or "").removesuffix(".codes")
+        self._stem = layer.name
         self._replaced = replaced
         self._tape = ir.tape.Tape()
 
@@ -126,7 +148,7 @@ class Emitter:
 
     def constant(self, array: NDArray[Any] | np.generic, name: str) -> ir.Value:
         """An initializer; `name` says what it is, and is made unique."""
-        base = unique = f"{self._stem}.{name}"
+        base = unique = f"{self._stem}.{name}".removeprefix(".")
         count = 1
         while unique in self._graph.initializers:
             count += 1

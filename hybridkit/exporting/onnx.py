@@ -17,6 +17,8 @@ from hybridkit import __version__
 from hybridkit.errors import FileError
 from hybridkit.exporting import files, functions, lowering, verify
 from hybridkit.exporting.folding import fold_batch_normalization
+from hybridkit.exporting.graph import PackedNode, packed_nodes
+from hybridkit.exporting.layout import make_row_major, make_tiled
 from hybridkit.exporting.protocol import ExportReport, ExportRequest
 from hybridkit.exporting.translation import translate
 from hybridkit.packing.model import PackedModel
@@ -83,11 +85,13 @@ def write_onnx(
         graph = translate(
             runnable, request.example_inputs, request.input_names, request.dynamic_axes, request.opset
         )
+        make_row_major(graph)
         fold_batch_normalization(graph)
         fp32_bytes = _fp32_bytes(graph)
+        products = {layer.name: layer for layer in packed_nodes(graph)}
         lower(graph)
         _assemble(graph, request.opset, inline)
-        _describe(graph, packed, request.metadata, target)
+        _describe(graph, packed, products, request.metadata, target)
         gate: verify.Gate = "approximate" if approximate else "int8" if _has_int8(packed) else "float"
         with files.staged(path) as staged:
             files.save(graph, staged)
@@ -146,8 +150,10 @@ def _assemble(model: ir.Model, opset: int, inline: bool) -> None:
     if inline:
         passes.InlinePass()(model)
     _make_contiguous(model)
+    passes.DeduplicateHashedInitializersPass()(model)
+    if not inline:
+        make_tiled(model)
     for clean in (
-        passes.DeduplicateHashedInitializersPass(),
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedOpsetsPass(),
         passes.ClearMetadataAndDocStringPass(),
@@ -179,8 +185,16 @@ def _forget_origins(model: ir.Model) -> None:
                 value.shape = None
 
 
-def _describe(model: ir.Model, packed: PackedModel | None, metadata: Mapping[str, Any], target: str) -> None:
+def _describe(
+    model: ir.Model,
+    packed: PackedModel | None,
+    products: Mapping[str, PackedNode],
+    metadata: Mapping[str, Any],
+    target: str,
+) -> None:
+    """Write down what the file holds; the `layout` of those of `products` that the graph still has."""
     model.producer_name, model.producer_version = "hybridkit", __version__
+    layouts = {name: layer.layout for name, layer in products.items() if layer.node.graph is not None}
     layers = {
         name: {
             "kind": layer.kind,
@@ -190,6 +204,7 @@ def _describe(model: ir.Model, packed: PackedModel | None, metadata: Mapping[str
             "activations": layer.activations,
         }
         | ({"group_size": layer.group_size} if layer.group_size else {})
+        | ({"layout": layouts[name]} if name in layouts else {})
         for name, layer in (packed.layers.items() if packed is not None else ())
     }
     facts = {"version": __version__, "target": target, "layers": layers, **metadata}

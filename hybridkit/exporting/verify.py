@@ -54,7 +54,7 @@ def compare(
     packed: the network with packed int8 layers, where it has some. Raises FileError if the file does not
     load, UsageError if there are no samples.
     """
-    runner = session(path, log_severity_level=3)
+    runner = session(path, native=False, log_severity_level=3)  # what runs where nothing else is installed
     names = [value.name for value in runner.get_inputs()]
     tally = _Tally()
     with torch.no_grad():

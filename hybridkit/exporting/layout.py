@@ -1,0 +1,70 @@
+"""The order of the codes in a file: tiles, which the native kernels read where they lie, or row-major.
+
+A tile has 16 rows and 16 (ternary) or 32 (1-bit) columns, so that a matrix of other sizes is padded. Where
+that costs more than an eighth, and where an embedding gathers rows of the same codes, they stay row-major; a
+kernel then re-orders them when it loads the file. The layouts are those of packing/tiles.py.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from hybridkit.exporting.functions import ROW_MAJOR, TILED
+from hybridkit.exporting.graph import PackedNode, array_of, packed_nodes
+from hybridkit.packing.tiles import tile, tiled_shape, untile
+
+MOST_PADDING: Final = 1 / 8  # of the row-major bytes
+
+
+def make_row_major(model: ir.Model) -> None:
+    """Codes of whatever layout a network's layers hold, as row-major ones: what every rewriting reads."""
+    for codes, layers in _by_codes(model):
+        first = layers[0]
+        if first.layout != ROW_MAJOR:
+            _replace(codes, layers, ROW_MAJOR, _rows(first))
+
+
+def make_tiled(model: ir.Model) -> None:
+    """Tiles for all products whose codes nothing else reads and that padding does not make much larger."""
+    for codes, layers in _by_codes(model):
+        first = layers[0]
+        alike = {(p.kind, p.K, p.taps, p.group) for p in layers}
+        if len(codes.uses()) > len(layers) or len(alike) > 1 or first.layout != ROW_MAJOR:
+            continue
+        rows: NDArray[np.uint8] = array_of(codes)
+        if worth_tiling(first.N, first.K, first.bits, first.group):
+            tiles = tile(rows, first.K, first.bits, group=first.group, taps=first.taps)
+            _replace(codes, layers, TILED[first.kind], tiles)
+
+
+def worth_tiling(N: int, K: int, bits: int, group: int = 1) -> bool:
+    """Whether tiles of a matrix [N, K] take at most an eighth more bytes than its rows."""
+    row_major = N * -(-K * bits // 8)
+    return int(np.prod(tiled_shape(N, K, bits, group))) <= (1 + MOST_PADDING) * row_major
+
+
+def _rows(layer: PackedNode) -> NDArray[np.uint8]:
+    tiles = array_of(layer.codes)
+    return untile(tiles, layer.N, layer.K, layer.bits, group=layer.group, taps=layer.taps)
+
+
+def _by_codes(model: ir.Model) -> Iterator[tuple[ir.Value, list[PackedNode]]]:
+    """Each initializer of codes with the ternary and 1-bit products that read it."""
+    readers: dict[ir.Value, list[PackedNode]] = defaultdict(list)
+    for layer in packed_nodes(model):
+        if layer.kind in TILED and not layer.prefix.startswith("NBit"):
+            readers[layer.codes].append(layer)
+    yield from readers.items()
+
+
+def _replace(codes: ir.Value, layers: list[PackedNode], layout: int, content: NDArray[np.uint8]) -> None:
+    codes.const_value = ir.tensor(content, name=codes.name)
+    codes.shape = ir.Shape(content.shape)
+    for layer in layers:
+        layer.node.attributes["layout"] = ir.AttrInt64("layout", layout)
