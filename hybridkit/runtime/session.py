@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.options import nearest
+from hybridkit.runtime.library import register
 
 if TYPE_CHECKING:
     import onnxruntime
 
-# Stock ONNX Runtime unpacks a two-bit weight to fp32 when it loads (constant folding) and keeps what it
-# needed on the way: 70 bytes of memory per byte of file. Told to leave the operators' bodies alone, it
-# unpacks at every run instead. Measured with 16 layers of 2048 x 2048 (17 MB), ORT 1.32, 1 thread, batch 1:
+# Without native operators ONNX Runtime unpacks a two-bit weight to fp32 when it loads (constant folding) and
+# keeps what it needed on the way: 70 bytes of memory per byte of file. Told to leave the operators' bodies
+# alone, it unpacks at every run instead. Measured with 16 layers of 2048 x 2048 (17 MB), ORT 1.32, 1 thread,
+# batch 1:
 #   unpacked at load   load 5.2 s    1.15 GB     15 ms a run
 #   unpacked at run    load 0.1 s    0.13 GB    909 ms a run
 # constant_folding_max_output_size_in_bytes gives the second row too, with a warning per layer.
@@ -27,19 +29,24 @@ def session(
     path: str | os.PathLike[str],
     threads: int | None = None,
     *,
+    native: bool = True,
     low_memory: bool | None = None,
     **options: Any,
 ) -> onnxruntime.InferenceSession:
     """An `onnxruntime.InferenceSession` on the CPU for the model at `path`.
 
     threads: of one operator; None takes OMP_NUM_THREADS, or else one per physical core.
-    low_memory: True keeps packed weights packed and unpacks them at every run (slow), False unpacks them
-    once (about 70 bytes of memory per byte of file). None: False where that fits into half of the memory
-    that is free. Results are the same (in float mode: to fp32 rounding).
+    native: run the native operators, which read packed weights as they are, where the native library is
+    there (`library_path`). Elsewhere portable bodies run. Results are the same (in float mode: to fp32
+    rounding).
+    low_memory: about weights that portable bodies unpack (with the library n-bit convolutions, without it
+    all). True keeps them packed and unpacks them at every run (slow), False unpacks them once (about 70
+    bytes of memory per byte of file). None: False with the library, and where that fits into half of the
+    memory that is free.
     options: attributes of `onnxruntime.SessionOptions`, such as `log_severity_level=3`.
 
     Raises FileError if the file is missing or is not a model that this ONNX Runtime can run, UsageError for
-    an option that does not exist.
+    an option that does not exist, and what `register` raises.
     """
     import onnxruntime as ort
 
@@ -48,7 +55,8 @@ def session(
         raise FileError(f"there is no model file {file}")
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = _threads(threads)
-    if low_memory or (low_memory is None and not _fits_unpacked(file)):
+    registered = native and register(settings)
+    if low_memory or (low_memory is None and not registered and not _fits_unpacked(file)):
         settings.add_session_config_entry(_KEEP_BODIES, "1")
     for name, value in options.items():
         _set(settings, name, value)

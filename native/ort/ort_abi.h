@@ -96,6 +96,9 @@ inline constexpr Slot<26, OrtStatus*(const char* name, OrtCustomOpDomain**)> Cre
 inline constexpr Slot<27, OrtStatus*(OrtCustomOpDomain*, const OrtCustomOp*)> CustomOpDomain_Add{};
 inline constexpr Slot<28, OrtStatus*(OrtSessionOptions*, OrtCustomOpDomain*)> AddCustomOpDomain{};
 
+inline constexpr Slot<130, OrtStatus*(OrtSessionOptions*, const char* key, const char* value)> AddSessionConfigEntry{};
+inline constexpr Slot<237, OrtStatus*(const OrtSessionOptions*, const char* key, int* found)> HasSessionConfigEntry{};
+
 inline constexpr Slot<51, OrtStatus*(OrtValue*, void** data)> GetTensorMutableData{};
 inline constexpr Slot<65, OrtStatus*(const OrtValue*, OrtTensorTypeAndShapeInfo**)> GetTensorTypeAndShape{};
 inline constexpr Slot<55, OrtStatus*(const OrtTypeInfo*, const OrtTensorTypeAndShapeInfo** borrowed)>

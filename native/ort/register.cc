@@ -59,6 +59,17 @@ OrtCustomOpDomain* domain_of(const OrtApi* api) {
   return domain->handle;
 }
 
+// Operators that are there twice fail when a session is made, so the options remember that they have them.
+constexpr char kRegistered[] = "hybridkit.registered";
+
+void add_once(const OrtApi* api, OrtSessionOptions* options) {
+  int found = 0;
+  check(api, HasSessionConfigEntry(api, options, kRegistered, &found));
+  if (found != 0) return;
+  check(api, AddCustomOpDomain(api, options, domain_of(api)));
+  check(api, AddSessionConfigEntry(api, options, kRegistered, "1"));
+}
+
 OrtStatus* too_old(const OrtApiBase* base) {
   const OrtApi* api = base->GetApi(1);  // any version can make a status
   const std::string message = std::string("hybridkit's operators need ONNX Runtime 1.17 or newer, this is ") +
@@ -102,7 +113,8 @@ extern "C" HYBRIDKIT_API hybridkit::ort::OrtStatus* RegisterCustomOps(hybridkit:
   const OrtApi* api = base->GetApi(kApiVersion);
   if (api == nullptr) return too_old(base);
   try {
-    return AddCustomOpDomain(api, options, domain_of(api));
+    add_once(api, options);
+    return nullptr;
   } catch (const std::exception& error) {
     return CreateStatus(api, kFail, error.what());
   }
