@@ -20,7 +20,7 @@ type of x:
 
 A sum of integer products is exact in float32 while it stays below 2^24: K < 132,000 for ternary and binary.
 A row (sample) that holds a NaN or an infinity gives NaN in all its outputs under Int8. The bodies leave out
-the clip: |x / s_x| never rounds to more than 127, and ONNX Runtime's Clip may turn a NaN into a number.
+the clip, which never does anything: |x / s_x| rounds to 127 at most.
 """
 
 from __future__ import annotations
