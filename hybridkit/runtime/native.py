@@ -1,0 +1,327 @@
+"""The native library's kernels through ctypes; native/kernels/hybridkit_kernels.h says what they compute.
+
+`load()` gives a `Native`: its methods take NumPy arrays, `matmul_at` and `conv_at` take addresses and check
+nothing. Python's lock is released while a kernel runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_void_p
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridkit.errors import FileError, UsageError
+from hybridkit.runtime.library import VARIABLE, library_path
+
+Codec = Literal["ternary", "binary"]
+Activations = Literal["int8", "float"]
+DType = Literal["float32", "float16", "bfloat16"]
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+CODECS: Final = {"ternary": 0, "binary": 1}
+ACTIVATIONS: Final = {"int8": 0, "float": 1}
+DTYPES: Final = {"float32": 0, "float16": 1, "bfloat16": 2}
+_NUMPY: Final = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+
+
+class Matrix(ctypes.Structure):
+    """`hybridkit_matrix`: a packed matrix [N, K] at addresses that the caller keeps alive."""
+
+    _fields_ = (
+        ("codec", c_int32),
+        ("activations", c_int32),
+        ("N", c_int64),
+        ("K", c_int64),
+        ("codes", c_void_p),
+        ("scale", c_void_p),
+        ("bias", c_void_p),
+    )
+
+
+class Geometry(ctypes.Structure):
+    """`hybridkit_geometry`: a convolution over 1 to 3 spatial axes, attributes as ONNX has them."""
+
+    _fields_ = (
+        ("axes", c_int32),
+        ("channels", c_int64),
+        ("group", c_int64),
+        ("size", c_int64 * 3),
+        ("kernel", c_int64 * 3),
+        ("stride", c_int64 * 3),
+        ("dilation", c_int64 * 3),
+        ("pad_begin", c_int64 * 3),
+        ("pad_end", c_int64 * 3),
+    )
+
+    @classmethod
+    def of(
+        cls,
+        channels: int,
+        size: Sequence[int],
+        kernel: Sequence[int],
+        strides: Sequence[int],
+        pads: Sequence[int],
+        dilations: Sequence[int],
+        group: int,
+    ) -> Geometry:
+        """From ONNX's attributes; `pads`: all begins, then all ends. Raises UsageError if they do not fit."""
+        axes = len(size)
+        if not (1 <= axes <= 3 and len(kernel) == len(strides) == len(dilations) == axes == len(pads) / 2):
+            raise UsageError("a convolution has 1 to 3 spatial axes and as many numbers of each kind")
+        vectors = (size, kernel, strides, dilations, pads[:axes], pads[axes:])
+        return cls(axes, channels, group, *((c_int64 * 3)(*vector) for vector in vectors))
+
+
+_FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
+    "code_bytes": (c_size_t, [c_int32, c_int32, c_int64, c_int64]),
+    "check_codes": (c_char_p, [c_int32, c_int32, c_void_p, c_size_t, c_int64, c_int64]),
+    "tile": (None, [c_int32, c_void_p, c_int64, c_int64, c_void_p]),
+    "matmul": (c_char_p, [POINTER(Matrix), c_int32, c_void_p, c_int64, c_void_p, c_void_p]),
+    "conv_shape": (c_char_p, [POINTER(Geometry), c_int64, c_int64 * 3]),
+    "conv_code_bytes": (c_size_t, [c_int32, c_int64, c_int64, c_int64]),
+    "check_conv_codes": (c_char_p, [c_int32, c_void_p, c_size_t, c_int64, c_int64, c_int64]),
+    "conv_tile": (None, [c_int32, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p]),
+    "conv": (
+        c_char_p,
+        [POINTER(Matrix), POINTER(Geometry), c_int32, c_void_p, c_int64, c_void_p, c_void_p],
+    ),
+    "isa": (c_char_p, []),
+    "isa_available": (c_char_p, [c_int]),
+    "set_isa": (c_char_p, [c_char_p]),
+    "isa_warning": (c_char_p, []),
+    "kernel": (c_char_p, [POINTER(Matrix), c_int64]),
+    "tasks": (c_int64, [POINTER(Matrix), c_int64]),
+    "thread_pool": (c_void_p, [c_int]),
+    "version": (c_char_p, []),
+}
+
+
+def load() -> Native | None:
+    """The native library, or None where there is none (see `hybridkit.runtime.library_path`).
+
+    Raises FileError if the library is there and cannot be used.
+    """
+    return _load(os.environ.get(VARIABLE, ""))
+
+
+@functools.cache  # products ask every time; finding the library reads the package's metadata
+def _load(variable: str) -> Native | None:
+    path = library_path()
+    return None if path is None else Native(path)
+
+
+class Native:
+    """The functions of one loaded library. All of them may be called from several threads at once."""
+
+    def __init__(self, path: Path) -> None:
+        remedy = "HYBRIDKIT_LIBRARY=none does without it"
+        try:
+            library = ctypes.CDLL(str(path))
+            functions = {name: getattr(library, f"hybridkit_{name}") for name in _FUNCTIONS}
+        except OSError as error:
+            raise FileError(f"cannot load the native library {path}: {error}; {remedy}") from error
+        except AttributeError as error:
+            raise FileError(f"{path} is not this version's native library: {error}; {remedy}") from error
+        for name, (result, arguments) in _FUNCTIONS.items():
+            functions[name].restype, functions[name].argtypes = result, arguments
+        self.path = path
+        self._call = functions
+        # what products of torch call many times a second
+        self._matmul, self._conv, self._pool = (functions[n] for n in ("matmul", "conv", "thread_pool"))
+
+    @property
+    def version(self) -> str:
+        """The version of hybridkit that the library belongs to."""
+        return _text(self._call["version"]())
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use: scalar, avx2, avxvnni, avx512vnni or neon."""
+        return _text(self._call["isa"]())
+
+    @property
+    def isas(self) -> list[str]:
+        """What this processor has of the library's instruction sets, best first."""
+        names = map(self._call["isa_available"], itertools.count())
+        return [_text(name) for name in itertools.takewhile(bool, names)]
+
+    @property
+    def isa_warning(self) -> str | None:
+        """What was wrong with the environment variable HYBRIDKIT_ISA, which is then ignored."""
+        warning = self._call["isa_warning"]()
+        return None if warning is None else _text(warning)
+
+    def set_isa(self, name: str) -> None:
+        """Switch the whole process to another instruction set. Raises UsageError if it is not available."""
+        _check(self._call["set_isa"](name.encode()))
+
+    @contextlib.contextmanager
+    def using_isa(self, name: str) -> Iterator[None]:
+        """`set_isa`, and back at the end."""
+        before = self.isa
+        self.set_isa(name)
+        try:
+            yield
+        finally:
+            self.set_isa(before)
+
+    def kernel(self, codec: Codec, activations: Activations, N: int, K: int, M: int) -> str:
+        """Which kernel multiplies M rows: "stream" or "tile"."""
+        return _text(self._call["kernel"](_matrix(codec, activations, N, K), M))
+
+    def tasks(self, codec: Codec, activations: Activations, N: int, K: int, M: int) -> int:
+        """Into how many parallel tasks a product of M rows is cut."""
+        return int(self._call["tasks"](_matrix(codec, activations, N, K), M))
+
+    def parallel(self, threads: int) -> int | None:
+        """The address of the pool of `threads` threads; None is the calling thread alone."""
+        address: int | None = self._pool(threads) if threads > 1 else None
+        return address
+
+    def tile(self, codec: Codec, codes: Bytes, K: int) -> Bytes:
+        """Row-major codes [N, bytes] -> tiles [ceil(N / 16), blocks, 16, 4]: layout 0 to 1."""
+        N = len(codes)
+        rows = self._codes(codec, codes, self._call["code_bytes"](CODECS[codec], 0, N, K))
+        size = self._call["code_bytes"](CODECS[codec], 1, N, K)
+        out = np.empty((-(-N // 16), size // 64 // -(-N // 16), 16, 4), np.uint8)
+        self._call["tile"](CODECS[codec], rows.ctypes.data, N, K, out.ctypes.data)
+        return out
+
+    def conv_tile(self, codec: Codec, codes: Bytes, K: int, group: int, taps: int) -> Bytes:
+        """Row-major codes [N, bytes] -> tiles of a convolution with `taps` kernel positions: layout 2."""
+        N = len(codes)
+        size = self._call["conv_code_bytes"](CODECS[codec], N, K, group)
+        if size == 0 or taps < 1 or K % taps:
+            raise UsageError(f"a matrix [{N}, {K}] is no convolution of {group} groups and {taps} positions")
+        rows = self._codes(codec, codes, self._call["code_bytes"](CODECS[codec], 0, N, K))
+        tiles = group * -(-(N // group) // 16)
+        out = np.empty((tiles, size // 64 // tiles, 16, 4), np.uint8)
+        self._call["conv_tile"](CODECS[codec], rows.ctypes.data, N, K, group, taps, out.ctypes.data)
+        return out
+
+    def check(self, codec: Codec, layout: Literal[0, 1], codes: Bytes, N: int, K: int) -> None:
+        """Raise UsageError for codes of a wrong size or with an invalid digit."""
+        codes = np.ascontiguousarray(codes, np.uint8)
+        _check(self._call["check_codes"](CODECS[codec], layout, codes.ctypes.data, codes.nbytes, N, K))
+
+    def check_conv(self, codec: Codec, codes: Bytes, N: int, K: int, group: int) -> None:
+        """The same for layout 2."""
+        codes = np.ascontiguousarray(codes, np.uint8)
+        _check(self._call["check_conv_codes"](CODECS[codec], codes.ctypes.data, codes.nbytes, N, K, group))
+
+    def matmul(
+        self,
+        x: NDArray[Any],
+        codes: Bytes,
+        scale: Floats,
+        bias: Floats,
+        *,
+        codec: Codec,
+        activations: Activations,
+        dtype: DType = "float32",
+        threads: int = 1,
+    ) -> NDArray[Any]:
+        """x [..., K] with tiles of a matrix [N, K], scale and bias [N] -> [..., N] of x's type.
+
+        dtype "bfloat16" stands for arrays of uint16 that hold its bits.
+        """
+        x = np.ascontiguousarray(x, _NUMPY[dtype])
+        N, K = len(scale), x.shape[-1]
+        tiles = self._codes(codec, codes, self._call["code_bytes"](CODECS[codec], 1, N, K))
+        scale, bias = _vectors(scale, bias)
+        y = np.empty((*x.shape[:-1], N), x.dtype)
+        matrix = _matrix(codec, activations, N, K, tiles.ctypes.data, scale.ctypes.data, bias.ctypes.data)
+        rows = math.prod(x.shape[:-1])
+        self.matmul_at(matrix, DTYPES[dtype], x.ctypes.data, rows, y.ctypes.data, self.parallel(threads))
+        return y
+
+    def conv(
+        self,
+        x: NDArray[Any],
+        codes: Bytes,
+        scale: Floats,
+        bias: Floats,
+        geometry: Geometry,
+        *,
+        codec: Codec,
+        activations: Activations,
+        dtype: DType = "float32",
+        threads: int = 1,
+    ) -> NDArray[Any]:
+        """x [batch, C, *size] with tiles of layout 2, scale and bias [N] -> [batch, N, *out] of x's type."""
+        x = np.ascontiguousarray(x, _NUMPY[dtype])
+        if x.shape[1:] != (geometry.channels, *geometry.size[: geometry.axes]):
+            raise UsageError(f"the geometry is of another input than {list(x.shape)}")
+        N = len(scale)
+        K = geometry.channels // geometry.group * math.prod(geometry.kernel[: geometry.axes])
+        y = np.empty((len(x), N, *self.conv_shape(geometry, N)), x.dtype)
+        size = self._call["conv_code_bytes"](CODECS[codec], N, K, geometry.group)
+        tiles = self._codes(codec, codes, size)
+        scale, bias = _vectors(scale, bias)
+        matrix = _matrix(codec, activations, N, K, tiles.ctypes.data, scale.ctypes.data, bias.ctypes.data)
+        at, to = x.ctypes.data, y.ctypes.data
+        self.conv_at(matrix, geometry, DTYPES[dtype], at, len(x), to, self.parallel(threads))
+        return y
+
+    def conv_shape(self, geometry: Geometry, N: int) -> tuple[int, ...]:
+        """The spatial sizes of the output. Raises UsageError for a geometry that does not work."""
+        out = (c_int64 * 3)()
+        _check(self._call["conv_shape"](geometry, N, out))
+        return tuple(out[: geometry.axes])
+
+    def matmul_at(
+        self, matrix: Matrix, dtype: int, x: int, M: int, y: int, parallel: int | None = None
+    ) -> None:
+        """`hybridkit_matmul` on addresses of contiguous memory, none of which is checked."""
+        _check(self._matmul(matrix, dtype, x, M, y, parallel))
+
+    def conv_at(
+        self,
+        matrix: Matrix,
+        geometry: Geometry,
+        dtype: int,
+        x: int,
+        batch: int,
+        y: int,
+        parallel: int | None = None,
+    ) -> None:
+        """`hybridkit_conv` on addresses of contiguous memory, none of which is checked."""
+        _check(self._conv(matrix, geometry, dtype, x, batch, y, parallel))
+
+    def _codes(self, codec: Codec, codes: Bytes, size: int) -> Bytes:
+        codes = np.ascontiguousarray(codes, np.uint8)
+        if size == 0 or codes.nbytes != size:
+            raise UsageError(f"the {codec} codes have {codes.nbytes} bytes, the layer's shape needs {size}")
+        return codes
+
+
+def _matrix(
+    codec: Codec, activations: Activations, N: int, K: int, codes: int = 0, scale: int = 0, bias: int = 0
+) -> Matrix:
+    return Matrix(CODECS[codec], ACTIVATIONS[activations], N, K, codes, scale, bias)
+
+
+def _vectors(scale: Floats, bias: Floats) -> tuple[Floats, Floats]:
+    if scale.shape != bias.shape or scale.ndim != 1:
+        raise UsageError(f"scale {list(scale.shape)} and bias {list(bias.shape)} must both be [N]")
+    return np.ascontiguousarray(scale, np.float32), np.ascontiguousarray(bias, np.float32)
+
+
+def _check(message: bytes | None) -> None:
+    if message is not None:
+        raise UsageError(_text(message))
+
+
+def _text(message: bytes) -> str:
+    return message.decode()
