@@ -22,6 +22,7 @@ struct OrtEnv;
 struct OrtSession;
 struct OrtSessionOptions;
 struct OrtRunOptions;
+struct OrtAllocator;
 struct OrtMemoryInfo;
 struct OrtValue;
 struct OrtTypeInfo;
@@ -151,6 +152,10 @@ inline constexpr Slot<29, OrtStatus*(OrtSessionOptions*, const char* path, void*
 inline constexpr Slot<7, OrtStatus*(const OrtEnv*, const char* path, const OrtSessionOptions*, OrtSession**)>
     CreateSession{};
 inline constexpr Slot<95, void(OrtSession*)> ReleaseSession{};
+inline constexpr Slot<36, OrtStatus*(const OrtSession*, size_t index, OrtAllocator*, char** name)> SessionGetInputName{};
+inline constexpr Slot<37, OrtStatus*(const OrtSession*, size_t index, OrtAllocator*, char** name)> SessionGetOutputName{};
+inline constexpr Slot<78, OrtStatus*(OrtAllocator** borrowed)> GetAllocatorWithDefaultOptions{};
+inline constexpr Slot<76, OrtStatus*(OrtAllocator*, void* memory)> AllocatorFree{};
 inline constexpr Slot<69, OrtStatus*(OrtAllocatorType, OrtMemType, OrtMemoryInfo**)> CreateCpuMemoryInfo{};
 inline constexpr Slot<94, void(OrtMemoryInfo*)> ReleaseMemoryInfo{};
 inline constexpr Slot<49, OrtStatus*(const OrtMemoryInfo*, void* data, size_t bytes, const int64_t* shape, size_t rank,
