@@ -22,10 +22,10 @@ inline __m256 value_of(__m256i digits) {
 }
 
 template <int rows>
-inline void finish(const FloatWork& work, int64_t tile, int64_t row, const __m256 (&sum)[rows][2]) {
+inline void finish(const FloatWork& work, int64_t tile, const __m256 (&sum)[rows][2]) {
   const int64_t first = tile * kTileRows, columns = work.columns - first;
   for (int m = 0; m < rows; ++m) {
-    float* y = work.y + (row + m) * work.stride + first;
+    float* y = work.y + m * work.stride + first;
     for (int h = 0; h < 2 && 8 * h < columns; ++h) {
       if (columns - 8 * h >= 8) {
         const __m256 scaled = _mm256_mul_ps(sum[m][h], _mm256_loadu_ps(work.scale + first + 8 * h));
@@ -41,50 +41,58 @@ inline void finish(const FloatWork& work, int64_t tile, int64_t row, const __m25
   }
 }
 
-// Few rows: a weight is unpacked where it is used. `chains` independent sums per output hide the latency of FMA.
+// One block of a tile times `rows` rows, of which the first `count` columns exist. `chains` independent sums per output
+// hide the latency of FMA.
+template <int bits, int rows, int chains>
+inline void stream_block(const uint8_t* codes, const float* x, int64_t stride, int count,
+                         __m256 (&sum)[chains][rows][2]) {
+  constexpr int columns = static_cast<int>(block_columns(bits));
+  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+  const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32));
+#pragma GCC unroll 32
+  for (int k = 0; k < columns; ++k) {
+    if (k >= count) break;
+    const int shift = k % 4 * 8 + bits * (k / 4);
+    const __m256 a = value_of<bits>(_mm256_srli_epi32(low, shift)), b = value_of<bits>(_mm256_srli_epi32(high, shift));
+    for (int m = 0; m < rows; ++m) {
+      const __m256 factor = _mm256_broadcast_ss(x + m * stride + k);
+      sum[k % chains][m][0] = _mm256_fmadd_ps(a, factor, sum[k % chains][m][0]);
+      sum[k % chains][m][1] = _mm256_fmadd_ps(b, factor, sum[k % chains][m][1]);
+    }
+  }
+}
+
+// Few rows: a weight is unpacked where it is used.
 template <int bits, int rows>
-void stream_tile(const FloatWork& work, int64_t tile, int64_t row) {
-  constexpr int planes = 8 / bits, chains = rows == 1 ? 4 : rows == 2 ? 2 : 1;
+void stream_tile(const FloatWork& work, int64_t tile) {
+  constexpr int columns = static_cast<int>(block_columns(bits)), chains = rows == 1 ? 4 : rows == 2 ? 2 : 1;
   const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes;
-  const float* x = work.x + row * work.x_stride;
+  const float* x = work.x;
   __m256 sum[chains][rows][2];
   for (auto& chain : sum)
     for (auto& of_row : chain) of_row[0] = of_row[1] = _mm256_setzero_ps();
-  int64_t k = 0;
-  for (int64_t block = 0; block < work.blocks; ++block, codes += kBlockBytes, k += 4 * planes) {
-    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
-    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32));
+  for (int64_t left = work.K; left > 0; left -= columns, codes += kBlockBytes, x += columns) {
     _mm_prefetch(reinterpret_cast<const char*>(codes + 1024), _MM_HINT_T0);
-    const bool whole = k + 4 * planes <= work.K;
-#pragma GCC unroll 8
-    for (int p = 0; p < planes; ++p) {
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        if (!whole && k + 4 * p + j >= work.K) continue;  // x ends here
-        const __m256 a = value_of<bits>(_mm256_srli_epi32(low, 8 * j + bits * p));
-        const __m256 b = value_of<bits>(_mm256_srli_epi32(high, 8 * j + bits * p));
-        for (int m = 0; m < rows; ++m) {
-          const __m256 factor = _mm256_broadcast_ss(x + m * work.x_stride + k + 4 * p + j);
-          sum[j % chains][m][0] = _mm256_fmadd_ps(a, factor, sum[j % chains][m][0]);
-          sum[j % chains][m][1] = _mm256_fmadd_ps(b, factor, sum[j % chains][m][1]);
-        }
-      }
+    if (left >= columns) {
+      stream_block<bits, rows, chains>(codes, x, work.x_stride, columns, sum);
+    } else {
+      stream_block<bits, rows, chains>(codes, x, work.x_stride, static_cast<int>(left), sum);
     }
   }
   for (int c = 1; c < chains; ++c)
     for (int m = 0; m < rows; ++m)
       for (int h = 0; h < 2; ++h) sum[0][m][h] = _mm256_add_ps(sum[0][m][h], sum[c][m][h]);
-  finish<rows>(work, tile, row, sum[0]);
+  finish<rows>(work, tile, sum[0]);
 }
 
 template <int bits>
 void stream_floats(const FloatWork& work) {
   for (int64_t tile = 0; tile < work.tiles; ++tile) {
     switch (work.rows) {
-      case 1: stream_tile<bits, 1>(work, tile, 0); break;
-      case 2: stream_tile<bits, 2>(work, tile, 0); break;
-      case 3: stream_tile<bits, 3>(work, tile, 0); break;
-      default: stream_tile<bits, 4>(work, tile, 0);
+      case 1: stream_tile<bits, 1>(work, tile); break;
+      case 2: stream_tile<bits, 2>(work, tile); break;
+      case 3: stream_tile<bits, 3>(work, tile); break;
+      default: stream_tile<bits, 4>(work, tile);
     }
   }
 }

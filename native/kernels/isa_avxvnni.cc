@@ -1,0 +1,61 @@
+// AVX-VNNI: vpdpbusd on vectors of 256 bits.
+#include <immintrin.h>
+
+#include "activations_avx2.h"
+#include "floats_avx2.h"
+#include "int8_vnni.h"
+#include "isa.h"
+
+namespace hybridkit {
+namespace {
+
+bool supported() {
+#if defined(HYBRIDKIT_EMULATED)
+  return true;
+#else
+  return __builtin_cpu_supports("avxvnni") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+}
+
+struct Vector {
+  using Int = __m256i;
+  static constexpr int lanes = 8, bytes = 32;
+  static constexpr int panel = 6, tiles = 1;  // 6 x 2 sums of 16 registers
+  static constexpr int stream_rows = 1;
+
+  static Int zero() { return _mm256_setzero_si256(); }
+  static Int load(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+  static Int byte(char value) { return _mm256_set1_epi8(value); }
+  static Int both(Int a, Int b) { return _mm256_and_si256(a, b); }
+  static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
+  static Int four(const int8_t* x) { return broadcast4(x); }  // four activations to every lane
+  static Int dot(Int sum, Int digits, Int fours) { return _mm256_dpbusd_avx_epi32(sum, digits, fours); }
+  static Int dot(Int sum, Int digits, const int8_t* x) { return dot(sum, digits, four(x)); }
+  template <int bits>
+  static Int shifted16(Int packed, int plane) {
+    return plane == 0 ? packed : _mm256_srli_epi16(packed, bits * plane);
+  }
+  template <int bits>
+  static Int shifted_down(Int sum, int plane) {
+    return _mm256_srai_epi32(sum, bits * plane);
+  }
+  template <int bits>
+  static void finish(const Int8Work& work, int64_t row, int64_t first, Int sums) {
+    const int64_t columns = work.columns - first;
+    if (columns <= 0) return;
+    const Int digits = bits == 2 ? sums : _mm256_add_epi32(sums, sums);
+    const __m256 sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(digits, _mm256_set1_epi32(work.x_sum[row])));
+    const __m256 x_scale = _mm256_set1_ps(work.x_scale[row]);
+    const __m256i mask = first_lanes(columns);
+    const __m256 scale = _mm256_mul_ps(x_scale, _mm256_maskload_ps(work.scale + first, mask));
+    const __m256 bias = _mm256_maskload_ps(work.bias + first, mask);
+    _mm256_maskstore_ps(work.y + row * work.stride + first, mask, _mm256_add_ps(_mm256_mul_ps(sum, scale), bias));
+  }
+};
+
+}  // namespace
+
+const Isa kAvxVnni = {"avxvnni", supported, Vector::panel, Vector::panel, kFloatStreamRows, int8_products<Vector>,
+                      floats,    magnitude, quantize};
+
+}  // namespace hybridkit
