@@ -134,3 +134,6 @@ def _print(report: ExportReport) -> None:
         f"({found.top1_misses} misses beyond a margin of {found.margin:.2g}), "
         f"{quality}"
     )
+    if found.native is not None:
+        how = "bit for bit" if found.native == "equal" else "to float32 rounding"
+        print(f"Native operators and portable bodies agree {how}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hybridkit.packing.model import PackedModel
 
 Batch = tuple["Tensor", ...]
+Agreement = Literal["equal", "close"]
 
 
 def _itself(batch: Batch) -> Batch:
@@ -61,6 +62,8 @@ class Verification:
     top1_agreement: share of positions whose largest output is the same one; `top1_misses` counts those
     that differ although the network's two largest outputs are more than `margin` apart.
     loss, network_loss: mean loss of the file and of the network.
+    native: how the native operators' outputs on the first batch compare with the portable bodies': equal bit
+    for bit, or close (to float32 rounding); None where there is no native library or nothing to compare.
     """
 
     samples: int
@@ -71,6 +74,7 @@ class Verification:
     margin: float
     loss: float
     network_loss: float
+    native: Agreement | None = None
 
     @property
     def loss_difference(self) -> float:

@@ -1,4 +1,6 @@
-"""Comparing an exported file with the network it was made from, on stock ONNX Runtime.
+"""Comparing an exported file with the network it was made from, on stock ONNX Runtime's portable bodies.
+
+Where the native library is there, its operators are compared with the bodies too (see agreement.py).
 
 Two runtimes agree bit for bit on what our operators compute, but not on the last bit of what lies between
 them (normalisation, softmax). Where such a bit moves an activation across a rounding boundary of int8, the
@@ -22,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hybridkit.errors import GateError, HybridkitError, UsageError
-from hybridkit.exporting.protocol import Batch, Validation, Verification
+from hybridkit.exporting.agreement import check_native
+from hybridkit.exporting.protocol import Agreement, Batch, Validation, Verification
 from hybridkit.runtime.modules import PackedConv1d, PackedConv2d, PackedLinear
 from hybridkit.runtime.session import session
 
@@ -52,22 +55,25 @@ def compare(
     """Run the file and `network` (on the CPU, in evaluation mode) on all batches.
 
     packed: the network with packed int8 layers, where it has some. Raises FileError if the file does not
-    load, UsageError if there are no samples.
+    load, UsageError if there are no samples, GateError where native operators and bodies differ.
     """
     runner = session(path, native=False, log_severity_level=3)  # what runs where nothing else is installed
     names = [value.name for value in runner.get_inputs()]
     tally = _Tally()
+    native: Agreement | None = None
     with torch.no_grad():
         for batch in validation.batches:
             arguments = validation.inputs(batch)
             expected = network(*arguments)
             feed = {name: x.cpu().numpy() for name, x in zip(names, arguments, strict=True)}
+            if not tally.samples:
+                native = check_native(path, feed)
             got = [torch.from_numpy(np.asarray(array)) for array in runner.run(None, feed)]
             tally.add(expected, _like(expected, got), batch, validation)
         margin = MARGIN
         if packed is not None and tally.disagreeing:
             margin = max(margin, 2 * rounding_noise(packed, tally.disagreeing, validation))
-    return tally.result(margin)
+    return tally.result(margin, native)
 
 
 def check_gate(found: Verification, gate: Gate, path: Path) -> None:
@@ -175,7 +181,7 @@ class _Tally:
         self.margins += margins
         return margins
 
-    def result(self, margin: float) -> Verification:
+    def result(self, margin: float, native: Agreement | None) -> Verification:
         if not self.samples:
             raise UsageError("there are no samples to verify the exported model with")
         if self.has_loss:
@@ -191,6 +197,7 @@ class _Tally:
             margin=margin,
             loss=loss,
             network_loss=network_loss,
+            native=native,
         )
 
 

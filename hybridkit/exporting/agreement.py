@@ -1,0 +1,78 @@
+"""Whether the native operators compute what the portable bodies in a file compute.
+
+Both run without graph optimisation: stock operators around ours are then the same kernels on both sides,
+where an optimiser that sees the bodies may fuse them with their neighbours and round elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from hybridkit.errors import GateError
+from hybridkit.exporting.functions import DOMAIN
+from hybridkit.exporting.protocol import Agreement
+from hybridkit.runtime.library import library_path
+from hybridkit.runtime.session import session
+
+TOLERANCE: Final = 1e-4  # of the largest output, where activations are floats
+MIXED_TOLERANCE: Final = 1e-2  # relative norm, where rounding of floats can move a code of int8 behind it
+
+
+def check_native(path: Path, feed: Mapping[str, NDArray[Any]]) -> Agreement | None:
+    """Run the file on `feed` by portable bodies and by native operators and compare all outputs.
+
+    "equal": bit for bit, which int8 operators have to be. "close": to float32 rounding. None: there is no
+    native library, or no operator of ours in the file. Raises GateError where outputs differ by more.
+    """
+    modes = {_mode(operator) for operator in _products(path)}
+    if library_path() is None or not modes:
+        return None
+    portable, native = (_run(path, feed, native) for native in (False, True))
+    for ours, theirs in zip(native, portable, strict=True):
+        if modes == {"Int8"}:
+            agree = np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f")
+        elif modes == {"Float"}:
+            agree = _largest_difference(ours, theirs) <= TOLERANCE
+        else:
+            agree = _relative_norm(ours, theirs) <= MIXED_TOLERANCE
+        if not agree:
+            raise GateError(
+                f"{path.name} was not written: native operators and portable bodies differ by "
+                f"{_largest_difference(ours, theirs):.2e} of the largest output"
+            )
+    return "equal" if modes == {"Int8"} else "close"
+
+
+def _products(path: Path) -> set[str]:
+    """The names of our products in the file; functions that unpack are no operators of the library."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    return {n.op_type for n in graph.node if n.domain == DOMAIN and not n.op_type.endswith("Unpack")}
+
+
+def _mode(operator: str) -> str:
+    return "Int8" if operator.endswith("Int8") else "Float"
+
+
+def _run(path: Path, feed: Mapping[str, NDArray[Any]], native: bool) -> list[NDArray[Any]]:
+    import onnxruntime as ort
+
+    level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    runner = session(path, native=native, graph_optimization_level=level, log_severity_level=3)
+    return [np.asarray(array) for array in runner.run(None, dict(feed))]
+
+
+def _largest_difference(x: NDArray[Any], y: NDArray[Any]) -> float:
+    with np.errstate(invalid="ignore"):
+        difference = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0, np.abs(x - y))
+    largest = np.abs(y[np.isfinite(y)]).max(initial=0)
+    return float(difference.max(initial=0) / (largest or 1))
+
+
+def _relative_norm(x: NDArray[Any], y: NDArray[Any]) -> float:
+    return float(np.linalg.norm((x - y).ravel()) / (np.linalg.norm(y.ravel()) or 1))
