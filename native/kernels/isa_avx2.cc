@@ -18,6 +18,15 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 
+// sum + product, in this order: GCC would add up products first, and run out of registers over it.
+inline __m256i accumulated(__m256i sum, __m256i product) {
+  sum = _mm256_add_epi16(sum, product);
+#if defined(__GNUC__)
+  __asm__("" : "+x"(sum));
+#endif
+  return sum;
+}
+
 inline __m256i widened(__m256i sum16) { return _mm256_madd_epi16(sum16, _mm256_set1_epi16(1)); }
 
 // Sums of 16 columns of digits for row `row` into y.
@@ -75,8 +84,8 @@ void stream_tile(const Int8Work& work, int64_t tile, int64_t row) {
               const int p = q, r = q + digits;
               const __m256i low = broadcast4(x + p / 4 * granule + m * kGranule + p % 4 * 4);
               const __m256i high = broadcast4(x + r / 4 * granule + m * kGranule + r % 4 * 4);
-              scaled[q][m][h] = _mm256_add_epi16(scaled[q][m][h], _mm256_maddubs_epi16(a, low));
-              scaled[q][m][h] = _mm256_add_epi16(scaled[q][m][h], _mm256_maddubs_epi16(b, high));
+              scaled[q][m][h] = accumulated(scaled[q][m][h], _mm256_maddubs_epi16(a, low));
+              scaled[q][m][h] = accumulated(scaled[q][m][h], _mm256_maddubs_epi16(b, high));
             }
           }
         }
@@ -130,8 +139,8 @@ void multiply(const int8_t* x, const uint8_t* digits, int64_t granules, bool add
       const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(digits + 32));
       for (int m = 0; m < rows; ++m) {
         const __m256i four = broadcast4(x + m * kGranule + 4 * p);
-        sum[m][0] = _mm256_add_epi16(sum[m][0], _mm256_maddubs_epi16(low, four));
-        sum[m][1] = _mm256_add_epi16(sum[m][1], _mm256_maddubs_epi16(high, four));
+        sum[m][0] = accumulated(sum[m][0], _mm256_maddubs_epi16(low, four));
+        sum[m][1] = accumulated(sum[m][1], _mm256_maddubs_epi16(high, four));
       }
     }
   }
