@@ -69,7 +69,9 @@ Attributes read(const Source& source, bool convolution) {
   return attributes;
 }
 
-[[noreturn]] void missing(const char* name) { fail(std::string("attribute ") + name + " is missing"); }
+[[noreturn]] void missing(const char* name) {
+  fail(std::string("attribute ") + name + " is missing or has another type");
+}
 
 bool ok(const OrtApi* api, OrtStatus* status) {
   if (status == nullptr) return true;
