@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
-from hybridkit.errors import FileError
+from hybridkit.errors import FileError, HybridkitError
 from hybridkit.packing.atomic import sync
 
 EXTERNAL_BYTES: Final = 64 * 2**20
@@ -49,10 +50,22 @@ def staged(path: Path) -> Iterator[Path]:
 def save(model: ir.Model, path: Path) -> None:
     """Write the model, its weights external if they exceed EXTERNAL_BYTES. Not atomic; see `staged`."""
     if weight_bytes(model) <= EXTERNAL_BYTES:
+        ir.external_data.load_to_model(model)  # what came from another file
         ir.save(model, path)
         return
     name = f"{path.name}.{_digest(model)}.data"
     ir.save(model, path, external_data=name, size_threshold_bytes=_SMALL)
+
+
+def check_form(path: Path) -> None:
+    """onnx's full check and strict shape inference. Raises HybridkitError where the file fails them."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        without_weights = onnx.load(str(path), load_external_data=False)
+        onnx.shape_inference.infer_shapes(without_weights, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = " ".join(str(error).split())
+        raise HybridkitError(f"the exported model is not valid ONNX: {reason}") from error
 
 
 def written_bytes(path: Path) -> int:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 from torch import nn
 
 from hybridkit import __version__
 from hybridkit.errors import FileError
-from hybridkit.exporting import files, functions, lowering, verify
+from hybridkit.exporting import files, lowering, verify
+from hybridkit.exporting.assembly import assemble, tidy
 from hybridkit.exporting.folding import fold_batch_normalization
 from hybridkit.exporting.graph import PackedNode, packed_nodes
-from hybridkit.exporting.layout import make_row_major, make_tiled
+from hybridkit.exporting.layout import make_row_major
 from hybridkit.exporting.protocol import ExportReport, ExportRequest
 from hybridkit.exporting.translation import translate
 from hybridkit.packing.model import PackedModel
@@ -90,12 +90,13 @@ def write_onnx(
         fp32_bytes = _fp32_bytes(graph)
         products = {layer.name: layer for layer in packed_nodes(graph)}
         lower(graph)
-        _assemble(graph, request.opset, inline)
+        assemble(graph, request.opset, inline=inline)
+        tidy(graph)
         _describe(graph, packed, products, request.metadata, target)
         gate: verify.Gate = "approximate" if approximate else "int8" if _has_int8(packed) else "float"
         with files.staged(path) as staged:
             files.save(graph, staged)
-            verify.check_form(staged)
+            files.check_form(staged)
             verification = None
             if request.validation is not None:
                 reference = network if qat_layers(network) else runnable
@@ -135,54 +136,9 @@ def _fp32_bytes(graph: ir.Model) -> int:
     """Size of the file that the same network makes with plain float32 weights."""
     twin = graph.clone()
     lowering.full_precision(twin)
-    _assemble(twin, twin.graph.opset_imports[""], inline=False)
+    assemble(twin, twin.graph.opset_imports[""])
+    tidy(twin)
     return files.model_bytes(twin)
-
-
-def _assemble(model: ir.Model, opset: int, inline: bool) -> None:
-    """Bodies for the operators that are used, every tensor once, and nothing that no runtime needs."""
-    used = sorted({n.op_type for n in model.graph.all_nodes() if n.domain == functions.DOMAIN})
-    for operator in used:
-        body = ir.serde.deserialize_function(functions.function(operator, opset))
-        model.functions[body.identifier()] = body
-    model.graph.opset_imports[functions.DOMAIN] = functions.DOMAIN_VERSION
-    model.graph.opset_imports[lowering.MICROSOFT] = 1
-    if inline:
-        passes.InlinePass()(model)
-    _make_contiguous(model)
-    passes.DeduplicateHashedInitializersPass()(model)
-    if not inline:
-        make_tiled(model)
-    for clean in (
-        passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedOpsetsPass(),
-        passes.ClearMetadataAndDocStringPass(),
-        passes.NameFixPass(),
-    ):
-        clean(model)
-    _forget_origins(model)
-
-
-def _make_contiguous(model: ir.Model) -> None:
-    """Copy weights that torch hands over as views (folded transposes): the next pass cannot hash them."""
-    for value in model.graph.initializers.values():
-        if value.const_value is not None:
-            array = value.const_value.numpy()
-            if not array.flags.c_contiguous:
-                value.const_value = ir.tensor(array.copy(order="C"), name=value.name)
-
-
-def _forget_origins(model: ir.Model) -> None:
-    """Drop torch's notes on values, and the types of values inside the graph, which can be inferred."""
-    outputs = set(model.graph.outputs)
-    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
-        value.metadata_props.clear()
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            if value not in outputs:
-                value.metadata_props.clear()
-                value.type = None
-                value.shape = None
 
 
 def _describe(

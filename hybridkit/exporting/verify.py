@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from hybridkit.errors import GateError, HybridkitError, UsageError
+from hybridkit.errors import GateError, UsageError
 from hybridkit.exporting.agreement import check_native
 from hybridkit.exporting.protocol import Agreement, Batch, Validation, Verification
 from hybridkit.runtime.modules import PackedConv1d, PackedConv2d, PackedLinear
@@ -36,17 +35,6 @@ MARGIN: Final = 1e-3  # between the two largest outputs: below it either may win
 LOSS_TOLERANCE: Final = 1e-4  # where activations are int8
 APPROXIMATE_TOLERANCE: Final = 0.01  # of the loss, where the file's arithmetic is another one by design
 _LAST_BITS: Final = 2.0**-22  # two units in the last place, about what two runtimes differ by
-
-
-def check_form(path: Path) -> None:
-    """onnx's full check and strict shape inference. Raises HybridkitError where the file fails them."""
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-        without_weights = onnx.load(str(path), load_external_data=False)
-        onnx.shape_inference.infer_shapes(without_weights, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = " ".join(str(error).split())
-        raise HybridkitError(f"the exported model is not valid ONNX: {reason}") from error
 
 
 def compare(

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from hybridkit.exporting import functions, lowering
+from hybridkit.exporting.assembly import assemble, tidy
 from hybridkit.exporting.folding import fold_batch_normalization
 from hybridkit.exporting.matmulnbits import MatMulNBitsExporter
-from hybridkit.exporting.onnx import _assemble
 from hybridkit.packing.codecs import codec
 from hybridkit.runtime import arithmetic
 
@@ -83,7 +83,8 @@ class Layer:
 
 
 def run(model, x, *, inline=False):
-    _assemble(model, OPSET, inline)
+    assemble(model, OPSET, inline=inline)
+    tidy(model)
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 from torch import nn
 
 from hybridkit.errors import FileError, GateError, HybridkitError, UsageError
-from hybridkit.exporting import Validation, verify
+from hybridkit.exporting import Validation, files, verify
 from hybridkit.exporting.protocol import Verification
 
 EXACT = Verification(
@@ -137,10 +137,10 @@ def test_rounding_noise_is_that_of_the_layers(mlp_network, mlp_inputs):
 
 def test_form(tmp_path):
     path = add_model(tmp_path / "m.onnx", [0, 0])
-    verify.check_form(path)
+    files.check_form(path)
     content = path.read_bytes()
     path.write_bytes(content.replace(b"Add", b"Adx"))
     with pytest.raises(HybridkitError, match="not valid ONNX"):
-        verify.check_form(path)
+        files.check_form(path)
     with pytest.raises(FileError, match="cannot load"):
         verify.compare(path, nn.Identity(), Validation(batches=[]))
