@@ -1,8 +1,8 @@
 """A torch module with packed layers -> an ONNX graph with one `hybridkit` node per packed layer.
 
 Every torch operator of hybridkit/runtime/ops.py becomes a node of the same name (`ternary_matmul_int8` is
-TernaryMatMulInt8) with its tensors as inputs and its numbers as attributes. Lowering then turns the nodes
-that are no operators of a file (embeddings, n-bit layers) into some that are.
+TernaryMatMulInt8) with its tensors as inputs and its numbers as attributes, codes in layout 0. Lowering then
+turns the nodes that are no operators of a file (embeddings, n-bit layers) into some that are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hybridkit.errors import HybridkitError, UsageError
 from hybridkit.exporting.functions import DOMAIN, DOMAIN_VERSION, MIN_OPSET
-from hybridkit.runtime import ops  # noqa: F401 - defines torch.ops.hybridkit
+from hybridkit.runtime.modules import row_major
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -61,7 +61,7 @@ def translate(
             "mappings of dynamic axes do not fit together"
         )
     examples = tuple(_widened(x, axes) for x, axes in zip(example_inputs, dynamic_axes, strict=True))
-    with _silence():
+    with _silence(), row_major(module):
         try:
             program = torch.onnx.export(
                 module,

@@ -6,24 +6,28 @@
 
 s_x is per row of x for a matmul, per sample for a convolution. With groups (n-bit, group_size > 0) the scale
 is [N, ceil(K / group_size)] and cannot stay on the output: x^ meets the dequantised weight, and
-y = (x^ . (q * s_w)) * s_x + b. Arithmetic is in float32; the result has the type of x.
+y = (x^ . (q * s_w)) * s_x + b. Arithmetic is in float32; the result has the type of x. A row (sample) that
+holds a NaN or an infinity gives NaN in all of its int8 outputs: s_x is NaN, or an infinity that meets a zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hybridkit.errors import UsageError
+from hybridkit.packing.tiles import TILE_COLUMNS, TILE_ROWS
 from hybridkit.quant.protocol import int8_activations
 
 Activations = Literal["int8", "float"]
-Codes = Literal["ternary", "binary", "nbit"]
+LowBit = Literal["ternary", "binary"]
+Codes = LowBit | Literal["nbit"]
 
 _CONVOLUTION: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d}
 
@@ -32,10 +36,10 @@ _CONVOLUTION: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d}
 class Geometry:
     """The attributes of a convolution, as ONNX names them; `pads`: all begins, then all ends."""
 
-    kernel_shape: list[int]
-    strides: list[int]
-    pads: list[int]
-    dilations: list[int]
+    kernel_shape: Sequence[int]
+    strides: Sequence[int]
+    pads: Sequence[int]
+    dilations: Sequence[int]
     group: int
 
     @property
@@ -43,20 +47,69 @@ class Geometry:
         """1 or 2 spatial dimensions."""
         return len(self.kernel_shape)
 
+    @property
+    def taps(self) -> int:
+        """The positions of the kernel."""
+        return math.prod(self.kernel_shape)
+
+
+class PackedMatrix(NamedTuple):
+    """A ternary or binary matrix [N, K] as an operator gets it, with scale [N] and bias [N].
+
+    layout: 0 row-major (the codecs `two-bit` and `one-bit`), 1 tiles, 2 tiles of a convolution.
+    """
+
+    kind: LowBit
+    activations: Activations
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor
+    K: int
+    N: int
+    layout: int
+
+    def unpack(self, group: int = 1, taps: int = 1) -> Tensor:
+        """Integer-valued float32 [N, K] with layout 0's columns; `taps` are the kernel positions."""
+        if self.layout == 0:
+            return unpack(self.codes, self.K, self.kind)
+        return unpack_tiles(self.codes, self.N, self.K, self.kind, group, taps)
+
 
 def unpack(codes: Tensor, K: int, kind: Codes, bits: int = 2) -> Tensor:
     """Packed codes uint8 [..., B] -> integer-valued float32 [..., K]."""
     bits = 1 if kind == "binary" else bits
-    fields = codes if bits == 8 else _fields(codes, bits)
-    values = fields[..., :K].float()
-    if kind == "binary":
-        return values * 2 - 1
-    return values - (1 if kind == "ternary" else 1 << bits - 1)
+    fields = codes if bits == 8 else _fields(codes, bits).flatten(-2)
+    return _values(fields[..., :K], kind, bits)
+
+
+def unpack_tiles(codes: Tensor, N: int, K: int, kind: Codes, group: int = 1, taps: int = 1) -> Tensor:
+    """Tiles of packing/tiles.py, of any shape -> integer-valued float32 [N, K], columns as in layout 0."""
+    bits, rows = 1 if kind == "binary" else 2, N // group
+    tiles = group * -(-rows // TILE_ROWS)
+    fields = _fields(codes.reshape(tiles, -1, TILE_ROWS, TILE_COLUMNS), bits)  # [t, b, r, j, p]
+    padded = fields.permute(0, 2, 1, 4, 3).reshape(group, -(-rows // TILE_ROWS) * TILE_ROWS, -1)
+    matrix = padded[:, :rows, :K].reshape(N, taps, K // taps).transpose(1, 2).reshape(N, K)
+    return _values(matrix, kind, bits)
+
+
+def take_tiled(codes: Tensor, indices: Tensor, K: int, kind: Codes) -> Tensor:
+    """The rows at `indices`, not negative, of a matrix in tiles -> integer-valued float32 [..., K]."""
+    bits = 1 if kind == "binary" else 2
+    rows = codes[indices // TILE_ROWS, :, indices % TILE_ROWS]  # [..., b, j]
+    return _values(_fields(rows, bits).transpose(-1, -2).flatten(-3)[..., :K], kind, bits)
 
 
 def _fields(codes: Tensor, bits: int) -> Tensor:
+    """uint8 [...] -> its digits [..., 8 / bits], lowest bits first."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
-    return ((codes.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)
+    return (codes.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
+
+
+def _values(digits: Tensor, kind: Codes, bits: int) -> Tensor:
+    values = digits.float()
+    if kind == "binary":
+        return values * 2 - 1
+    return values - (1 if kind == "ternary" else 1 << bits - 1)
 
 
 def take(rows: Tensor, indices: Tensor) -> Tensor:
@@ -106,7 +159,7 @@ def matmul(
     group_size: int = 0,
 ) -> Tensor:
     """x [..., K] with an integer-valued weight [N, K] -> [..., N]."""
-    _check_matmul_input(x, weight.shape[1])
+    check_matmul_input(x, weight.shape[1])
     return _product(x, weight, scale, bias, activations, group_size, F.linear, lambda v: v, (-1,))
 
 
@@ -121,7 +174,7 @@ def conv(
 ) -> Tensor:
     """x [batch, channels, *space] with an integer-valued weight [N, K] -> [batch, N, *space]."""
     dims = geometry.dims
-    _check_conv_input(x, dims)
+    check_conv_input(x, dims)
     begins, ends = geometry.pads[:dims], geometry.pads[dims:]
     padding = begins
     if begins != ends:
@@ -142,14 +195,14 @@ def conv(
 
 def matmul_shape(x: Tensor, K: int, N: int) -> Tensor:
     """What `matmul` returns, without content."""
-    _check_matmul_input(x, K)
+    check_matmul_input(x, K)
     return x.new_empty((*x.shape[:-1], N))
 
 
 def conv_shape(x: Tensor, N: int, geometry: Geometry) -> Tensor:
     """What `conv` returns, without content."""
     g, dims = geometry, geometry.dims
-    _check_conv_input(x, dims)
+    check_conv_input(x, dims)
     sizes = [
         (x.shape[2 + i] + g.pads[i] + g.pads[dims + i] - g.dilations[i] * (g.kernel_shape[i] - 1) - 1)
         // g.strides[i]
@@ -159,12 +212,14 @@ def conv_shape(x: Tensor, N: int, geometry: Geometry) -> Tensor:
     return x.new_empty((x.shape[0], N, *sizes))
 
 
-def _check_matmul_input(x: Tensor, K: int) -> None:
+def check_matmul_input(x: Tensor, K: int) -> None:
+    """Raise UsageError unless x is [..., K]."""
     if x.dim() == 0 or x.shape[-1] != K:
         raise UsageError(f"the layer takes {K} features in the last dimension, not {list(x.shape)}")
 
 
-def _check_conv_input(x: Tensor, dims: int) -> None:
+def check_conv_input(x: Tensor, dims: int) -> None:
+    """Raise UsageError unless x has a batch, channels and `dims` dimensions of space."""
     if x.dim() != dims + 2:
         raise UsageError(
             f"the layer takes {dims + 2} dimensions (batch, channels, space), not {list(x.shape)}"

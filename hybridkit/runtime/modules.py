@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Self, TypeVar
 
 import numpy as np
@@ -15,9 +17,11 @@ from hybridkit.errors import UsageError
 from hybridkit.packing.codecs import codec
 from hybridkit.packing.layers import PackedLayer
 from hybridkit.packing.model import PackedModel
+from hybridkit.packing.tiles import tile, untile
 from hybridkit.quant.fast_path import close_fast_paths
 from hybridkit.runtime import ops  # defines torch.ops.hybridkit
 from hybridkit.runtime.arithmetic import Codes
+from hybridkit.runtime.native import load
 
 __all__ = ["PackedConv1d", "PackedConv2d", "PackedEmbedding", "PackedLinear", "load_packed", "ops"]
 
@@ -35,9 +39,15 @@ _M = TypeVar("_M", bound=nn.Module)
 class _Packed(nn.Module):
     """Codes and scales as an operator takes them.
 
-    codes: uint8 [N, B], layout 0 (`base3` is repacked as `two-bit`). scale: float32 [N] or [N, groups].
-    bits and group_size matter for n-bit codes only.
+    codes: uint8, in the order that `layout` names (`base3` is repacked as `two-bit`). Ternary and binary
+    products hold tiles, on every device and with or without the native library, and so does an embedding
+    that is tied to one; all others hold rows [N, bytes], layout 0.
+    scale: float32 [N] or [N, groups]. bits and group_size matter for n-bit codes only.
     """
+
+    layout = 0
+    group = 1  # of a convolution
+    taps = 1  # positions of a convolution's kernel
 
     codes: Tensor
     scale: Tensor
@@ -60,8 +70,28 @@ class _Packed(nn.Module):
 
     @property
     def _code_arguments(self) -> tuple[int, ...]:
-        """What the operators for n-bit codes take at the end."""
-        return (self.bits, self.group_size) if self.code_kind == "nbit" else ()
+        """What the operators take at the end."""
+        return (self.bits, self.group_size) if self.code_kind == "nbit" else (self.layout,)
+
+    def _tile(self, layout: int) -> None:
+        """From layout 0 to the tiles of `layout`."""
+        if self.code_kind == "nbit" or self.N * self.K == 0:
+            return
+        codes, native = self.codes.cpu().numpy(), load()
+        if native is None:
+            tiles = tile(codes, self.K, self.bits, group=self.group, taps=self.taps)
+        else:
+            tiles = native.conv_tile(self.code_kind, codes, self.K, self.group, self.taps)
+        # cloned, as torch's memory begins at a multiple of 64 bytes
+        self.codes, self.layout = torch.from_numpy(tiles).clone().to(self.codes.device), layout
+
+    def _rows(self) -> Tensor:
+        """The codes in layout 0."""
+        if self.layout == 0:
+            return self.codes
+        tiles = self.codes.cpu().numpy()
+        rows = untile(tiles, self.N, self.K, self.bits, group=self.group, taps=self.taps)
+        return torch.from_numpy(rows).to(self.codes.device)
 
     def extra_repr(self) -> str:
         return f"N={self.N}, K={self.K}, {self.code_kind}, bits={self.bits}, activations={self.activations}"
@@ -86,7 +116,9 @@ class PackedLinear(_PackedProduct):
     @classmethod
     def from_packed(cls, layer: PackedLayer, module: nn.Module) -> Self:
         """The packed twin of `module`, whose bias it takes. Raises UsageError if they do not fit."""
-        return cls(layer, _matching(layer, module, nn.Linear))
+        result = cls(layer, _matching(layer, module, nn.Linear))
+        result._tile(1)
+        return result
 
     def forward(self, x: Tensor) -> Tensor:
         """One operator, `{ternary,binary,nbit}_matmul_{int8,float}`."""
@@ -108,12 +140,14 @@ class _PackedConv(_PackedProduct):
         self.strides = list(module.stride)
         self.dilations = list(module.dilation)
         self.group = module.groups
+        self.taps = math.prod(self.kernel_shape)
         # torch's own list for F.pad: last dimension first, begin and end of each; also for padding="same"
         self.around = list(module._reversed_padding_repeated_twice)
         self.padding_mode = module.padding_mode
         self.pads = [0] * 2 * dims
         if self.padding_mode == "zeros":
             self.pads = self.around[0::2][::-1] + self.around[1::2][::-1]
+        self._tile(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """One operator, `{ternary,binary,nbit}_conv_{int8,float}`, after torch's pad unless by zeros."""
@@ -205,11 +239,36 @@ def load_packed(module: nn.Module, packed: PackedModel) -> nn.Module:
             raise UsageError(f"the packed model has a layer {name!r}, the module has not")
         if id(modules[name]) not in replacements:
             replacements[id(modules[name])] = _packed_twin(name, layer, modules[name])
+    _share(layers, {name: replacements[id(modules[name])] for name in layers})
     # deepcopy takes what its memo holds for the copy: packed layers come in place, their originals stay out
     result: nn.Module = copy.deepcopy(module, dict(replacements))
     _load_tensors(result, module, layers, packed)
     close_fast_paths(result, _Packed)
     return result.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def row_major(module: nn.Module) -> Iterator[None]:
+    """In this context every packed layer in `module` holds layout 0, in which codes are rows."""
+    kept = [(m, m.codes, m.layout) for m in module.modules() if isinstance(m, _Packed)]
+    rows = {id(codes): m._rows() for m, codes, _ in kept}  # tied layers stay tied
+    try:
+        for m, codes, _ in kept:
+            m.codes, m.layout = rows[id(codes)], 0
+        yield
+    finally:
+        for m, codes, layout in kept:
+            m.codes, m.layout = codes, layout
+
+
+def _share(layers: Mapping[str, PackedLayer], twins: Mapping[str, nn.Module]) -> None:
+    """Tied modules hold one copy of their codes: the tiles of a product, if one is among them."""
+    holders: dict[int, _Packed] = {}
+    for name in sorted(layers, key=lambda name: isinstance(twins[name], PackedEmbedding)):
+        twin = twins[name]
+        assert isinstance(twin, _Packed)
+        holder = holders.setdefault(id(layers[name]), twin)
+        twin.codes, twin.scale, twin.layout = holder.codes, holder.scale, holder.layout
 
 
 def _layers_by_module(packed: PackedModel) -> dict[str, PackedLayer]:

@@ -1,6 +1,6 @@
-"""The packed operators as torch custom ops, namespace `hybridkit`; arithmetic.py has what they compute.
+"""The packed operators of torch, namespace `hybridkit`; arithmetic.py has what they compute.
 
-For codes q (a packed uint8 matrix [N, B]), scale s_w [N] and bias b [N], both float32 and always present:
+For packed codes q, scale s_w [N] and bias b [N], both float32 and always present:
 
     {ternary,binary}_matmul_{int8,float}(x, codes, scale, bias, K, N, layout=0)
     {ternary,binary}_conv_{int8,float}(x, codes, scale, bias, K, N, kernel_shape, strides, pads, dilations,
@@ -14,53 +14,106 @@ For codes q (a packed uint8 matrix [N, B]), scale s_w [N] and bias b [N], both f
 They compute in float32 and return the type of x; embeddings return float32. `pads` are ONNX's: all
 begins, then all ends. There is no gradient: these run what was trained.
 
-layout 0 is the row-major layout of the codecs `two-bit` and `one-bit` (see docs/packed-format.md).
+layout 0 is the row-major order of the codecs (see docs/packed-format.md), uint8 [N, bytes]; 1 and 2 are the
+tiles of packing/tiles.py, for products and embeddings, and for convolutions.
+
+Ternary and binary products run on the native kernels on CPU tensors, and matrix products on Triton's on CUDA
+tensors; everything else, and everything where these are missing, is plain torch. int8 gives the same bits in
+all of them, on every CPU.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 from collections.abc import Callable
-from typing import Literal, get_args
+from types import ModuleType
+from typing import Any, Final, get_args
 
 import torch
 from torch import Tensor
 
 from hybridkit.errors import UsageError
+from hybridkit.runtime import arithmetic, cpu
 from hybridkit.runtime.arithmetic import (
     Activations,
     Geometry,
-    conv,
-    conv_shape,
-    matmul,
-    matmul_shape,
+    LowBit,
+    PackedMatrix,
     scaled,
     take,
+    take_tiled,
     unpack,
 )
+from hybridkit.runtime.native import Native, load
 
-LowBit = Literal["ternary", "binary"]
+_PRODUCT: Final = "Tensor x, Tensor codes, Tensor scale, Tensor bias, SymInt K, SymInt N"
+_GEOMETRY: Final = "SymInt[] kernel_shape, SymInt[] strides, SymInt[] pads, SymInt[] dilations, SymInt group"
+_ROWS: Final = "Tensor indices, Tensor codes, Tensor scale, SymInt K, SymInt N"
+_LAYOUT: Final = "SymInt layout=0"
+_GROUPED: Final = "SymInt bits, SymInt group_size"
+
+# Not torch.library.custom_op, whose wrappers cost as much time as a small product.
+_LIBRARY: Final = torch.library.Library("hybridkit", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
-def _define(name: str, run: Callable[..., Tensor], shape: Callable[..., Tensor]) -> None:
-    torch.library.custom_op(f"hybridkit::{name}", run, mutates_args=()).register_fake(shape)
+def _define(name: str, arguments: str, shape: Callable[..., Tensor], run: Callable[..., Tensor]) -> None:
+    schema, tags = f"{name}({arguments}) -> Tensor", (torch.Tag.pt2_compliant_tag,)
+    _LIBRARY.define(schema, tags=tags)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"hybridkit::{name}", shape, lib=_LIBRARY)
+    torch.library.register_autograd(f"hybridkit::{name}", _no_gradient, lib=_LIBRARY)
 
 
-def _check_layout(layout: int) -> None:
-    if layout != 0:
-        raise UsageError(f"this hybridkit knows layout 0 of packed codes, not {layout}; upgrade it")
+def _no_gradient(context: Any, gradient: Tensor) -> None:
+    raise UsageError("packed layers have no gradient: train the layers of prepare_qat, then convert")
+
+
+def _check_layout(layout: int, known: tuple[int, int]) -> None:
+    if layout not in known:
+        raise UsageError(
+            f"this hybridkit knows layouts {known[0]} and {known[1]} of these codes, not {layout}; upgrade it"
+        )
+
+
+def _native(x: Tensor, weight: PackedMatrix) -> Native | None:
+    """The native library, if it can multiply these."""
+    if x.device.type != "cpu" or x.dtype not in cpu.DTYPES or weight.N * weight.K == 0:
+        return None
+    return load()
+
+
+def _gpu(x: Tensor, weight: PackedMatrix) -> ModuleType | None:
+    """The Triton kernels, if they can multiply these."""
+    if not x.is_cuda or x.dtype not in cpu.DTYPES or weight.N * weight.K == 0 or weight.layout != 1:
+        return None
+    return _triton()
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    if importlib.util.find_spec("triton") is None:  # only CUDA builds of torch bring it
+        return None
+    return importlib.import_module("hybridkit.runtime.triton_kernels")
 
 
 def _define_matmul(kind: LowBit, activations: Activations) -> None:
     def run(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, layout: int = 0) -> Tensor:
-        _check_layout(layout)
-        return matmul(x, unpack(codes, K, kind), scale, bias, activations)
+        _check_layout(layout, (0, 1))
+        weight = PackedMatrix(kind, activations, codes, scale, bias, K, N, layout)
+        if (native := _native(x, weight)) is not None:
+            return cpu.matmul(native, x, weight)
+        if (triton := _gpu(x, weight)) is not None:
+            return triton.matmul(x, weight)  # type: ignore[no-any-return]
+        return arithmetic.matmul(x, weight.unpack(), scale, bias, activations)
 
     def shape(
         x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, layout: int = 0
     ) -> Tensor:
-        return matmul_shape(x, K, N)
+        return arithmetic.matmul_shape(x, K, N)
 
-    _define(f"{kind}_matmul_{activations}", run, shape)
+    _define(f"{kind}_matmul_{activations}", f"{_PRODUCT}, {_LAYOUT}", shape, run)
 
 
 def _define_conv(kind: LowBit, activations: Activations) -> None:
@@ -78,66 +131,45 @@ def _define_conv(kind: LowBit, activations: Activations) -> None:
         group: int,
         layout: int = 0,
     ) -> Tensor:
-        _check_layout(layout)
+        _check_layout(layout, (0, 2))
         geometry = Geometry(kernel_shape, strides, pads, dilations, group)
-        return conv(x, unpack(codes, K, kind), scale, bias, activations, geometry)
+        weight = PackedMatrix(kind, activations, codes, scale, bias, K, N, layout)
+        if (native := _native(x, weight)) is not None:
+            return cpu.conv(native, x, weight, geometry)
+        matrix = weight.unpack(group, geometry.taps)
+        return arithmetic.conv(x, matrix, scale, bias, activations, geometry)
 
-    def shape(
-        x: Tensor,
-        codes: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        K: int,
-        N: int,
-        kernel_shape: list[int],
-        strides: list[int],
-        pads: list[int],
-        dilations: list[int],
-        group: int,
-        layout: int = 0,
-    ) -> Tensor:
-        return conv_shape(x, N, Geometry(kernel_shape, strides, pads, dilations, group))
+    def shape(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, *rest: Any) -> Tensor:
+        return arithmetic.conv_shape(x, N, Geometry(*rest[:5]))
 
-    _define(f"{kind}_conv_{activations}", run, shape)
+    _define(f"{kind}_conv_{activations}", f"{_PRODUCT}, {_GEOMETRY}, {_LAYOUT}", shape, run)
 
 
 def _define_embedding(kind: LowBit) -> None:
     def run(indices: Tensor, codes: Tensor, scale: Tensor, K: int, N: int, layout: int = 0) -> Tensor:
-        _check_layout(layout)
-        return scaled(unpack(take(codes, indices), K, kind), take(scale, indices))
+        _check_layout(layout, (0, 1))
+        scales = take(scale, indices)  # refuses what is no row
+        if layout == 0:
+            return scaled(unpack(take(codes, indices), K, kind), scales)
+        return scaled(take_tiled(codes, indices, K, kind), scales)
 
     def shape(indices: Tensor, codes: Tensor, scale: Tensor, K: int, N: int, layout: int = 0) -> Tensor:
         return scale.new_empty((*indices.shape, K))
 
-    _define(f"{kind}_embedding", run, shape)
+    _define(f"{kind}_embedding", f"{_ROWS}, {_LAYOUT}", shape, run)
 
 
 def _define_nbit_matmul(activations: Activations) -> None:
     def run(
-        x: Tensor,
-        codes: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        K: int,
-        N: int,
-        bits: int,
-        group_size: int,
+        x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, bits: int, group_size: int
     ) -> Tensor:
-        return matmul(x, unpack(codes, K, "nbit", bits), scale, bias, activations, group_size)
+        weight = unpack(codes, K, "nbit", bits)
+        return arithmetic.matmul(x, weight, scale, bias, activations, group_size)
 
-    def shape(
-        x: Tensor,
-        codes: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        K: int,
-        N: int,
-        bits: int,
-        group_size: int,
-    ) -> Tensor:
-        return matmul_shape(x, K, N)
+    def shape(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, *rest: int) -> Tensor:
+        return arithmetic.matmul_shape(x, K, N)
 
-    _define(f"nbit_matmul_{activations}", run, shape)
+    _define(f"nbit_matmul_{activations}", f"{_PRODUCT}, {_GROUPED}", shape, run)
 
 
 def _define_nbit_conv(activations: Activations) -> None:
@@ -157,26 +189,13 @@ def _define_nbit_conv(activations: Activations) -> None:
         group_size: int,
     ) -> Tensor:
         geometry = Geometry(kernel_shape, strides, pads, dilations, group)
-        return conv(x, unpack(codes, K, "nbit", bits), scale, bias, activations, geometry, group_size)
+        weight = unpack(codes, K, "nbit", bits)
+        return arithmetic.conv(x, weight, scale, bias, activations, geometry, group_size)
 
-    def shape(
-        x: Tensor,
-        codes: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        K: int,
-        N: int,
-        kernel_shape: list[int],
-        strides: list[int],
-        pads: list[int],
-        dilations: list[int],
-        group: int,
-        bits: int,
-        group_size: int,
-    ) -> Tensor:
-        return conv_shape(x, N, Geometry(kernel_shape, strides, pads, dilations, group))
+    def shape(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, *rest: Any) -> Tensor:
+        return arithmetic.conv_shape(x, N, Geometry(*rest[:5]))
 
-    _define(f"nbit_conv_{activations}", run, shape)
+    _define(f"nbit_conv_{activations}", f"{_PRODUCT}, {_GEOMETRY}, {_GROUPED}", shape, run)
 
 
 def _define_nbit_embedding() -> None:
@@ -185,12 +204,10 @@ def _define_nbit_embedding() -> None:
     ) -> Tensor:
         return scaled(unpack(take(codes, indices), K, "nbit", bits), take(scale, indices), group_size)
 
-    def shape(
-        indices: Tensor, codes: Tensor, scale: Tensor, K: int, N: int, bits: int, group_size: int
-    ) -> Tensor:
+    def shape(indices: Tensor, codes: Tensor, scale: Tensor, K: int, N: int, *rest: int) -> Tensor:
         return scale.new_empty((*indices.shape, K))
 
-    _define("nbit_embedding", run, shape)
+    _define("nbit_embedding", f"{_ROWS}, {_GROUPED}", shape, run)
 
 
 def _define_all() -> None:

@@ -42,6 +42,13 @@ def tensors_of(module, *names):
     return {name: module.state_dict()[name].numpy() for name in names}
 
 
+def same(ours, theirs, activations):
+    """int8 layers agree bit for bit; float ones may sum in another order."""
+    if activations == "int8":
+        return torch.equal(ours, theirs)
+    return torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+
+
 QUANTIZERS = ["ternary-absmean", "ternary-mse", "ternary-learned", "binary", "nbit"]
 
 
@@ -57,7 +64,7 @@ def test_packed_equals_what_was_trained(tmp_path, quantizer, activations, tied):
     packed = load_packed(Everything(tied), PackedModel.load(tmp_path / "model"))
     assert isinstance(packed.head, PackedLinear)
     with torch.no_grad():
-        assert torch.equal(packed(TOKENS), model(TOKENS))
+        assert same(packed(TOKENS), model(TOKENS), activations)
 
 
 @settings(max_examples=25, deadline=None)
@@ -71,7 +78,7 @@ def test_packed_equals_what_was_trained(tmp_path, quantizer, activations, tied):
     st.booleans(),
     st.integers(0, 99),
 )
-def test_packed_linear_is_bit_identical_with_the_trained_layer(quantizer, activations, K, N, bias, seed):
+def test_packed_linear_computes_what_the_trained_layer_did(quantizer, activations, K, N, bias, seed):
     torch.manual_seed(seed)
     name, options = quantizer
     fresh = nn.Sequential(nn.Linear(K, N, bias))
@@ -84,7 +91,7 @@ def test_packed_linear_is_bit_identical_with_the_trained_layer(quantizer, activa
     )
     packed = load_packed(fresh, convert(model))
     x = torch.randn(3, 2, K) * 10 ** (seed % 5 - 2)
-    assert torch.equal(packed(x), model(x).detach())
+    assert same(packed(x), model(x).detach(), activations)
 
 
 @pytest.mark.parametrize("activations", ["int8", "float"])
@@ -99,14 +106,14 @@ def test_packed_linear_is_bit_identical_with_the_trained_layer(quantizer, activa
         lambda: nn.Conv2d(4, 4, 3, padding="valid", groups=4),
     ],
 )
-def test_packed_convolution_is_bit_identical_with_the_trained_layer(conv, quantizer, activations):
+def test_packed_convolution_computes_what_the_trained_layer_did(conv, quantizer, activations):
     torch.manual_seed(0)
     module = nn.Sequential(conv())
     model = prepare_qat(module, quantizer=quantizer, activations=activations)
     packed = load_packed(nn.Sequential(conv()), convert(model))
     assert isinstance(packed[0], PackedConv2d)
     x = torch.randn(2, 4, 9, 8)
-    assert torch.equal(packed(x), model(x).detach())
+    assert same(packed(x), model(x).detach(), activations)
 
 
 def test_a_sample_without_a_batch_and_half_precision():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from hybridkit.errors import UsageError
 from hybridkit.packing.codecs import codec
+from hybridkit.packing.tiles import tile
 from hybridkit.runtime import ops
 
 assert ops  # the import defines torch.ops.hybridkit
@@ -216,11 +217,15 @@ def test_nbit_embedding_in_groups():
 def test_other_types_are_computed_in_fp32_and_cast_back(dtype):
     _, packed = codes_for("two-bit", 5, 40, 0)
     x = torch.from_numpy(vector((3, 40), 1)).to(dtype)
-    scale, bias = torch.from_numpy(vector(5, 2)), torch.from_numpy(vector(5, 3))
-    for operator in (torch.ops.hybridkit.ternary_matmul_int8, torch.ops.hybridkit.ternary_matmul_float):
-        y = operator(x, packed, scale, bias, 40, 5)
-        assert y.dtype == dtype
-        assert torch.equal(y, operator(x.float(), packed, scale, bias, 40, 5).to(dtype))
+    rest = (packed, torch.from_numpy(vector(5, 2)), torch.from_numpy(vector(5, 3)), 40, 5)
+    y = torch.ops.hybridkit.ternary_matmul_int8(x, *rest)
+    assert y.dtype == dtype
+    assert torch.equal(y, torch.ops.hybridkit.ternary_matmul_int8(x.float(), *rest).to(dtype))
+    y = torch.ops.hybridkit.ternary_matmul_float(x, *rest)
+    assert y.dtype == dtype
+    # float64 is computed in plain torch, which may sum in another order
+    expected = torch.ops.hybridkit.ternary_matmul_float(x.float(), *rest)
+    assert torch.allclose(y.float(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
 
 
 def test_a_row_of_zeros_gives_the_bias():
@@ -233,12 +238,36 @@ def test_a_row_of_zeros_gives_the_bias():
 def test_wrong_inputs_get_a_clear_error():
     _, packed = codes_for("two-bit", 5, 12, 0)
     rest = (packed, torch.ones(5), torch.zeros(5), 12, 5)
-    with pytest.raises(UsageError, match="knows layout 0 of packed codes, not 1"):
-        torch.ops.hybridkit.ternary_matmul_int8(torch.zeros(1, 12), *rest, 1)
+    with pytest.raises(UsageError, match="knows layouts 0 and 1 of these codes, not 2"):
+        torch.ops.hybridkit.ternary_matmul_int8(torch.zeros(1, 12), *rest, 2)
+    geometry = ([2, 2], [1, 1], [0] * 4, [1, 1], 1)
+    with pytest.raises(UsageError, match="knows layouts 0 and 2 of these codes, not 1"):
+        torch.ops.hybridkit.ternary_conv_int8(torch.zeros(1, 3, 8, 8), *rest, *geometry, 1)
     with pytest.raises(UsageError, match=r"takes 12 features in the last dimension, not \[1, 13\]"):
         torch.ops.hybridkit.ternary_matmul_int8(torch.zeros(1, 13), *rest)
     with pytest.raises(UsageError, match=r"takes 4 dimensions .*not \[3, 8, 8\]"):
-        torch.ops.hybridkit.ternary_conv_int8(torch.zeros(3, 8, 8), *rest, [2, 2], [1, 1], [0] * 4, [1, 1], 1)
+        torch.ops.hybridkit.ternary_conv_int8(torch.zeros(3, 8, 8), *rest, *geometry)
+
+
+@pytest.mark.parametrize("kind", ["ternary", "binary"])
+def test_an_embedding_in_tiles(kind):
+    N, K = 37, 75
+    _, packed = codes_for(CODECS[kind], N, K, 0)
+    tiles = torch.from_numpy(tile(packed.numpy(), K, 2 if kind == "ternary" else 1))
+    scale, indices = torch.from_numpy(vector(N, 1)), torch.tensor([[0, 36, 16], [15, 15, 31]])
+    operator = getattr(torch.ops.hybridkit, f"{kind}_embedding")
+    assert torch.equal(operator(indices, tiles, scale, K, N, 1), operator(indices, packed, scale, K, N))
+    for wrong in (-1, N):
+        with pytest.raises(IndexError):
+            operator(torch.tensor([wrong]), tiles, scale, K, N, 1)
+
+
+def test_a_gradient_is_refused():
+    _, packed = codes_for("two-bit", 5, 12, 0)
+    x = torch.randn(2, 12, requires_grad=True)
+    y = torch.ops.hybridkit.ternary_matmul_int8(x, packed, torch.ones(5), torch.zeros(5), 12, 5)
+    with pytest.raises(UsageError, match="packed layers have no gradient"):
+        y.sum().backward()
 
 
 @pytest.mark.parametrize("name", ["ternary", "binary", "nbit"])
@@ -248,7 +277,7 @@ def test_torch_accepts_the_operators(name, activations):
     extra = (4, 0) if name == "nbit" else ()
     _, packed = codes_for({"nbit": "nbit4"}.get(name, CODECS.get(name)), 5, 12, 0)
     rest = (packed, torch.ones(5), torch.zeros(5), 12, 5)
-    checks = ("test_schema", "test_faketensor")
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     matmul = getattr(torch.ops.hybridkit, f"{name}_matmul_{activations}").default
     torch.library.opcheck(matmul, (torch.randn(2, 3, 12), *rest, *extra), test_utils=checks)
     conv = getattr(torch.ops.hybridkit, f"{name}_conv_{activations}").default
