@@ -1,4 +1,4 @@
-"""How fast the C kernels are alone, warm and cold, against this machine's limits. Needs a compiler, nothing else.
+"""How fast the C kernels are alone, warm and cold, against this machine's limits. Needs only a compiler.
 
 python benchmarks/kernels/micro.py --library build/libhybridkit.so --shape 2560x2560 --m 1,8,128 --threads 1,2
 """
@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from statistics import median
 
 import limits
-from kernel import CODECS, MODES, Kernels, Layer
+from kernel import Layer, Products, code_bytes
+
+from hybridkit.errors import HybridkitError
+from hybridkit.runtime.native import ACTIVATIONS, CODECS, Native
 
 HEADINGS = (
     "N x K",
@@ -30,24 +34,29 @@ HEADINGS = (
 def main() -> None:
     """Measure and print a line for each case."""
     given = _arguments()
-    kernels = Kernels(given.library, given.isa)
-    isa = given.isa or kernels.isa
+    try:
+        native = Native(given.library.absolute())
+        if given.isa:
+            native.set_isa(given.isa)
+    except HybridkitError as error:
+        raise SystemExit(str(error)) from None
+    isa = native.isa
     found = {t: limits.measure("avx2" if isa == "scalar" else isa, t) for t in given.threads}
     for t, limit in found.items():
         print(
-            f"{t} thread(s), {isa}: DRAM {limit.dram / 1e9:.1f} GB/s ({limit.dram_huge / 1e9:.1f} on huge pages), "
-            f"L3 {limit.l3 / 1e9:.0f}, L2 {limit.l2 / 1e9:.0f}; int8 {limit.int8 / 1e9:.0f} GOP/s, "
+            f"{t} thread(s), {isa}: DRAM {limit.dram / 1e9:.1f} GB/s "
+            f"({limit.dram_huge / 1e9:.1f} on huge pages), L3 {limit.l3 / 1e9:.0f}, L2 {limit.l2 / 1e9:.0f}; int8 {limit.int8 / 1e9:.0f} GOP/s, "
             f"fp32 {limit.fp32 / 1e9:.0f} GFLOP/s"
         )
     print(" ".join(f"{heading:>9}" for heading in HEADINGS))
     for n, k in given.shape:
         for mode in given.mode:
             for cold in given.codes:
-                _measure(kernels, n, k, mode, cold == "cold", given, found)
+                _measure(native, n, k, mode, cold == "cold", given, found)
 
 
 def _measure(
-    kernels: Kernels,
+    native: Native,
     n: int,
     k: int,
     mode: str,
@@ -55,12 +64,12 @@ def _measure(
     given: argparse.Namespace,
     found: dict[int, limits.Limits],
 ) -> None:
-    one = kernels.library.hybridkit_code_bytes(CODECS[given.codec], 1, n, k)
+    one = code_bytes(given.codec, n, k)
     copies = -(-8 * limits.this_machines_caches().l3 // one) if cold else 1
-    layer = Layer(kernels, n, k, codec=given.codec, mode=mode, copies=min(copies, 100_000), huge=given.huge)
+    layer = Layer(native, n, k, codec=given.codec, mode=mode, copies=min(copies, 100_000), huge=given.huge)
     for m in given.m:
         for t, limit in found.items():
-            seconds = layer.seconds(m, t, given.seconds)
+            seconds = _seconds(layer.products(m, t), given.seconds)
             floor = limits.floor_seconds(limit, m=m, n=n, k=k, code_bytes=one, mode=mode, cold=cold)
             rate = 2 * m * n * k / seconds
             peak = limit.int8 if mode == "int8" else limit.fp32
@@ -75,11 +84,17 @@ def _measure(
                 f"{100 * rate / peak:.0f} %",
                 f"{1e6 * floor:.2f}",
                 f"{seconds / floor:.2f}",
-                layer.kernel(m),
-                str(layer.tasks(m)),
+                native.kernel(given.codec, mode, n, k, m),
+                str(native.tasks(given.codec, mode, n, k, m)),
             )
             print(" ".join(f"{cell:>9}" for cell in cells), flush=True)
     layer.close()
+
+
+def _seconds(products: Products, budget: float, rounds: int = 5) -> float:
+    once = (products.seconds(3), products.seconds(3))[1]
+    calls = max(3, min(100_000, int(budget / rounds / once)))
+    return median(products.seconds(calls) for _ in range(rounds))
 
 
 def _arguments() -> argparse.Namespace:
@@ -95,7 +110,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--codec", choices=list(CODECS), default="ternary")
     parser.add_argument(
-        "--mode", type=_one_of(MODES), default=["int8"], help="int8, float or both with a comma"
+        "--mode", type=_one_of(ACTIVATIONS), default=["int8"], help="int8, float or both with a comma"
     )
     parser.add_argument(
         "--codes", type=_one_of(("warm", "cold")), default=["warm", "cold"], help="warm, cold"

@@ -1,4 +1,4 @@
-"""Compiles the bench's small native parts with the system's compiler into a cache folder outside the repository."""
+"""Compiles the bench's small native parts with the system's compiler, into a cache outside the repository."""
 
 from __future__ import annotations
 

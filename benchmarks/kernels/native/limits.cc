@@ -23,9 +23,10 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Runs work(thread) on every thread at once, `passes` times; the median over the passes of the slowest thread's seconds.
+// Runs work(thread) on every thread at once, `passes` times; the least over the passes of the slowest thread's seconds:
+// a limit is what the machine can do when nobody disturbs it.
 template <typename Work>
-double median_seconds(int threads, int passes, Work work) {
+double best_seconds(int threads, int passes, Work work) {
   std::vector<double> slowest(passes, 0.0);
   std::vector<std::vector<double>> seconds(threads, std::vector<double>(passes));
   std::atomic<int> arrived{0};
@@ -47,8 +48,7 @@ double median_seconds(int threads, int passes, Work work) {
   for (int pass = 0; pass < passes; ++pass) {
     for (int thread = 0; thread < threads; ++thread) slowest[pass] = std::max(slowest[pass], seconds[thread][pass]);
   }
-  std::nth_element(slowest.begin(), slowest.begin() + passes / 2, slowest.end());
-  return slowest[passes / 2];
+  return *std::min_element(slowest.begin(), slowest.end());
 }
 
 // How far ahead of itself a stream asks for memory, in bytes: hardware alone is not always the fastest.
@@ -166,8 +166,8 @@ const Peak kFloatPeaks[] = {
 double peak(const Peak* table, const char* isa, int threads) {
   for (const Peak* peak = table; peak->isa != nullptr; ++peak) {
     if (std::strcmp(peak->isa, isa) != 0) continue;
-    const long rounds = 1'000'000;
-    const double seconds = median_seconds(threads, 9, [&](int) { peak->run(rounds); });
+    const long rounds = 300'000;
+    const double seconds = best_seconds(threads, 25, [&](int) { peak->run(rounds); });
     return 12.0 * rounds * threads * peak->operations / seconds;
   }
   return 0.0;
@@ -197,7 +197,7 @@ double bench_read_bandwidth(size_t bytes, int threads, int huge) {
   const size_t repeats = std::max<size_t>(1, (size_t{64} << 20) / bytes);
   double best = 0.0;
   for (size_t ahead : kAhead) {
-    const double seconds = median_seconds(threads, 7, [&](int thread) {
+    const double seconds = best_seconds(threads, 7, [&](int thread) {
       for (size_t i = 0; i < repeats; ++i) read_all(data[thread], bytes, ahead);
     });
     best = std::max(best, static_cast<double>(bytes) * repeats * threads / seconds);
