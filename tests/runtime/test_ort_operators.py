@@ -54,8 +54,11 @@ def test_matmul(prefix, mode, dtype, N, K, lead, layout, exponent, seed):
     x = activations((*lead, K), seed, exponent)
     shape = [f"d{i}" for i in range(len(lead))] + [K]
     model = node_model(f"{prefix}MatMul{mode}", held, shape, dtype=dtype, N=N, K=K, layout=layout)
-    native, portable = run(model, x), run(model, x, native=False)
+    native = run(model, x)
     assert native.shape == (*lead, N)
+    if x.size == 0:  # ReduceMax of older runtimes gives nothing the right shape
+        return
+    portable = run(model, x, native=False)
     bound = np.abs(x).sum(-1).max(initial=0) * layer["scale"].max() + 3
     assert_same(mode, dtype, native, portable, bound)
 
