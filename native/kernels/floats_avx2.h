@@ -10,8 +10,9 @@ namespace hybridkit {
 namespace {
 
 constexpr int kFloatPanel = 6;       // rows of a register tile: 6 x 16 sums
-constexpr int kFloatStreamRows = 4;
-constexpr int64_t kFloatChunk = 256; // columns that are unpacked at a time, 16 KiB
+constexpr int kFloatStreamRows = 8;   // unpacking twice in registers beats storing floats once up to here
+constexpr int kFloatStreamPanel = 4; // rows at a time: 4 x 16 sums
+constexpr int64_t kFloatChunk = 128; // columns that are unpacked at a time, 8 KiB
 
 // What the lowest digit of each lane stands for. vpermilps looks at two bits of an index and no others, so that a
 // digit needs no mask.
@@ -22,10 +23,10 @@ inline __m256 value_of(__m256i digits) {
 }
 
 template <int rows>
-inline void finish(const FloatWork& work, int64_t tile, const __m256 (&sum)[rows][2]) {
+inline void finish(const FloatWork& work, int64_t tile, int64_t row, const __m256 (&sum)[rows][2]) {
   const int64_t first = tile * kTileRows, columns = work.columns - first;
   for (int m = 0; m < rows; ++m) {
-    float* y = work.y + m * work.stride + first;
+    float* y = work.y + (row + m) * work.stride + first;
     for (int h = 0; h < 2 && 8 * h < columns; ++h) {
       if (columns - 8 * h >= 8) {
         const __m256 scaled = _mm256_mul_ps(sum[m][h], _mm256_loadu_ps(work.scale + first + 8 * h));
@@ -64,10 +65,10 @@ inline void stream_block(const uint8_t* codes, const float* x, int64_t stride, i
 
 // Few rows: a weight is unpacked where it is used.
 template <int bits, int rows>
-void stream_tile(const FloatWork& work, int64_t tile) {
+void stream_tile(const FloatWork& work, int64_t tile, int64_t row) {
   constexpr int columns = static_cast<int>(block_columns(bits)), chains = rows == 1 ? 4 : rows == 2 ? 2 : 1;
   const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes;
-  const float* x = work.x;
+  const float* x = work.x + row * work.x_stride;
   __m256 sum[chains][rows][2];
   for (auto& chain : sum)
     for (auto& of_row : chain) of_row[0] = of_row[1] = _mm256_setzero_ps();
@@ -82,17 +83,21 @@ void stream_tile(const FloatWork& work, int64_t tile) {
   for (int c = 1; c < chains; ++c)
     for (int m = 0; m < rows; ++m)
       for (int h = 0; h < 2; ++h) sum[0][m][h] = _mm256_add_ps(sum[0][m][h], sum[c][m][h]);
-  finish<rows>(work, tile, sum[0]);
+  finish<rows>(work, tile, row, sum[0]);
 }
 
 template <int bits>
 void stream_floats(const FloatWork& work) {
+  const int64_t panels = (work.rows + kFloatStreamPanel - 1) / kFloatStreamPanel;
+  const int64_t panel = (work.rows + panels - 1) / panels;
   for (int64_t tile = 0; tile < work.tiles; ++tile) {
-    switch (work.rows) {
-      case 1: stream_tile<bits, 1>(work, tile); break;
-      case 2: stream_tile<bits, 2>(work, tile); break;
-      case 3: stream_tile<bits, 3>(work, tile); break;
-      default: stream_tile<bits, 4>(work, tile);
+    for (int64_t row = 0; row < work.rows; row += panel) {
+      switch (work.rows - row < panel ? work.rows - row : panel) {
+        case 1: stream_tile<bits, 1>(work, tile, row); break;
+        case 2: stream_tile<bits, 2>(work, tile, row); break;
+        case 3: stream_tile<bits, 3>(work, tile, row); break;
+        default: stream_tile<bits, 4>(work, tile, row);
+      }
     }
   }
 }
@@ -126,6 +131,7 @@ void multiply_floats(const float* x, int64_t stride, const float* weights, int64
     sum[m][0] = add ? _mm256_loadu_ps(sums + m * sum_stride) : _mm256_setzero_ps();
     sum[m][1] = add ? _mm256_loadu_ps(sums + m * sum_stride + 8) : _mm256_setzero_ps();
   }
+#pragma GCC unroll 4
   for (int64_t k = 0; k < count; ++k) {
     const __m256 a = _mm256_load_ps(weights + k * kTileRows), b = _mm256_load_ps(weights + k * kTileRows + 8);
     for (int m = 0; m < rows; ++m) {
@@ -146,6 +152,7 @@ template <int bits>
 void tile_floats(const FloatWork& work) {
   alignas(64) float weights[kFloatChunk * kTileRows];
   alignas(64) float edge[kBlockRows * kTileRows];
+  const int64_t panels = (work.rows + kFloatPanel - 1) / kFloatPanel, panel = (work.rows + panels - 1) / panels;
   for (int64_t first = 0; first < work.K; first += kFloatChunk) {
     const int64_t count = work.K - first < kFloatChunk ? work.K - first : kFloatChunk;
     for (int64_t tile = 0; tile < work.tiles; ++tile) {
@@ -153,10 +160,10 @@ void tile_floats(const FloatWork& work) {
       float* sums = inside ? work.y + tile * kTileRows : edge;
       const int64_t stride = inside ? work.stride : kTileRows;
       unpack_floats<bits>(work, tile, first, count, weights);
-      for (int64_t row = 0; row < work.rows; row += kFloatPanel) {
+      for (int64_t row = 0; row < work.rows; row += panel) {
         const float* x = work.x + row * work.x_stride + first;
         float* to = sums + row * stride;
-        switch (work.rows - row) {
+        switch (work.rows - row < panel ? work.rows - row : panel) {
           case 1: multiply_floats<1>(x, work.x_stride, weights, count, first > 0, to, stride); break;
           case 2: multiply_floats<2>(x, work.x_stride, weights, count, first > 0, to, stride); break;
           case 3: multiply_floats<3>(x, work.x_stride, weights, count, first > 0, to, stride); break;

@@ -11,7 +11,7 @@ namespace hybridkit {
 namespace {
 
 constexpr int kPanel = 6;          // rows of a register tile: 6 x 16 sums of 16 bits
-constexpr int kStreamRows = 4;
+constexpr int kStreamRows = 2;
 constexpr int64_t kChunk = 256;    // columns until sums of 16 bits are full: 64 products of 4
 
 bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
