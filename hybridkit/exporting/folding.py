@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from hybridkit.exporting.constants import constant
 from hybridkit.exporting.graph import Emitter, PackedNode, array_of, packed_nodes
 
 
@@ -38,19 +39,16 @@ def _follower(layer: PackedNode) -> ir.Node | None:
         return None
     if layer.kind == "MatMul" and (output.shape is None or output.shape.rank() != 2):
         return None
-    if any(value is None or value.const_value is None for value in node.inputs[1:]):
-        return None
-    return node
+    return node if all(constant(value) is not None for value in node.inputs[1:]) else None
 
 
 def _fold(model: ir.Model, layer: PackedNode, follower: ir.Node) -> None:
-    gamma, beta, mean, variance = (
-        array_of(value).astype(np.float64) for value in follower.inputs[1:] if value is not None
-    )
+    parameters = (constant(value) for value in follower.inputs[1:])
+    gamma, beta, mean, variance = (p.astype(np.float64) for p in parameters if p is not None)
     epsilon = follower.attributes["epsilon"].as_float() if "epsilon" in follower.attributes else 1e-5
     factor = gamma / np.sqrt(variance + epsilon)
     scale, bias = array_of(layer.scale).astype(np.float64), array_of(layer.bias).astype(np.float64)
-    e = Emitter(model, layer, follower)
+    e = Emitter(model, layer.name, follower)
     layer.node.replace_input_with(
         2, e.constant((scale * factor.reshape(-1, *[1] * (scale.ndim - 1))).astype(np.float32), "scale")
     )

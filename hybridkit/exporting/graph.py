@@ -136,9 +136,10 @@ def array_of(value: ir.Value) -> NDArray[Any]:
 class Emitter:
     """Writes the nodes that take the place of one node."""
 
-    def __init__(self, model: ir.Model, layer: PackedNode, replaced: ir.Node) -> None:
+    def __init__(self, model: ir.Model, name: str, replaced: ir.Node) -> None:
+        """New initializers are called after `name`."""
         self._graph = model.graph
-        self._stem = layer.name
+        self._stem = name
         self._replaced = replaced
         self._tape = ir.tape.Tape()
 
@@ -148,7 +149,7 @@ class Emitter:
 
     def constant(self, array: NDArray[Any] | np.generic, name: str) -> ir.Value:
         """An initializer; `name` says what it is, and is made unique."""
-        base = unique = f"{self._stem}.{name}".removeprefix(".")
+        base = unique = f"{self._stem}.{name}" if self._stem else name
         count = 1
         while unique in self._graph.initializers:
             count += 1
@@ -178,5 +179,5 @@ def rewrite(model: ir.Model, rules: Mapping[tuple[str, str], Rule]) -> None:
     for layer in packed_nodes(model):
         rule = rules.get((layer.prefix, layer.kind))
         if rule is not None:
-            emitter = Emitter(model, layer, layer.node)
+            emitter = Emitter(model, layer.name, layer.node)
             emitter.finish(rule(emitter, layer))

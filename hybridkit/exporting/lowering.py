@@ -81,7 +81,11 @@ def nbit_conv(e: Emitter, layer: PackedNode) -> ir.Value:
 
 def fits_blocks(layer: PackedNode) -> bool:
     """Whether MatMulNBits can take the layer's groups as its blocks."""
-    size = layer.group_size
+    return is_block(layer.group_size)
+
+
+def is_block(size: int) -> bool:
+    """Whether MatMulNBits has blocks of this size."""
     return size >= SMALLEST_BLOCK and size & (size - 1) == 0
 
 

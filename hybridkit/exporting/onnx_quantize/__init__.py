@@ -1,0 +1,162 @@
+"""ONNX file -> ONNX file with quantised weights, without torch and without further training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from hybridkit import __version__
+from hybridkit.errors import FileError, HybridkitError, UsageError
+from hybridkit.exporting import files
+from hybridkit.exporting.agreement import check_native
+from hybridkit.exporting.assembly import assemble
+from hybridkit.exporting.folding import fold_batch_normalization
+from hybridkit.exporting.onnx_quantize import measurement
+from hybridkit.exporting.onnx_quantize.comparison import (
+    Comparison,
+    Feed,
+    check_inputs,
+    compare,
+    generate_inputs,
+)
+from hybridkit.exporting.onnx_quantize.loading import load, raise_opset
+from hybridkit.exporting.onnx_quantize.products import find
+from hybridkit.exporting.onnx_quantize.report import LayerReport, OnnxReport
+from hybridkit.exporting.onnx_quantize.selection import choose, make_steps, quantize_layer
+from hybridkit.exporting.onnx_quantize.substitution import lower
+from hybridkit.exporting.protocol import Agreement
+from hybridkit.runtime.session import session
+
+__all__ = ["LayerReport", "OnnxReport", "quantize_onnx"]
+
+Activations = Literal["int8", "float"]
+
+
+def quantize_onnx(
+    source: Path,
+    output: Path,
+    *,
+    quantizer: str = "ternary-mse",
+    options: Mapping[str, Any] | None = None,
+    activations: Activations = "float",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    max_error: float | None = None,
+    more_bits: bool = False,
+    inputs: Feed | None = None,
+) -> OnnxReport:
+    """Write `source` with quantised weights to `output`, which appears whole and verified or not at all.
+
+    MatMul, Gemm and Conv with a constant weight become our operators (ternary, binary), MatMulNBits (n-bit
+    products) or a Conv that unpacks its weight (n-bit convolutions, with float activations).
+    quantizer, options: ternary-mse, ternary-absmean, binary or nbit, and its options.
+    include, exclude: patterns of layer names as in a shell; all layers by default.
+    max_error: layers whose relative error is above it stay as they are, or, with `more_bits`, go to 4 and
+    then 8 bits. inputs: arrays by input name; the error is then that of each layer's output on them.
+
+    Raises UsageError for arguments that do not fit, FileError for files, HybridkitError where no layer is
+    left or the model cannot be written, GateError where native operators and portable bodies differ.
+    """
+    steps = make_steps(quantizer, options, more_bits, max_error)
+    _check(source, output, activations, inputs)
+    model = load(source)
+    layers = find(model)
+    chosen = choose(layers, include, exclude)
+    if any(not q.prefix.startswith("NBit") for _, q in steps) or any(p.geometry for p in chosen.values()):
+        model = raise_opset(model, source)
+        layers = find(model)
+        chosen = choose(layers, include, exclude)
+    int8 = activations == "int8"
+    seen = measurement.activations(model, list(chosen.values()), inputs) if inputs else {}
+    reports = [
+        quantize_layer(model, layer, chosen, steps, seen.get(layer.name), int8, max_error) for layer in layers
+    ]
+    if all(report.quantizer is None for report in reports):
+        raise HybridkitError(f"{source.name}: no layer was quantised; {_reasons(reports)}")
+    fold_batch_normalization(model)
+    lower(model)
+    assemble(model, model.graph.opset_imports[""])
+    _describe(model, reports, activations)
+    with files.staged(output) as staged:
+        files.save(model, staged)
+        comparison, native = _verify(source, staged, inputs)
+        bytes_after = files.written_bytes(staged)
+    return OnnxReport(
+        path=output,
+        opset=model.graph.opset_imports[""],
+        measured="outputs" if inputs else "weights",
+        layers=tuple(reports),
+        bytes_before=_source_bytes(source),
+        bytes_after=bytes_after,
+        comparison=comparison,
+        native=native,
+    )
+
+
+def _check(source: Path, output: Path, activations: str, inputs: Feed | None) -> None:
+    if activations not in ("int8", "float"):
+        raise UsageError(f"no activation mode is called {activations!r}; say int8 or float")
+    if output.suffix != ".onnx":
+        raise UsageError(f"{output.name}: what {source.name} becomes is an ONNX file; its name ends in .onnx")
+    if output.resolve() == source.resolve():
+        raise UsageError(f"{output} is the source; say another file with --output")
+    if not output.parent.is_dir():
+        raise FileError(f"cannot write {output}: there is no folder {output.parent}")
+    if inputs is not None:
+        check_inputs(source, inputs)
+
+
+def _reasons(reports: Sequence[LayerReport]) -> str:
+    reasons = sorted({report.reason for report in reports})
+    return "; ".join(reasons) or "it has no MatMul, Gemm or Conv with a constant weight"
+
+
+def _describe(model: ir.Model, reports: Sequence[LayerReport], activations: Activations) -> None:
+    """Add to the file's metadata what was done; what stood there stays."""
+    layers = {
+        r.name: {
+            "kind": r.op,
+            "shape": r.shape,
+            "bits": round(r.bits, 4),
+            "quantizer": r.quantizer,
+            "activations": activations,
+        }
+        for r in reports
+        if r.quantizer is not None
+    }
+    model.metadata_props["hybridkit.version"] = __version__
+    model.metadata_props["hybridkit.target"] = "onnx"
+    model.metadata_props["hybridkit.layers"] = json.dumps(layers, separators=(",", ":"))
+
+
+def _verify(source: Path, staged: Path, inputs: Feed | None) -> tuple[Comparison | None, Agreement | None]:
+    """The file is valid, loads, runs, and gives the same by portable bodies and native operators."""
+    if _is_valid(source):  # a stranger's file that runs but is not valid by the letter stays as it is
+        files.check_form(staged)
+    session(staged, native=False, log_severity_level=3)
+    feed = inputs if inputs is not None else generate_inputs(source)
+    if feed is None:
+        session(staged, log_severity_level=3)
+        return None, None
+    comparison = compare(source, staged, feed, "generated" if inputs is None else "given")
+    return comparison, check_native(staged, feed)
+
+
+def _is_valid(source: Path) -> bool:
+    try:
+        files.check_form(source)
+    except HybridkitError:
+        return False
+    return True
+
+
+def _source_bytes(source: Path) -> int:
+    """Bytes of the source and of the external files that its initializers name."""
+    model = ir.load(source)
+    tensors = (v.const_value for v in model.graph.initializers.values())
+    others = {Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)}
+    return source.stat().st_size + sum(other.stat().st_size for other in others)

@@ -1,0 +1,126 @@
+"""A quantised file against the model it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridkit.errors import FileError, HybridkitError, UsageError
+from hybridkit.runtime.session import session
+
+Feed = Mapping[str, NDArray[Any]]
+
+_TYPES: Final = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(bool)": np.bool_,
+}
+_FREE: Final = 4  # what a dimension without a size is taken to be, but for the first, the batch: 1
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One output: relative_error = ||y - q|| / ||y||; cosine similarity of the two, as one vector each."""
+
+    output: str
+    relative_error: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The outputs on `inputs`: the user's, or generated ones, which say little about a trained network."""
+
+    inputs: Literal["given", "generated"]
+    outputs: tuple[Difference, ...]
+
+
+def read_inputs(path: Path) -> Feed:
+    """The arrays of an .npz file by name. Raises FileError if it is none; nothing in it is unpickled."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError) as error:
+        raise FileError(f"{path}: cannot be read as an .npz file of arrays: {error}") from None
+
+
+def check_inputs(source: Path, feed: Feed) -> None:
+    """Raise UsageError where the arrays are not the model's inputs."""
+    wanted = {value.name for value in _inputs(source)}
+    if wanted != set(feed):
+        raise UsageError(
+            f"{source.name} has the inputs {_list(wanted)}, the file of inputs has {_list(feed)}"
+        )
+
+
+def generate_inputs(source: Path) -> Feed | None:
+    """Normal floats, and integers 0 and 1, for every input; None where the model does not run on them."""
+    random = np.random.default_rng(0)
+    feed: dict[str, NDArray[Any]] = {}
+    for value in _inputs(source):
+        kind = _TYPES.get(value.type)
+        if kind is None:
+            return None
+        shape = [
+            size if isinstance(size, int) and size > 0 else _FREE if i else 1
+            for i, size in enumerate(value.shape)
+        ]
+        floats = np.issubdtype(kind, np.floating)
+        feed[value.name] = (random.normal(size=shape) if floats else random.integers(0, 2, shape)).astype(
+            kind
+        )
+    try:
+        run(source, feed)
+    except HybridkitError:
+        return None
+    return feed
+
+
+def compare(source: Path, packed: Path, feed: Feed, inputs: Literal["given", "generated"]) -> Comparison:
+    """Run both files on `feed`, by portable bodies."""
+    wanted, found = run(source, feed), run(packed, feed)
+    return Comparison(
+        inputs, tuple(_difference(n, wanted[n], found[n]) for n in wanted if _is_float(wanted[n]))
+    )
+
+
+def run(path: Path, feed: Feed) -> dict[str, Any]:
+    """The outputs by name. Raises HybridkitError where the model does not run on `feed`."""
+    runner = session(path, native=False, log_severity_level=4)
+    names = [value.name for value in runner.get_outputs()]
+    try:
+        return dict(zip(names, runner.run(names, dict(feed)), strict=True))
+    except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+        raise HybridkitError(
+            f"{path.name} does not run on these inputs: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _inputs(path: Path) -> Sequence[Any]:
+    inputs: Sequence[Any] = session(path, native=False, log_severity_level=4).get_inputs()
+    return inputs
+
+
+def _is_float(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)
+
+
+def _difference(name: str, wanted: NDArray[Any], found: NDArray[Any]) -> Difference:
+    x, y = wanted.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+    size = float(np.linalg.norm(x))
+    cosine = float(x @ y) / (size * float(np.linalg.norm(y)) or 1.0)
+    return Difference(name, float(np.linalg.norm(x - y)) / (size or 1.0), cosine)
+
+
+def _list(names: Any) -> str:
+    return ", ".join(sorted(names)) or "none"

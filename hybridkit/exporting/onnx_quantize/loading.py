@@ -1,0 +1,73 @@
+"""Reading an ONNX file, and raising its opset to what our operators' bodies need."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from hybridkit.errors import FileError, HybridkitError
+from hybridkit.exporting.functions import MIN_OPSET
+
+LOCAL_FUNCTIONS: Final = 8  # the first version of the file format that has them
+
+
+def load(path: Path) -> ir.Model:
+    """The model; its weights are read when they are needed. Raises FileError if it is none."""
+    if not path.is_file():
+        raise FileError(f"there is no model file {path}")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf's own and whatever a damaged file makes the reader raise
+        raise FileError(f"{path} is not an ONNX model that can be read: {_line(error)}") from error
+    if "" not in model.graph.opset_imports:
+        raise FileError(f"{path} is not an ONNX model: it imports no operators")
+    passes.RemoveInitializersFromInputsPass()(model)  # old files list every weight as an input too
+    return model
+
+
+def raise_opset(model: ir.Model, path: Path) -> ir.Model:
+    """The model with opset 18 or newer and local functions. Raises HybridkitError where it has none such."""
+    opset = model.graph.opset_imports[""]
+    if opset < MIN_OPSET:
+        from onnxscript.version_converter import ConvertVersionPass
+
+        try:
+            with _quiet():
+                model = ConvertVersionPass(MIN_OPSET, fallback=True)(model).model
+        except Exception as error:  # the converter's own errors and those of the graph checker behind it
+            raise _too_old(path, opset, f": {_line(error)}") from error
+        if model.graph.opset_imports[""] < MIN_OPSET:
+            raise _too_old(path, opset, "")
+    model.ir_version = max(model.ir_version, LOCAL_FUNCTIONS)
+    return model
+
+
+def _too_old(path: Path, opset: int, why: str) -> HybridkitError:
+    return HybridkitError(
+        f"{path.name} has opset {opset}, our operators' bodies need {MIN_OPSET}, and onnx's converter "
+        f"cannot raise it{why}; export it anew with opset {MIN_OPSET}, or use "
+        "--quantizer nbit without convolutions"
+    )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
