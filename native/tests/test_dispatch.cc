@@ -1,4 +1,5 @@
 // Which instruction set runs.
+#include <cstdio>
 #include <cstdlib>
 #include <string>
 
@@ -14,6 +15,7 @@ TEST(isa_can_be_switched) {
   int count = 0;
   for (; const char* name = hybridkit_isa_available(count); ++count) {
     last = name;
+    std::printf("     has %s\n", name);
     CHECK(hybridkit_set_isa(name) == nullptr && hybridkit_isa() == last, "%s", name);
   }
   CHECK(count >= 1 && last == "scalar", "%d instruction sets, the last is %s", count, last.c_str());
