@@ -117,8 +117,8 @@ HYBRIDKIT_API const char* hybridkit_set_isa(const char* name);
 /* What was wrong with HYBRIDKIT_ISA (it is then ignored), or NULL. */
 HYBRIDKIT_API const char* hybridkit_isa_warning(void);
 
-/* Which kernel hybridkit_matmul takes for M rows: "stream" (each weight is unpacked in registers where it is used)
- * or "tile" (weights are unpacked once per tile and used for many rows). */
+/* Which kernel hybridkit_matmul takes for M rows: "stream" (one pass over the packed weights, few rows) or "tile"
+ * (tile by tile, each for a block of many rows). */
 HYBRIDKIT_API const char* hybridkit_kernel(const hybridkit_matrix* matrix, int64_t M);
 
 /* Into how many parallel tasks hybridkit_matmul cuts M rows: 1 means that more threads do not help. */

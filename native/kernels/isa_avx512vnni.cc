@@ -80,9 +80,9 @@ __m512 value_of(__m512i digits) {
   return _mm512_permutexvar_ps(digits, table);
 }
 
-constexpr int kFloatStreamRows = 4;
+constexpr int kFloatStreamRows = 8;  // unpacking in registers beats storing floats once up to here
 constexpr int kFloatPanel = 12;
-constexpr int64_t kFloatChunk = 256;  // columns that are unpacked at a time: 16 KiB per tile
+constexpr int64_t kFloatChunk = 128;  // columns that are unpacked at a time: 8 KiB per tile
 
 // One block of a tile times `rows` rows, of which the first `count` columns exist. `chains` independent sums per output
 // hide the latency of FMA.
@@ -103,7 +103,7 @@ inline void stream_block(const uint8_t* codes, const float* x, int64_t stride, i
 // Few rows: a weight is unpacked where it is used.
 template <int bits, int rows>
 void stream_tile_floats(const FloatWork& work, int64_t tile) {
-  constexpr int columns = static_cast<int>(block_columns(bits)), chains = rows == 1 ? 8 : rows == 2 ? 4 : 2;
+  constexpr int columns = static_cast<int>(block_columns(bits)), chains = rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1;
   const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes;
   const float* x = work.x;
   __m512 sum[chains][rows];
@@ -134,7 +134,11 @@ void stream_floats(const FloatWork& work) {
       case 1: stream_tile_floats<bits, 1>(work, tile); break;
       case 2: stream_tile_floats<bits, 2>(work, tile); break;
       case 3: stream_tile_floats<bits, 3>(work, tile); break;
-      default: stream_tile_floats<bits, 4>(work, tile);
+      case 4: stream_tile_floats<bits, 4>(work, tile); break;
+      case 5: stream_tile_floats<bits, 5>(work, tile); break;
+      case 6: stream_tile_floats<bits, 6>(work, tile); break;
+      case 7: stream_tile_floats<bits, 7>(work, tile); break;
+      default: stream_tile_floats<bits, 8>(work, tile);
     }
   }
 }
