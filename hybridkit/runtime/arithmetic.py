@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridkit.errors import UsageError
-from hybridkit.packing.tiles import TILE_COLUMNS, TILE_ROWS
+from hybridkit.packing.tiles import TILE_COLUMNS, TILE_ROWS, tiled_shape
 from hybridkit.quant.protocol import int8_activations
 
 Activations = Literal["int8", "float"]
@@ -73,6 +73,23 @@ class PackedMatrix(NamedTuple):
         if self.layout == 0:
             return unpack(self.codes, self.K, self.kind)
         return unpack_tiles(self.codes, self.N, self.K, self.kind, group, taps)
+
+    def tiles(self, group: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, which are tiles, scale and bias, contiguous: for kernels that read them by their address.
+
+        Raises UsageError for wrong types or sizes.
+        """
+        shape = tiled_shape(self.N, self.K, 1 if self.kind == "binary" else 2, group)
+        if self.codes.numel() != math.prod(shape) or self.codes.dtype != torch.uint8:
+            found = f"{self.codes.dtype} {list(self.codes.shape)}"
+            raise UsageError(
+                f"{found} is not the {self.kind} codes of a matrix [{self.N}, {self.K}] in tiles"
+            )
+        if self.scale.numel() != self.N or self.bias.numel() != self.N:
+            found = f"scale {list(self.scale.shape)} and bias {list(self.bias.shape)}"
+            raise UsageError(f"{found} must both be [{self.N}]")
+        codes = self.codes.contiguous().view(shape)
+        return codes, self.scale.float().contiguous(), self.bias.float().contiguous()
 
 
 def unpack(codes: Tensor, K: int, kind: Codes, bits: int = 2) -> Tensor:

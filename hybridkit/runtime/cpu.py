@@ -13,8 +13,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from hybridkit.errors import UsageError
-from hybridkit.packing.tiles import tiled_shape
 from hybridkit.runtime import native as c
 from hybridkit.runtime.arithmetic import (
     Geometry,
@@ -24,7 +22,6 @@ from hybridkit.runtime.arithmetic import (
 )
 
 DTYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-_BITS: Final = {"ternary": 2, "binary": 1}
 
 
 def matmul(native: c.Native, x: Tensor, weight: PackedMatrix) -> Tensor:
@@ -56,16 +53,13 @@ class _Kept:
     __slots__ = ("matrix", "tensors")
 
     def __init__(self, native: c.Native, weight: PackedMatrix, group: int = 1, taps: int = 1) -> None:
-        kind, activations, codes, scale, bias, K, N, layout = weight
-        if layout == 0:
-            codes = torch.from_numpy(native.conv_tile(kind, codes.numpy(), K, group, taps))
-        if codes.numel() != math.prod(tiled_shape(N, K, _BITS[kind], group)) or codes.dtype != torch.uint8:
-            raise UsageError(f"{list(codes.shape)} are not the {kind} codes of a matrix [{N}, {K}]")
-        if scale.numel() != N or bias.numel() != N:
-            raise UsageError(f"scale {list(scale.shape)} and bias {list(bias.shape)} must both be [{N}]")
-        self.tensors = codes.contiguous(), scale.float().contiguous(), bias.float().contiguous()
+        w = weight
+        if w.layout == 0:
+            tiles = native.conv_tile(w.kind, w.codes.numpy(), w.K, group, taps)
+            w = w._replace(codes=torch.from_numpy(tiles))
+        self.tensors = w.tiles(group)
         at = (tensor.data_ptr() for tensor in self.tensors)
-        self.matrix = c.Matrix(c.CODECS[kind], c.ACTIVATIONS[activations], N, K, *at)
+        self.matrix = c.Matrix(c.CODECS[w.kind], c.ACTIVATIONS[w.activations], w.N, w.K, *at)
 
 
 @functools.lru_cache(maxsize=1024)
