@@ -29,12 +29,12 @@ def assemble(model: ir.Model, opset: int, *, inline: bool = False) -> None:
         make_tiled(model)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
+    passes.NameFixPass()(model)  # graphs inside the graph may have given a new value's name already
 
 
 def tidy(model: ir.Model) -> None:
-    """Drop torch's notes, and the types of values inside the graph, which can be inferred; mend names."""
+    """Drop torch's notes, and the types of values inside the graph, which can be inferred."""
     passes.ClearMetadataAndDocStringPass()(model)
-    passes.NameFixPass()(model)
     outputs = set(model.graph.outputs)
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()

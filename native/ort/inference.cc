@@ -1,5 +1,7 @@
 // The shape of an operator's output, for the runtime's graph: sizes and names of dimensions.
+#include <atomic>
 #include <exception>
+#include <string>
 #include <vector>
 
 #include "attributes.h"
@@ -9,12 +11,19 @@
 namespace hybridkit::ort {
 namespace {
 
-// Dimensions that pass through keep their names; "" is no name.
-std::vector<const char*> names_of_output(const OrtApi* api, const OrtTensorTypeAndShapeInfo* x, size_t rank,
+/* Dimensions that pass through keep their names; "" is no name. An unknown size needs one, or the runtime takes its
+ * -1 for the size; two unknown sizes need not be equal, so each has a name of its own. */
+std::vector<std::string> names_of_output(const OrtApi* api, const OrtTensorTypeAndShapeInfo* x, const Shape& y,
                                          bool convolution) {
-  std::vector<const char*> names(rank, "");
-  check(api, GetSymbolicDimensions(api, x, names.data(), rank));
-  for (size_t i = convolution ? 1 : rank - 1; i < rank; i++) names[i] = "";
+  static std::atomic<unsigned> unknown{0};
+  std::vector<const char*> given(y.size(), "");
+  check(api, GetSymbolicDimensions(api, x, given.data(), y.size()));
+  std::vector<std::string> names(y.size());
+  const size_t through = convolution ? 1 : y.size() - 1;
+  for (size_t i = 0; i < y.size(); i++) {
+    if (i < through) names[i] = given[i];
+    if (y[i] < 0 && names[i].empty()) names[i] = "unknown_size_" + std::to_string(unknown++);
+  }
   return names;
 }
 
@@ -25,7 +34,9 @@ void infer(const Operator& op, OrtShapeInferContext* context) {
   const Shape given = shape_of(api, x);
   if (given.empty()) return;  // no shape is known
   const Shape shape = output_shape(read_attributes(InferenceAttributes{api, context}, op.convolution), given);
-  std::vector<const char*> names = names_of_output(api, x, shape.size(), op.convolution);
+  const std::vector<std::string> names = names_of_output(api, x, shape, op.convolution);
+  std::vector<const char*> pointers;
+  for (const std::string& name : names) pointers.push_back(name.c_str());
   ElementType type;
   check(api, GetTensorElementType(api, x, &type));
 
@@ -34,7 +45,7 @@ void infer(const Operator& op, OrtShapeInferContext* context) {
   try {
     check(api, SetTensorElementType(api, y, type));
     check(api, SetDimensions(api, y, shape.data(), shape.size()));
-    check(api, SetSymbolicDimensions(api, y, names.data(), names.size()));
+    check(api, SetSymbolicDimensions(api, y, pointers.data(), pointers.size()));
     check(api, ShapeInferContext_SetOutputTypeShape(api, context, 0, y));
   } catch (...) {
     ReleaseTensorTypeAndShapeInfo(api, y);

@@ -12,6 +12,7 @@ from hybridkit.exporting import agreement
 from hybridkit.exporting.agreement import check_native
 from hybridkit.packing.tiles import tile
 from hybridkit.runtime.library import library_path
+from hybridkit.runtime.session import session
 
 needs_library = pytest.mark.skipif(library_path() is None, reason="the native library is not built")
 X = np.random.default_rng(1).normal(size=(5, 50)).astype(np.float32)
@@ -95,3 +96,27 @@ def test_float_differs_by_rounding_only(tmp_path, monkeypatch):
     pretend(monkeypatch, X, X * np.float32(np.nan))
     with pytest.raises(GateError):
         check_native(file, {"x": X})
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "sizes", [["b", 6, "h", "w"], [None, 6, None, None], [None, 6, 9, 8], ["b", 6, 9, None]]
+)
+def test_sizes_that_are_unknown_stay_unknown(sizes, tmp_path):
+    """A size of -1 would make the nodes behind contradict it, and the model would not load."""
+    images = np.zeros((1, 6, 9, 8), np.float32)
+    path = saved(tmp_path / "c.onnx", "TernaryConvFloat", images, 40, 27, tiled=True, taps=9, **GEOMETRY)
+    model = onnx.load(path)
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, sizes)
+    model.graph.input[0].CopyFrom(x)
+    model.graph.node.append(onnx.helper.make_node("Relu", ["y"], ["z"]))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.ValueInfoProto(name="z"))
+    onnx.save(model, path)
+    shape = session(path).get_outputs()[0].shape
+    assert shape[0] == "b" if sizes[0] else isinstance(shape[0], str)
+    assert shape[1] == 40
+    assert all(isinstance(size, int) for size in shape[2:]) == (sizes[2:] == [9, 8])
+    assert -1 not in shape
+    unknown = [size for size in shape if isinstance(size, str)]
+    assert len(set(unknown)) == len(unknown), "nothing says that two of them are equal"

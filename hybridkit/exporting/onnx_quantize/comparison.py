@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ _TYPES: Final = {
     "tensor(int8)": np.int8,
     "tensor(bool)": np.bool_,
 }
-_FREE: Final = 4  # what a dimension without a size is taken to be, but for the first, the batch: 1
+_SIZES: Final = (64, 48, 32, 16, 4, 1)  # to try for dimensions without one, but the first, the batch: 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +66,27 @@ def check_inputs(source: Path, feed: Feed) -> None:
 
 def generate_inputs(source: Path) -> Feed | None:
     """Normal floats, and integers 0 and 1, for every input; None where the model does not run on them."""
-    random = np.random.default_rng(0)
-    feed: dict[str, NDArray[Any]] = {}
-    for value in _inputs(source):
-        kind = _TYPES.get(value.type)
-        if kind is None:
-            return None
-        shape = [
-            size if isinstance(size, int) and size > 0 else _FREE if i else 1
-            for i, size in enumerate(value.shape)
-        ]
-        floats = np.issubdtype(kind, np.floating)
-        feed[value.name] = (random.normal(size=shape) if floats else random.integers(0, 2, shape)).astype(
-            kind
-        )
-    try:
-        run(source, feed)
-    except HybridkitError:
+    inputs = _inputs(source)
+    if any(value.type not in _TYPES for value in inputs):
         return None
-    return feed
+    for size in _SIZES:
+        feed = {value.name: _random(_TYPES[value.type], _shape(value.shape, size)) for value in inputs}
+        with contextlib.suppress(HybridkitError):
+            run(source, feed)
+            return feed
+    return None
+
+
+def _shape(dimensions: Sequence[Any], size: int) -> list[int]:
+    stated = [d if isinstance(d, int) and d > 0 else None for d in dimensions]
+    return [d or (size if axis else 1) for axis, d in enumerate(stated)]
+
+
+def _random(kind: type[np.generic], shape: Sequence[int]) -> NDArray[Any]:
+    random = np.random.default_rng(0)
+    if np.issubdtype(kind, np.floating):
+        return random.normal(size=shape).astype(kind)
+    return random.integers(0, 2, shape).astype(kind)
 
 
 def compare(source: Path, packed: Path, feed: Feed, inputs: Literal["given", "generated"]) -> Comparison:
