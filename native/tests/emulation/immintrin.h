@@ -1,6 +1,6 @@
 // Stands in for the compiler's header where AVX-512 VNNI and AVX-VNNI are emulated: SIMDe's portable functions under
-// the names of the intrinsics, so that the kernels' logic can be tested on any processor. What SIMDe 0.7.4 lacks is
-// added, lane by lane.
+// the names of the intrinsics, so that the kernels' logic can be tested on any processor. Added, lane by lane: what
+// SIMDe 0.7.4 lacks, and masked loads, since SIMDe reads the lanes that the mask leaves out.
 #ifndef HYBRIDKIT_EMULATION_H
 #define HYBRIDKIT_EMULATION_H
 
@@ -8,8 +8,22 @@
 #define SIMDE_NO_NATIVE
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx2.h>
-#include <simde/x86/avx512.h>
-#include <simde/x86/f16c.h>
+#include <simde/x86/avx512/add.h>
+#include <simde/x86/avx512/and.h>
+#include <simde/x86/avx512/dpbusd.h>
+#include <simde/x86/avx512/fmadd.h>
+#include <simde/x86/avx512/load.h>
+#include <simde/x86/avx512/loadu.h>
+#include <simde/x86/avx512/mul.h>
+#include <simde/x86/avx512/permutexvar.h>
+#include <simde/x86/avx512/set.h>
+#include <simde/x86/avx512/set1.h>
+#include <simde/x86/avx512/setr.h>
+#include <simde/x86/avx512/setzero.h>
+#include <simde/x86/avx512/srli.h>
+#include <simde/x86/avx512/store.h>
+#include <simde/x86/avx512/storeu.h>
+#include <simde/x86/avx512/sub.h>
 #include <simde/x86/fma.h>
 
 #include <cstdint>
@@ -17,48 +31,66 @@
 
 namespace emulation {
 
-template <class T>
-struct Lanes {  // of a vector of 512 bits
-  T of[64 / sizeof(T)];
+// The numbers in a vector. A vector is as large as its lanes are many.
+template <class T, int count>
+struct Lanes {
+  T of[count];
   template <class V>
   static Lanes from(V vector) {
+    static_assert(sizeof(V) == sizeof of);
     Lanes lanes;
     std::memcpy(lanes.of, &vector, sizeof lanes.of);
     return lanes;
   }
   template <class V>
   V to() const {
+    static_assert(sizeof(V) == sizeof of);
     V vector;
     std::memcpy(&vector, of, sizeof of);
     return vector;
   }
 };
 
-// Lanes that the mask leaves out touch no memory.
-inline __m512 maskz_loadu_ps(uint16_t mask, const void* from) {
-  Lanes<float> lanes{};
-  for (int i = 0; i < 16; ++i) {
-    if (mask >> i & 1) std::memcpy(lanes.of + i, static_cast<const float*>(from) + i, sizeof(float));
+// Lanes that the mask leaves out are zero and touch no memory.
+template <class T, int count, class Mask>
+Lanes<T, count> load_where(Mask in_mask, const void* from) {
+  Lanes<T, count> lanes{};
+  for (int i = 0; i < count; ++i) {
+    if (in_mask(i)) std::memcpy(lanes.of + i, static_cast<const T*>(from) + i, sizeof(T));
   }
-  return lanes.to<__m512>();
+  return lanes;
 }
 
-inline void mask_storeu_ps(void* to, uint16_t mask, __m512 vector) {
-  const auto lanes = Lanes<float>::from(vector);
+inline __m512 mm512_maskz_loadu_ps(uint16_t mask, const void* from) {
+  return load_where<float, 16>([=](int i) { return mask >> i & 1; }, from).to<__m512>();
+}
+
+inline __m256 mm256_maskload_ps(const float* from, __m256i mask) {
+  const auto signs = Lanes<int32_t, 8>::from(mask);
+  return load_where<float, 8>([&](int i) { return signs.of[i] < 0; }, from).to<__m256>();
+}
+
+inline __m256i mm256_maskload_epi32(const int32_t* from, __m256i mask) {
+  const auto signs = Lanes<int32_t, 8>::from(mask);
+  return load_where<int32_t, 8>([&](int i) { return signs.of[i] < 0; }, from).to<__m256i>();
+}
+
+inline void mm512_mask_storeu_ps(void* to, uint16_t mask, __m512 vector) {
+  const auto lanes = Lanes<float, 16>::from(vector);
   for (int i = 0; i < 16; ++i) {
     if (mask >> i & 1) std::memcpy(static_cast<float*>(to) + i, lanes.of + i, sizeof(float));
   }
 }
 
-inline __m512i srai_epi32(__m512i vector, unsigned count) {
-  auto lanes = Lanes<int32_t>::from(vector);
+inline __m512i mm512_srai_epi32(__m512i vector, unsigned count) {
+  auto lanes = Lanes<int32_t, 16>::from(vector);
   for (int32_t& lane : lanes.of) lane >>= count < 32 ? count : 31;
   return lanes.to<__m512i>();
 }
 
-inline __m512 cvtepi32_ps(__m512i vector) {
-  const auto from = Lanes<int32_t>::from(vector);
-  Lanes<float> lanes;
+inline __m512 mm512_cvtepi32_ps(__m512i vector) {
+  const auto from = Lanes<int32_t, 16>::from(vector);
+  Lanes<float, 16> lanes;
   for (int i = 0; i < 16; ++i) lanes.of[i] = static_cast<float>(from.of[i]);
   return lanes.to<__m512>();
 }
@@ -66,10 +98,14 @@ inline __m512 cvtepi32_ps(__m512i vector) {
 }  // namespace emulation
 
 using __mmask16 = uint16_t;
-#define _mm512_maskz_loadu_ps(mask, from) emulation::maskz_loadu_ps(mask, from)
-#define _mm512_mask_storeu_ps(to, mask, vector) emulation::mask_storeu_ps(to, mask, vector)
-#define _mm512_srai_epi32(vector, count) emulation::srai_epi32(vector, count)
-#define _mm512_cvtepi32_ps(vector) emulation::cvtepi32_ps(vector)
+#undef _mm256_maskload_ps
+#undef _mm256_maskload_epi32
+#define _mm256_maskload_ps(from, mask) emulation::mm256_maskload_ps(from, mask)
+#define _mm256_maskload_epi32(from, mask) emulation::mm256_maskload_epi32(from, mask)
+#define _mm512_maskz_loadu_ps(mask, from) emulation::mm512_maskz_loadu_ps(mask, from)
+#define _mm512_mask_storeu_ps(to, mask, vector) emulation::mm512_mask_storeu_ps(to, mask, vector)
+#define _mm512_srai_epi32(vector, count) emulation::mm512_srai_epi32(vector, count)
+#define _mm512_cvtepi32_ps(vector) emulation::mm512_cvtepi32_ps(vector)
 #define _mm256_dpbusd_avx_epi32(sum, a, b) simde_mm256_dpbusd_epi32(sum, a, b)
 
 #endif
