@@ -40,23 +40,43 @@ const char* check(int32_t codec, const uint8_t* codes, size_t bytes, size_t expe
   return nullptr;
 }
 
-// One row of the matrix into its place in a tile. `column(k)` is where the source's column k goes.
+// One row of the matrix into its place in a tile, digit by digit. `column(k)` is where the source's column k goes.
 template <class Column>
-void tile_row(int bits, const uint8_t* source, int64_t K, int row, uint8_t* tile, Column column) {
+void tile_row(int bits, const uint8_t* source, int64_t K, uint8_t* row, Column column) {
   const int planes = 8 / bits, mask = (1 << bits) - 1;
   for (int64_t k = 0; k < K; ++k) {
     const int digit = (source[k / planes] >> (k % planes * bits)) & mask;
     const int64_t to = column(k), block = to / (4 * planes), plane = to / 4 % planes, j = to % 4;
-    tile[block * kBlockBytes + row * 4 + j] |= static_cast<uint8_t>(digit << (plane * bits));
+    row[block * kBlockBytes + j] |= static_cast<uint8_t>(digit << (plane * bits));
   }
 }
 
-template <class Column>
-void tile_rows(int bits, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out, Column column) {
+// The same for columns that stay where they are, four digits of each plane at a time: they are neighbours in the
+// source, and the four bytes of the row in the block take one each.
+template <int bits>
+void tile_row_in_order(const uint8_t* source, int64_t K, uint8_t* row) {
+  constexpr int planes = 8 / bits, group_bits = 4 * bits;  // a group of four digits is a byte or half of one
+  constexpr uint32_t mask = (1u << bits) - 1, group_mask = (1u << group_bits) - 1;
+  const int64_t whole = K / (4 * planes);
+  for (int64_t block = 0; block < whole; ++block, source += 4, row += kBlockBytes) {
+    uint32_t packed = 0, tiled = 0;
+    for (int i = 0; i < 4; ++i) packed |= static_cast<uint32_t>(source[i]) << (8 * i);
+    for (int p = 0; p < planes; ++p) {
+      const uint32_t group = packed >> (group_bits * p) & group_mask;
+      for (int j = 0; j < 4; ++j) tiled |= (group >> (bits * j) & mask) << (8 * j + bits * p);
+    }
+    for (int j = 0; j < 4; ++j) row[j] = static_cast<uint8_t>(tiled >> (8 * j));
+  }
+  tile_row(bits, source, K - whole * 4 * planes, row, [](int64_t k) { return k; });
+}
+
+// All rows of a matrix, each by `place(source, first byte of the row in its tile)`.
+template <class Place>
+void tile_rows(int bits, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out, Place place) {
   std::memset(out, 0, tiled_bytes(bits, N, K));
   for (int64_t n = 0; n < N; ++n) {
     uint8_t* tile = out + n / kTileRows * blocks_of(bits, K) * kBlockBytes;
-    tile_row(bits, codes + n * row_bytes(bits, K), K, static_cast<int>(n % kTileRows), tile, column);
+    place(codes + n * row_bytes(bits, K), tile + n % kTileRows * 4);
   }
 }
 
@@ -81,7 +101,10 @@ const char* hybridkit_check_codes(int32_t codec, int32_t layout, const uint8_t* 
 }
 
 void hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out) {
-  tile_rows(bits_of(codec), codes, N, K, out, [](int64_t k) { return k; });
+  const int bits = bits_of(codec);
+  tile_rows(bits, codes, N, K, out, [=](const uint8_t* source, uint8_t* row) {
+    bits == 2 ? tile_row_in_order<2>(source, K, row) : tile_row_in_order<1>(source, K, row);
+  });
 }
 
 size_t hybridkit_conv_code_bytes(int32_t codec, int64_t N, int64_t K, int64_t group) {
@@ -102,7 +125,9 @@ void hybridkit_conv_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t
   const int64_t rows = N / group, channels = K / taps;
   for (int64_t g = 0; g < group; ++g) {
     tile_rows(bits, codes + g * rows * row_bytes(bits, K), rows, K, out + g * tiled_bytes(bits, rows, K),
-              [=](int64_t k) { return k % taps * channels + k / taps; });
+              [=](const uint8_t* source, uint8_t* row) {
+                tile_row(bits, source, K, row, [=](int64_t k) { return k % taps * channels + k / taps; });
+              });
   }
 }
 
