@@ -210,7 +210,7 @@ TEST(matmul_from_several_threads) {
   for (const std::string& problem : problems) CHECK(problem.empty(), "%s", problem.c_str());
 }
 
-TEST(kernel_and_tasks_are_told) {
+TEST(matmul_tells_kernel_and_tasks) {
   test::Random random(12);
   const auto layer = reference::random_layer(random, HYBRIDKIT_TERNARY, 1000, 512);
   const auto codes = reference::tiled(layer);
