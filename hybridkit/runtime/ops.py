@@ -85,10 +85,10 @@ def _native(x: Tensor, weight: PackedMatrix) -> Native | None:
 
 
 def _gpu(x: Tensor, weight: PackedMatrix) -> ModuleType | None:
-    """The Triton kernels, if they can multiply these."""
+    """The Triton kernels, if they can multiply these. A float32 product is cuBLAS's matter."""
     if not x.is_cuda or x.dtype not in cpu.DTYPES or weight.N * weight.K == 0 or weight.layout != 1:
         return None
-    return _triton()
+    return None if x.dtype == torch.float32 and weight.activations == "float" else _triton()
 
 
 @functools.cache

@@ -27,7 +27,7 @@ _NO_FUSION: Final[dict[str, Any]] = {"enable_fp_fusion": False}
 
 
 def matmul(x: Tensor, weight: PackedMatrix) -> Tensor:
-    """x [..., K] (float32, float16 or bfloat16) with a matrix in layout 1 -> [..., N] of x's type."""
+    """x [..., K] with a matrix in layout 1 -> [..., N] of x's type: float16, bfloat16, and float32 under int8."""
     check_matmul_input(x, weight.K)
     N, K, bits = weight.N, weight.K, _BITS[weight.kind]
     codes, scale, bias = weight.tiles()
