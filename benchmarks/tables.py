@@ -22,6 +22,7 @@ from hybridkit.bench.results import read
 from hybridkit.bench.tables import TextTable
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks" / "kernels"))
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = ("README.md", "benchmarks/README.md")
 _BLOCK = re.compile(r"(<!-- bench:begin ([\w-]+) -->\n).*?(<!-- bench:end -->)", re.DOTALL)
@@ -42,7 +43,37 @@ def blocks() -> dict[str, str]:
         "files": markdown(tables.file_table(bench.inference)),
         "latency": markdown(tables.latency_table(bench.inference)),
         "help-latency": help_latency(),
+        **kernel_blocks(),
     }
+
+
+def kernel_blocks() -> dict[str, str]:
+    """The kernels' numbers, the first shape's table, and those of all shapes, for each instruction set."""
+    import report
+    import results
+
+    runs = [results.read(path) for path in sorted(RESULTS.glob("kernels-*.json"))]
+    numbers, first, shapes, machines = [], [], [], []
+    for run in runs:
+        document = run.document
+        machine = document["machine"]
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        machines.append(
+            f"{run.isa}: {machine['processor']}, {machine['cores']} cores, {versions}, "
+            f"ggml {document['ggml'] or 'not built'}; commit {machine['git_commit'][:12]}; "
+            f"{document['processes']} processes, {document['wall_seconds'] / 60:.0f} minutes.\n"
+        )
+        made = list(report.shape_tables(run))
+        numbers.append(markdown(report.verdict_table(run)))
+        first.append(markdown(made[0]))
+        shapes += map(markdown, made)
+    found = {
+        "kernels": numbers,
+        "kernels-first": first,
+        "kernels-shapes": shapes,
+        "kernels-machine": machines,
+    }
+    return {name: "\n".join(parts) or "No run is committed yet.\n" for name, parts in found.items()}
 
 
 def markdown(table: TextTable) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +24,13 @@ class Limits:
     l2: float
     int8: float
     fp32: float
+
+    def __str__(self) -> str:
+        g = {name: value / 1e9 for name, value in asdict(self).items()}
+        return (
+            f"DRAM {g['dram']:.1f} GB/s ({g['dram_huge']:.1f} on huge pages), L3 {g['l3']:.0f}, "
+            f"L2 {g['l2']:.0f}, int8 {g['int8']:.0f} GOP/s, fp32 {g['fp32']:.0f} GFLOP/s"
+        )
 
 
 @dataclass(frozen=True)
@@ -49,19 +56,28 @@ def measure(isa: str, threads: int) -> Limits:
     )
 
 
-def floor_seconds(limits: Limits, *, m: int, n: int, k: int, code_bytes: int, mode: str, cold: bool) -> float:
+def floor_seconds(
+    limits: Limits,
+    caches: Caches,
+    *,
+    m: int,
+    n: int,
+    k: int,
+    code_bytes: int,
+    mode: str,
+    cold: bool,
+    huge: bool = False,
+) -> float:
     """The least that one product can take: reading the codes or doing the arithmetic, whichever takes longer.
 
-    mode: "int8" or "float". cold: the codes come from memory (the faster of both page sizes), else from the
-    smallest cache of `threads` cores that holds them.
+    mode: "int8" or "float". cold: the codes come from memory (`huge`: on huge pages), else from the smallest
+    cache of `threads` cores that holds them.
     """
-    caches = this_machines_caches()
-    if cold:
-        bandwidth = max(limits.dram, limits.dram_huge)
-    elif code_bytes <= caches.l2 * limits.threads // 2:
-        bandwidth = limits.l2
+    dram = limits.dram_huge if huge else limits.dram
+    if cold or code_bytes > caches.l3:
+        bandwidth = dram
     else:
-        bandwidth = limits.l3 if code_bytes <= caches.l3 else max(limits.dram, limits.dram_huge)
+        bandwidth = limits.l2 if code_bytes <= caches.l2 * limits.threads // 2 else limits.l3
     peak = limits.int8 if mode == "int8" else limits.fp32
     return max(code_bytes / bandwidth, 2 * m * n * k / peak)
 

@@ -43,11 +43,7 @@ def main() -> None:
     isa = native.isa
     found = {t: limits.measure("avx2" if isa == "scalar" else isa, t) for t in given.threads}
     for t, limit in found.items():
-        print(
-            f"{t} thread(s), {isa}: DRAM {limit.dram / 1e9:.1f} GB/s "
-            f"({limit.dram_huge / 1e9:.1f} on huge pages), L3 {limit.l3 / 1e9:.0f}, L2 {limit.l2 / 1e9:.0f}; int8 {limit.int8 / 1e9:.0f} GOP/s, "
-            f"fp32 {limit.fp32 / 1e9:.0f} GFLOP/s"
-        )
+        print(f"{t} thread(s), {isa}: {limit}")
     print(" ".join(f"{heading:>9}" for heading in HEADINGS))
     for n, k in given.shape:
         for mode in given.mode:
@@ -70,7 +66,8 @@ def _measure(
     for m in given.m:
         for t, limit in found.items():
             seconds = _seconds(layer.products(m, t), given.seconds)
-            floor = limits.floor_seconds(limit, m=m, n=n, k=k, code_bytes=one, mode=mode, cold=cold)
+            case = {"m": m, "n": n, "k": k, "code_bytes": one, "mode": mode, "cold": cold, "huge": given.huge}
+            floor = limits.floor_seconds(limit, limits.this_machines_caches(), **case)
             rate = 2 * m * n * k / seconds
             peak = limit.int8 if mode == "int8" else limit.fp32
             cells = (

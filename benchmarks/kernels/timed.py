@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -64,11 +65,15 @@ def compare(timed: Mapping[str, Timed], *, rounds: int, budget: float) -> dict[s
     """Seconds of a call of each, `budget` seconds of measuring a round; overheads are still in it."""
     once = {name: (one.seconds(1), one.seconds(1))[1] for name, one in timed.items()}
     calls = {name: max(1, min(5000, int(budget / seconds))) for name, seconds in once.items()}
-    warm_up = {name: max(1, min(100, int(WARM_UP_SECONDS / seconds))) for name, seconds in once.items()}
+    warm_up = {
+        name: min(100, math.ceil(WARM_UP_SECONDS / seconds)) if seconds < 0.02 else 0
+        for name, seconds in once.items()
+    }
     found: dict[str, list[float]] = {name: [] for name in timed}
     for turn in range(rounds):
         for name in rotated(list(timed), turn):
-            timed[name].seconds(warm_up[name])
+            if warm_up[name]:
+                timed[name].seconds(warm_up[name])
             found[name].append(timed[name].seconds(calls[name]))
     return {name: median(values) for name, values in found.items()}
 
