@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import glob
 import os
 from pathlib import Path
@@ -61,10 +63,18 @@ def session(
     for name, value in options.items():
         _set(settings, name, value)
     try:
-        return ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+        made = ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
         reason = " ".join(str(error).split())
         raise FileError(f"ONNX Runtime {ort.__version__} cannot load {file}: {reason}") from error
+    _give_back_memory()
+    return made
+
+
+def _give_back_memory() -> None:
+    """What loading needed on the way, which may be as much as the file: glibc keeps it for later."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _threads(threads: int | None) -> int:

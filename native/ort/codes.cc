@@ -1,12 +1,13 @@
 #include "codes.h"
 
-#include <new>
 #include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "memory.h"
 
 namespace hybridkit::ort {
 namespace {
-
-constexpr std::align_val_t kLine{64};  // a block of codes is one cache line
 
 size_t native_bytes(int32_t codec, const Attributes& a) {
   return a.convolution ? hybridkit_conv_code_bytes(codec, a.N, a.K, a.group())
@@ -30,10 +31,8 @@ void tile(int32_t codec, const Attributes& a, const uint8_t* codes, uint8_t* out
 
 }  // namespace
 
-void Codes::Free::operator()(uint8_t* memory) const { ::operator delete(memory, kLine); }
-
 Codes::Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor)
-    : data_(static_cast<const uint8_t*>(tensor.data)) {
+    : data_(static_cast<const uint8_t*>(tensor.data)), bytes_(native_bytes(codec, attributes)) {
   const size_t expected = bytes_in_layout(codec, attributes), given = static_cast<size_t>(tensor.count());
   if (given != expected)
     throw std::runtime_error("codes must have " + std::to_string(expected) + " bytes (N = " +
@@ -42,9 +41,19 @@ Codes::Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor)
                              to_string(tensor.shape));
   if (const char* wrong = problem(codec, attributes, data_, given)) throw std::runtime_error(wrong);
   if (attributes.layout != kRowMajor) return;
-  own_.reset(static_cast<uint8_t*>(::operator new(native_bytes(codec, attributes), kLine)));
-  tile(codec, attributes, data_, own_.get());
-  data_ = own_.get();
+  std::shared_ptr<uint8_t> tiles = allocate_codes(bytes_);
+  tile(codec, attributes, data_, tiles.get());
+  give_up(data_, given);
+  data_ = tiles.get();
+  own_ = std::move(tiles);
+}
+
+void Codes::settle() {
+  if (own_ != nullptr) return;
+  if (auto copy = ort::settle(data_, bytes_)) {
+    data_ = copy.get();
+    own_ = std::move(copy);
+  }
 }
 
 }  // namespace hybridkit::ort

@@ -9,20 +9,21 @@
 
 namespace hybridkit::ort {
 
-/* Codes in the kernels' own layout are used where they are; row-major ones are copied into tiles. */
+/* Codes in the kernels' own layout are used as they are; row-major ones are copied into tiles. */
 class Codes {
  public:
   /* Reads every byte. std::runtime_error says what is wrong with them. */
   Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor);
 
+  /* Moves codes that stay for the session's life to where they are read fastest. */
+  void settle();
+
   const uint8_t* data() const { return data_; }
 
  private:
-  struct Free {
-    void operator()(uint8_t* memory) const;
-  };
-  std::unique_ptr<uint8_t, Free> own_;
+  std::shared_ptr<const uint8_t> own_;  // null: the runtime's
   const uint8_t* data_;
+  size_t bytes_;
 };
 
 }  // namespace hybridkit::ort

@@ -82,7 +82,7 @@ class Kernel {
     const OrtApi* api = op.api;
     attributes_ = read_attributes(KernelAttributes{api, info}, op.convolution);
     check_stated_shape(api, info, attributes_);
-    if (auto tensor = constant(api, info, kCodes)) codes_.emplace(op.codec, attributes_, *tensor);
+    if (auto tensor = constant(api, info, kCodes)) codes_.emplace(op.codec, attributes_, *tensor).settle();
     if (auto tensor = constant(api, info, kScale)) scale_ = per_row(attributes_, kScale, *tensor);
     if (auto tensor = constant(api, info, kBias)) bias_ = per_row(attributes_, kBias, *tensor);
   }
