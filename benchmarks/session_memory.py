@@ -114,14 +114,8 @@ def show(folder: Path, layers: int, size: int, rounds: int) -> None:
     found: dict[tuple[str, str], list[dict[str, float]]] = {variant: [] for variant in variants}
     for _ in range(rounds):
         for kind, pages in variants:
-            line = [
-                sys.executable,
-                __file__,
-                "--measure",
-                folder / f"{kind}.onnx",
-                folder / "empty.onnx",
-                pages,
-            ]
+            files = [str(folder / f"{kind}.onnx"), str(folder / "empty.onnx")]
+            line = [sys.executable, __file__, "--measure", *files, pages]
             done = subprocess.run(line, capture_output=True, text=True, check=True)
             found[kind, pages].append(json.loads(done.stdout))
     packed = layers * size * size / 4 / 2**20
