@@ -236,7 +236,7 @@ def test_typer_exit_code(seen):
     ("line", "expected"),
     [
         (["prob"], "did you mean 'probe'?"),
-        (["zzzz"], "valid: bench, export"),
+        (["zzzz"], "valid: bench, doctor, export"),
         (["probe", "--lr", "x"], "--lr"),
         (["probe", "--lrr", "1"], "--lrr"),
         (["--nope"], "--nope"),

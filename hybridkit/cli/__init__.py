@@ -35,6 +35,7 @@ VERBS: Final = {
     "export": ("hybridkit.cli.export", "Write a packed network as ONNX, and verify the file."),
     "bench": ("hybridkit.cli.bench", "Measure convergence, quantisation and inference."),
     "plugins": ("hybridkit.cli.plugins", "List every strategy and where it comes from."),
+    "doctor": ("hybridkit.cli.doctor", "Show what this installation has and lacks."),
 }
 
 # click's own base of usage errors, wherever this version of typer keeps its click
