@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from hybridkit.packing.model import Sizes
     from hybridkit.quant.post_training import LayerReport
 
-HOW, FILE, CODE = "How", "The file", "Code that a file names"
+HOW, FILE, CODE, ONNX = "How", "The file", "Code that a file names", "ONNX files"
+DEFAULT_OUTPUT = Path("model.hk.safetensors")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,12 +37,20 @@ def command(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A run, one checkpoint of it, a .safetensors file (with --model), or package.module:attr.",
+            help="A run, one checkpoint of it, a .safetensors file (with --model), package.module:attr, or "
+            "an .onnx file.",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The packed model.", rich_help_panel=FILE)
-    ] = Path("model.hk.safetensors"),
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The packed model (model.hk.safetensors; of NAME.onnx, NAME.packed.onnx).",
+            rich_help_panel=FILE,
+        ),
+    ] = None,
     codec: Annotated[
         str | None,
         typer.Option(
@@ -86,6 +95,36 @@ def command(
             rich_help_panel=CODE,
         ),
     ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Layers to quantise, as 'encoder*'; repeatable (all).",
+            rich_help_panel=ONNX,
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Layers that stay as they are; repeatable.", rich_help_panel=ONNX
+        ),
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(help="Layers with a larger relative error stay as they are.", rich_help_panel=ONNX),
+    ] = None,
+    more_bits: Annotated[
+        bool,
+        typer.Option("--more-bits", help="They go to 4, then 8 bits instead.", rich_help_panel=ONNX),
+    ] = False,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="An .npz of arrays by input name: errors are then those of the layers' outputs on them.",
+            rich_help_panel=ONNX,
+        ),
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -93,8 +132,21 @@ def command(
     """Quantise a trained network without further training, pack it, and print what that cost.
 
     A network that trained with --qat is packed as it trained. The error of a layer is ||W - Q|| / ||W||.
+    In an ONNX file MatMul, Gemm and Conv with constant weights become packed operators; no torch is needed.
     """
     options = strategy_options(ctx, set_)
+    of_onnx = _said(include=include, exclude=exclude, max_error=max_error, more_bits=more_bits, inputs=inputs)
+    if source.endswith(".onnx"):
+        from hybridkit.cli import _quantize_onnx
+
+        stated = _said(quantizer=quantizer, options=options.get("quantizer"), activations=activations)
+        idle = _said(codec=codec, compress=compress, quantize_all=quantize_all, target_bits=target_bits)
+        idle |= _said(model=model, task=task)
+        _quantize_onnx.run(Path(source), output, idle=idle, json=json, **stated, **of_onnx)
+        return
+    for name in of_onnx:
+        raise UsageError(f"--{name.replace('_', '-')} is for ONNX files, and {source} is none; drop it")
+    output = output or DEFAULT_OUTPUT
 
     from hybridkit.quant.layers import qat_layers
     from hybridkit.quant.post_training import quantize_to_file
@@ -123,6 +175,13 @@ def command(
         emit_json("quantize", {"path": output, "sizes": _size_fields(sizes), "layers": layers})
     else:
         _print(output, sizes, layers)
+
+
+def _said(**flags: Any) -> dict[str, Any]:
+    """The flags that the command line gives."""
+    return {
+        name: value for name, value in flags.items() if value not in (None, [], {}) and value is not False
+    }
 
 
 def find_source(source: str, *, task: str | None, model: str | None, quantizer: str | None) -> Source:
