@@ -27,7 +27,7 @@ _NO_FUSION: Final[dict[str, Any]] = {"enable_fp_fusion": False}
 
 
 def matmul(x: Tensor, weight: PackedMatrix) -> Tensor:
-    """x [..., K] with a matrix in layout 1 -> [..., N] of x's type: float16, bfloat16, and float32 under int8."""
+    """x [..., K] with a matrix in layout 1 -> [..., N] of x's type, which is not float32 under float."""
     check_matmul_input(x, weight.K)
     N, K, bits = weight.N, weight.K, _BITS[weight.kind]
     codes, scale, bias = weight.tiles()
