@@ -42,46 +42,55 @@ Shape shape_of(const hybridkit_geometry& g, const int64_t out_size[3]) {
   return s;
 }
 
-// One sample [C][pixels] into an image [padded...][C] whose border is zero already.
+// One sample [C][pixels] into an image [padded...][C] whose border is zero already. Channels go in blocks, so that a
+// line of the image is written once and not once for every channel.
 template <class T>
 void to_image(const Shape& s, const T* sample, T* image) {
-  for (int64_t c = 0; c < s.channels; ++c) {
+  constexpr int64_t block = 32;
+  const int64_t plane = s.pixels();
+  for (int64_t first = 0; first < s.channels; first += block) {
+    const int64_t end = at_most(first + block, s.channels);
     for (int64_t d = 0; d < s.in[0]; ++d) {
       for (int64_t h = 0; h < s.in[1]; ++h) {
-        const T* from = sample + ((c * s.in[0] + d) * s.in[1] + h) * s.in[2];
+        const T* from = sample + (d * s.in[1] + h) * s.in[2];
         const int64_t row = (d + s.begin[0]) * s.padded[1] + h + s.begin[1];
-        T* to = image + (row * s.padded[2] + s.begin[2]) * s.channels + c;
-        for (int64_t w = 0; w < s.in[2]; ++w) to[w * s.channels] = from[w];
+        T* to = image + (row * s.padded[2] + s.begin[2]) * s.channels;
+        for (int64_t w = 0; w < s.in[2]; ++w) {
+          for (int64_t c = first; c < end; ++c) to[w * s.channels + c] = from[c * plane + w];
+        }
       }
     }
   }
 }
 
-// The patch of one output position for one group: [kernel...][channels / group].
+// Runs are copied in whole pieces of 16 bytes: short ones are most of the work of small layers. What goes beyond a
+// run is overwritten by the next; images and patches have room for the last.
+constexpr int64_t kPiece = 16;
+
+template <class T>
+void copy_run(const T* from, int64_t count, T* to) {
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+  const char* source = reinterpret_cast<const char*>(from);
+  char* target = reinterpret_cast<char*>(to);
+  for (int64_t i = 0; i < bytes; i += kPiece) std::memcpy(target + i, source + i, kPiece);
+}
+
+// The patch of one output position for one group: [kernel...][channels / group], and up to kPiece bytes beyond.
 template <class T>
 void gather(const Shape& s, const T* image, int64_t position, int64_t group, T* patch) {
   const int64_t channels = s.channels / s.group;
   const int64_t d = position / (s.out[1] * s.out[2]), h = position / s.out[2] % s.out[1], w = position % s.out[2];
   const bool contiguous = s.group == 1 && s.dilation[2] == 1;
   const int64_t runs = contiguous ? 1 : s.kernel[2];
-  const size_t run = static_cast<size_t>(contiguous ? s.kernel[2] * channels : channels);
+  const int64_t run = contiguous ? s.kernel[2] * channels : channels;
   for (int64_t i = 0; i < s.kernel[0]; ++i) {
     for (int64_t j = 0; j < s.kernel[1]; ++j) {
       const int64_t row = (d * s.stride[0] + i * s.dilation[0]) * s.padded[1] + h * s.stride[1] + j * s.dilation[1];
       const T* from = image + (row * s.padded[2] + w * s.stride[2]) * s.channels + group * channels;
       for (int64_t r = 0; r < runs; ++r, patch += run, from += s.dilation[2] * s.channels) {
-        std::memcpy(patch, from, run * sizeof(T));
+        copy_run(from, run, patch);
       }
     }
-  }
-}
-
-// Output [rows][columns] of a group into y [N][positions] of a sample.
-void scatter(const float* tile, int64_t rows, int64_t columns, int64_t first, int64_t positions, int32_t dtype, void* y,
-             int64_t base, float* line) {
-  for (int64_t n = 0; n < columns; ++n) {
-    for (int64_t m = 0; m < rows; ++m) line[m] = tile[m * columns + n];
-    from_floats(dtype, line, rows, y, base + n * positions + first);
   }
 }
 
@@ -113,6 +122,18 @@ struct Call {
     return w;
   }
 };
+
+// Output [rows][columns] into y [columns][positions], which begins at element `base`; `turned` takes as many floats.
+void scatter(const Call& call, const float* output, int64_t rows, int64_t columns, int64_t first, void* y, int64_t base,
+             float* turned) {
+  const int64_t positions = call.shape.positions();
+  if (call.dtype == HYBRIDKIT_F32) {
+    call.isa.transpose(output, columns, rows, columns, static_cast<float*>(y) + base + first, positions);
+    return;
+  }
+  call.isa.transpose(output, columns, rows, columns, turned, rows);
+  for (int64_t n = 0; n < columns; ++n) from_floats(call.dtype, turned + n * rows, rows, y, base + n * positions + first);
+}
 
 // A sample's codes as an image; returns its scale.
 float quantize_sample(const Call& call, const void* x, int64_t sample, int8_t* image) {
@@ -151,31 +172,28 @@ bool float_sample(const Call& call, const void* x, int64_t sample, float* image)
 void gather_panels(const Call& call, const int8_t* image, int64_t first, int64_t rows, int64_t group, int8_t* panels,
                    int32_t* sum, int8_t* patch) {
   const int64_t K = call.matrix.K, padded = call.padded_K();
-  std::memset(patch + K, 0, static_cast<size_t>(padded - K));
   for (int64_t start = 0; start < rows; start += call.panel) {
     const int64_t height = at_most(call.panel, rows - start);
     for (int64_t r = 0; r < height; ++r) {
       gather(call.shape, image, first + start + r, group, patch);
-      int32_t total = 0;
-      for (int64_t k = 0; k < K; ++k) total += patch[k];
-      sum[start + r] = total;
+      std::memset(patch + K, 0, static_cast<size_t>(padded - K));
       int8_t* to = panels + start * padded + r * kGranule;
-      for (int64_t k = 0; k < padded; k += kGranule, to += height * kGranule) std::memcpy(to, patch + k, kGranule);
+      sum[start + r] = call.isa.place(patch, padded, to, height * kGranule);
     }
   }
 }
 
 bool int8_block(const Call& call, const int8_t* image, float s, int64_t first, int64_t rows, void* y, int64_t base) {
   const int64_t padded = call.padded_K(), columns = call.rows();
-  Scratch scratch(Scratch::size<int8_t>(rows * padded) + Scratch::size<int8_t>(padded) + Scratch::size<int32_t>(rows) +
-                  Scratch::size<float>(rows) * 2 + Scratch::size<float>(rows * columns));
+  Scratch scratch(Scratch::size<int8_t>(rows * padded) + Scratch::size<int8_t>(padded + kPiece) +
+                  Scratch::size<int32_t>(rows) + Scratch::size<float>(rows) + 2 * Scratch::size<float>(rows * columns));
   if (!scratch) return false;
   int8_t* panels = scratch.take<int8_t>(rows * padded);
-  int8_t* patch = scratch.take<int8_t>(padded);
+  int8_t* patch = scratch.take<int8_t>(padded + kPiece);
   int32_t* sum = scratch.take<int32_t>(rows);
   float* scale = scratch.take<float>(rows);
-  float* line = scratch.take<float>(rows);
   float* output = scratch.take<float>(rows * columns);
+  float* turned = scratch.take<float>(rows * columns);
   for (int64_t r = 0; r < rows; ++r) scale[r] = s;
   for (int64_t g = 0; g < call.shape.group; ++g) {
     gather_panels(call, image, first, rows, g, panels, sum, patch);
@@ -185,19 +203,18 @@ bool int8_block(const Call& call, const int8_t* image, float s, int64_t first, i
     work.x_scale = scale;
     work.x_sum = sum;
     call.isa.int8(work);
-    scatter(output, rows, columns, first, call.shape.positions(), call.dtype, y,
-            base + g * columns * call.shape.positions(), line);
+    scatter(call, output, rows, columns, first, y, base + g * columns * call.shape.positions(), turned);
   }
   return true;
 }
 
 bool float_block(const Call& call, const float* image, int64_t first, int64_t rows, void* y, int64_t base) {
   const int64_t K = call.matrix.K, columns = call.rows();
-  Scratch scratch(Scratch::size<float>(rows * K) + Scratch::size<float>(rows) + Scratch::size<float>(rows * columns));
+  Scratch scratch(Scratch::size<float>(rows * K + kPiece) + 2 * Scratch::size<float>(rows * columns));
   if (!scratch) return false;
-  float* patches = scratch.take<float>(rows * K);
-  float* line = scratch.take<float>(rows);
+  float* patches = scratch.take<float>(rows * K + kPiece);
   float* output = scratch.take<float>(rows * columns);
+  float* turned = scratch.take<float>(rows * columns);
   for (int64_t g = 0; g < call.shape.group; ++g) {
     for (int64_t r = 0; r < rows; ++r) gather(call.shape, image, first + r, g, patches + r * K);
     auto work = call.work<FloatWork>(g, rows, output);
@@ -205,21 +222,99 @@ bool float_block(const Call& call, const float* image, int64_t first, int64_t ro
     work.x_stride = K;
     work.K = K;
     call.isa.floats(work);
-    scatter(output, rows, columns, first, call.shape.positions(), call.dtype, y,
-            base + g * columns * call.shape.positions(), line);
+    scatter(call, output, rows, columns, first, y, base + g * columns * call.shape.positions(), turned);
   }
   return true;
+}
+
+// One channel in and one out for every group: no matrix to speak of, but channels side by side in the image.
+bool is_depthwise(const Call& call) { return call.shape.channels == call.shape.group && call.rows() == 1; }
+
+// The codes as [taps][channels]; digit p of byte j of block b of a tile's first row is tap 4 P b + 4 p + j.
+void depthwise_weights(const Call& call, int8_t* weights) {
+  const int planes = 8 / call.bits, mask = (1 << call.bits) - 1;
+  for (int64_t c = 0; c < call.shape.channels; ++c) {
+    const uint8_t* tile = call.matrix.codes + c * call.blocks() * kBlockBytes;
+    for (int64_t t = 0; t < call.matrix.K; ++t) {
+      const uint8_t byte = tile[t / (4 * planes) * kBlockBytes + t % 4];
+      const int digit = byte >> (t / 4 % planes * call.bits) & mask;
+      weights[t * call.shape.channels + c] = static_cast<int8_t>(call.bits == 2 ? digit - 1 : 2 * digit - 1);
+    }
+  }
+}
+
+// Positions [first, first + rows) of one image whose channels are convolved by themselves; s as in int8_block.
+template <class T>
+bool depthwise_block(const Call& call, const T* image, float s, const int8_t* weights, const int64_t* taps,
+                     int64_t first, int64_t rows, void* y, int64_t base) {
+  const Shape& shape = call.shape;
+  const int64_t channels = shape.channels;
+  Scratch scratch(2 * Scratch::size<float>(rows * channels));
+  if (!scratch) return false;
+  float* sums = scratch.take<float>(rows * channels);
+  float* turned = scratch.take<float>(rows * channels);
+  for (int64_t done = 0; done < rows;) {  // outputs of one line of the image at a time
+    const int64_t position = first + done, w = position % shape.out[2];
+    const int64_t h = position / shape.out[2] % shape.out[1], d = position / (shape.out[1] * shape.out[2]);
+    const int64_t line = d * shape.stride[0] * shape.padded[1] + h * shape.stride[1];
+    DepthwiseWork<T> work{};
+    work.image = image + (line * shape.padded[2] + w * shape.stride[2]) * channels;
+    work.taps = taps;
+    work.weights = weights;
+    work.count = call.matrix.K;
+    work.channels = channels;
+    work.positions = at_most(shape.out[2] - w, rows - done);
+    work.step = shape.stride[2] * channels;
+    work.sums = sums + done * channels;
+    if constexpr (sizeof(T) == 1) {
+      call.isa.depthwise_int8(work);
+    } else {
+      call.isa.depthwise_floats(work);
+    }
+    done += work.positions;
+  }
+  const float* scale = call.matrix.scale;
+  const float* bias = call.matrix.bias;
+  for (int64_t m = 0; m < rows; ++m) {
+    float* sum = sums + m * channels;
+    if (sizeof(T) == 1) {
+      for (int64_t c = 0; c < channels; ++c) sum[c] = sum[c] * (s * scale[c]) + bias[c];
+    } else {
+      for (int64_t c = 0; c < channels; ++c) sum[c] = sum[c] * scale[c] + bias[c];
+    }
+  }
+  scatter(call, sums, rows, channels, first, y, base, turned);
+  return true;
+}
+
+// How far each tap is from the first, in an image.
+void tap_offsets(const Shape& s, int64_t* taps) {
+  for (int64_t i = 0; i < s.kernel[0]; ++i)
+    for (int64_t j = 0; j < s.kernel[1]; ++j)
+      for (int64_t k = 0; k < s.kernel[2]; ++k) {
+        const int64_t row = i * s.dilation[0] * s.padded[1] + j * s.dilation[1];
+        *taps++ = (row * s.padded[2] + k * s.dilation[2]) * s.channels;
+      }
 }
 
 // All samples, as many at a time as kImageBytes holds.
 template <class T>
 bool convolve(const Call& call, const void* x, int64_t batch, void* y, const hybridkit_parallel* parallel) {
-  const int64_t image = round_up(call.shape.image(), 64), positions = call.shape.positions();
+  const int64_t image = round_up(call.shape.image() + kPiece, 64), positions = call.shape.positions();
   const int64_t at_a_time = at_least(at_most(kImageBytes / (image * static_cast<int64_t>(sizeof(T))), batch), 1);
-  Scratch scratch(Scratch::size<T>(at_a_time * image) + Scratch::size<float>(at_a_time));
+  const bool depthwise = is_depthwise(call);
+  const int64_t weight_count = depthwise ? call.matrix.N * call.matrix.K : 0, tap_count = depthwise ? call.matrix.K : 0;
+  Scratch scratch(Scratch::size<T>(at_a_time * image) + Scratch::size<float>(at_a_time) +
+                  Scratch::size<int8_t>(weight_count) + Scratch::size<int64_t>(tap_count));
   if (!scratch) return false;
   T* images = scratch.take<T>(at_a_time * image);
   float* scales = scratch.take<float>(at_a_time);
+  int8_t* weights = scratch.take<int8_t>(weight_count);
+  int64_t* taps = scratch.take<int64_t>(tap_count);
+  if (depthwise) {
+    depthwise_weights(call, weights);
+    tap_offsets(call.shape, taps);
+  }
   std::atomic<bool> complete{true};
   const int64_t blocks = divide_up(positions, call.block);
   for (int64_t first = 0; first < batch; first += at_a_time) {
@@ -237,7 +332,9 @@ bool convolve(const Call& call, const void* x, int64_t batch, void* y, const hyb
       const int64_t i = task / blocks, start = task % blocks * call.block;
       const int64_t rows = at_most(call.block, positions - start), base = (first + i) * call.matrix.N * positions;
       bool done;
-      if constexpr (sizeof(T) == 1) {
+      if (depthwise) {
+        done = depthwise_block(call, images + i * image, scales[i], weights, taps, start, rows, y, base);
+      } else if constexpr (sizeof(T) == 1) {
         done = int8_block(call, images + i * image, scales[i], start, rows, y, base);
       } else {
         done = float_block(call, images + i * image, start, rows, y, base);

@@ -45,6 +45,17 @@ struct FloatWork : Work {
   int64_t K;
 };
 
+// A convolution of each channel by itself, on one image. Sums are exact for codes, float32 for numbers.
+template <class T>
+struct DepthwiseWork {
+  const T* image;           // the first output position's first tap; channels last
+  const int64_t* taps;      // [count], how far from there each tap is
+  const int8_t* weights;    // [count][channels], -1, 0 or 1
+  int64_t count, channels;
+  int64_t positions, step;  // outputs side by side, and how far apart their inputs are
+  float* sums;              // [positions][channels]
+};
+
 struct Isa {
   const char* name;
   bool (*supported)();
@@ -58,6 +69,12 @@ struct Isa {
   // Codes of n activations under scale s, in granules of 16 that are `stride` bytes apart; the last granule is
   // filled up with zeros. Returns the sum of the codes.
   int32_t (*quantize)(const float* x, int64_t n, float s, int8_t* codes, int64_t stride);
+  // Codes of a patch, n of them and a multiple of 16, into granules that are `stride` bytes apart; returns their sum.
+  int32_t (*place)(const int8_t* patch, int64_t n, int8_t* codes, int64_t stride);
+  // [rows][columns] to [columns][rows], `stride` floats from row to row of each
+  void (*transpose)(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride);
+  void (*depthwise_int8)(const DepthwiseWork<int8_t>&);
+  void (*depthwise_floats)(const DepthwiseWork<float>&);
 };
 
 extern const Isa kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kNeon;

@@ -6,6 +6,7 @@
 #include "activations_avx2.h"
 #include "floats_avx2.h"
 #include "isa.h"
+#include "plain.h"
 
 namespace hybridkit {
 namespace {
@@ -197,6 +198,6 @@ void int8(const Int8Work& work) {
 
 }  // namespace
 
-const Isa kAvx2 = {"avx2", supported, kPanel, kStreamRows, kFloatStreamRows, int8, floats, magnitude, quantize};
+const Isa kAvx2 = {"avx2", supported, kPanel, kStreamRows, kFloatStreamRows, int8, floats, magnitude, quantize, place, transpose, depthwise<int8_t, int32_t>, depthwise<float, float>};
 
 }  // namespace hybridkit

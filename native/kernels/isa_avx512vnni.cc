@@ -8,6 +8,7 @@
 #include "activations_avx2.h"
 #include "int8_vnni.h"
 #include "isa.h"
+#include "plain.h"
 
 namespace hybridkit {
 namespace {
@@ -242,6 +243,6 @@ void floats(const FloatWork& work) {
 }  // namespace
 
 const Isa kAvx512Vnni = {"avx512vnni", supported, Vector::panel, Vector::panel, kFloatStreamRows,
-                         int8_products<Vector>, floats, magnitude, quantize};
+                         int8_products<Vector>, floats, magnitude, quantize, place, transpose, depthwise<int8_t, int32_t>, depthwise<float, float>};
 
 }  // namespace hybridkit

@@ -5,6 +5,7 @@
 #include "floats_avx2.h"
 #include "int8_vnni.h"
 #include "isa.h"
+#include "plain.h"
 
 namespace hybridkit {
 namespace {
@@ -56,6 +57,6 @@ struct Vector {
 }  // namespace
 
 const Isa kAvxVnni = {"avxvnni", supported, Vector::panel, Vector::panel, kFloatStreamRows, int8_products<Vector>,
-                      floats,    magnitude, quantize};
+                      floats,    magnitude, quantize, place, transpose, depthwise<int8_t, int32_t>, depthwise<float, float>};
 
 }  // namespace hybridkit

@@ -14,34 +14,36 @@ namespace hybridkit {
 
 constexpr const char* kOutOfMemory = "out of memory";
 
-// Memory of the calling thread. The block of the last call is kept for the next one: a product is too short to let
-// it pay for page faults. Nested use on one thread gets a block of its own.
+// Memory of the calling thread, kept for the next call: a product is too short to let it pay for page faults. Uses
+// on one thread nest like the calls that make them, and each depth keeps a block of its own.
 class Scratch {
  public:
   explicit Scratch(size_t bytes) {
-    Block& kept = mine();
-    if (kept.bytes >= bytes) {
-      block_ = kept;
-      kept = Block{};
-    } else {
+    Kept& kept = mine();
+    const int depth = kept.depth++;
+    Block& block = depth < kDepths ? kept.blocks[depth] : extra_;
+    if (block.bytes < bytes) {
+      release(block.memory);
       const size_t rounded = (bytes + 4095) / 4096 * 4096;
-      block_ = Block{allocate(rounded), rounded};
+      void* memory = allocate(rounded);
+      block = Block{memory, memory == nullptr ? 0 : rounded};
     }
-    next_ = static_cast<char*>(block_.memory);
+    enough_ = block.bytes >= bytes;
+    next_ = static_cast<char*>(block.memory);
   }
   ~Scratch() {
-    Block& kept = mine();
-    if (block_.bytes > kept.bytes && block_.bytes <= kMostKept) {
-      release(kept.memory);
-      kept = block_;
-    } else {
-      release(block_.memory);
+    Kept& kept = mine();
+    const int depth = --kept.depth;
+    Block& block = depth < kDepths ? kept.blocks[depth] : extra_;
+    if (depth >= kDepths || block.bytes > kMostKept) {
+      release(block.memory);
+      block = Block{};
     }
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  explicit operator bool() const { return block_.memory != nullptr; }
+  explicit operator bool() const { return enough_; }
 
   // The next `count` elements, 64-byte aligned; `bytes` of the constructor is the sum of size<T>(count).
   template <class T>
@@ -60,14 +62,15 @@ class Scratch {
     void* memory = nullptr;
     size_t bytes = 0;
   };
-  struct Kept : Block {
-    ~Kept() { release(memory); }
-    Kept& operator=(const Block& other) {
-      Block::operator=(other);
-      return *this;
+  static constexpr int kDepths = 4;
+  static constexpr size_t kMostKept = size_t{16} << 20;  // a larger block is given back after the call
+  struct Kept {
+    Block blocks[kDepths];
+    int depth = 0;
+    ~Kept() {
+      for (Block& block : blocks) release(block.memory);
     }
   };
-  static constexpr size_t kMostKept = size_t{16} << 20;
 
   static Kept& mine() {
     thread_local Kept kept;
@@ -84,7 +87,8 @@ class Scratch {
   static void release(void* memory) { std::free(memory); }
 #endif
 
-  Block block_;
+  Block extra_;  // beyond kDepths
+  bool enough_;
   char* next_;
 };
 
