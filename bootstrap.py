@@ -32,10 +32,21 @@ def run(*command: str | Path) -> None:
         raise SystemExit(status)
 
 
+def what_is_installed() -> str:
+    """A hash of what an editable install does not follow: requirements and the native sources."""
+    sources = [ROOT / "pyproject.toml", ROOT / "CMakeLists.txt", *sorted((ROOT / "native").rglob("*"))]
+    digest = hashlib.sha256()
+    for source in sources:
+        if source.is_file():
+            digest.update(f"{source.relative_to(ROOT)} {source.stat().st_size}\n".encode())
+            digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
 def set_up(extra: str) -> None:
-    """Create the environment and install hybridkit into it, unless that was done for this pyproject.toml."""
+    """Create the environment and install hybridkit into it, unless that was done for these sources."""
     stamp = ENVIRONMENT / f"installed-{extra}"
-    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    wanted = what_is_installed()
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     if not BIN.is_dir():

@@ -1,33 +1,35 @@
-"""An ONNX file, ours or any other, as it runs here: speed, memory, size, quality, beside its fp32 twin."""
+"""An ONNX file, ours or any other, as it runs here: speed, memory, size, quality, beside its peers."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hybridkit.bench.feeds import Feed, Input, feed, model_inputs, recorded_shapes
 from hybridkit.bench.latency import Effort, Timing, compare_latency
+from hybridkit.bench.layers import LayerResult, measure_layers
 from hybridkit.bench.memory import measure_memory, write_empty
 from hybridkit.bench.pool import Tick
-from hybridkit.bench.twin import load, write_twin
-from hybridkit.errors import FileError, HybridkitError, UsageError
+from hybridkit.bench.quality import quality_of
+from hybridkit.bench.twin import load
+from hybridkit.bench.variants import NAMES, TWIN, Variant, write_variants
+from hybridkit.errors import FileError, HybridkitError
+from hybridkit.runtime.native import Native
+from hybridkit.runtime.native import load as native_library
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    import onnxruntime
 
 BATCHES: Final = (1, 8, 128)
 DISTINCT: Final = 8  # inputs that take turns
-TWIN: Final = "fp32 twin"
-SAMPLES: Final = 2048  # of the test data, at most
 
 
 @dataclass(frozen=True, slots=True)
 class VariantResult:
-    """One of the two files. `metric` is None where the file names no task that is registered here."""
+    """One way to run the network. `metric` is None where the file names no task that is registered here."""
 
     variant: str
     file_bytes: int
@@ -38,19 +40,21 @@ class VariantResult:
 
 @dataclass(frozen=True, slots=True)
 class LatencyResult:
-    """One variant's timing at one batch size and number of threads."""
+    """One variant's timing at one batch size and number of threads. cold: caches filled with other things."""
 
     variant: str
     batch: int
     threads: int
     timing: Timing
+    cold: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceResult:
-    """A model file beside its fp32 twin, or alone where it has no packed layers.
+    """A model file beside the same network as its peers store it.
 
     operators: what runs the packed layers. output_error: ||model - twin||^2 / ||twin||^2 on random inputs.
+    isa: of the native kernels, None without them; layers: measured where they run.
     """
 
     model: str
@@ -63,6 +67,8 @@ class InferenceResult:
     variants: list[VariantResult]
     latencies: list[LatencyResult]
     notes: list[str]
+    isa: str | None = None
+    layers: list[LayerResult] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,52 +105,73 @@ def measure_inference(
 
     Raises FileError if the file is missing or no ONNX model, HybridkitError if it cannot be run.
     """
+    native = native_library()
     with tempfile.TemporaryDirectory() as folder:
-        twin, empty = Path(folder) / "twin.onnx", Path(folder) / "empty.onnx"
+        empty = Path(folder) / "empty.onnx"
         write_empty(empty)
         graph = load(path)
-        layers = write_twin(path, twin)
+        packed, variants, notes = write_variants(path, Path(folder))
         tick()
-        files = {path.name: path} | ({TWIN: twin} if layers else {})
-        work = _workload(path, graph)
-        latencies = _latencies(files, work, threads, work.batches(batches), effort or Effort(), tick)
-        memory = {}
-        for name, file in files.items():
-            memory[name] = measure_memory(file, empty, threads=threads[0], bound=work.bound)
-            tick()
-        quality = _quality(files, graph.metadata_props)
-        error = _output_error(path, twin, work) if layers else None
-        variants = [
-            VariantResult(
-                variant=name,
-                file_bytes=model_bytes(file),
-                resident_bytes=memory[name].resident_bytes,
-                peak_bytes=memory[name].peak_bytes,
-                metric=quality.values.get(name),
+        work = _workload(variants[0], graph)
+        sizes = work.batches(batches)
+        latencies = _latencies(variants, work, threads, sizes, effort or Effort(), tick)
+        quality = quality_of(variants, graph.metadata_props)
+        results = []
+        for variant in variants:
+            memory = measure_memory(
+                variant.path, empty, threads=threads[0], bound=work.bound, native=variant.native
             )
-            for name, file in files.items()
-        ]
+            results.append(
+                VariantResult(
+                    variant=variant.name,
+                    file_bytes=model_bytes(variant.path),
+                    resident_bytes=memory.resident_bytes,
+                    peak_bytes=memory.peak_bytes,
+                    metric=quality.values.get(variant.name),
+                )
+            )
+            tick()
+        twin = next((v for v in variants if v.name == TWIN), None)
+        error = _output_error(variants[0], twin, work) if twin else None
+        layers = []
+        if native and twin:
+            from hybridkit.exporting.graph import packed_nodes
+
+            nodes = list(packed_nodes(graph))
+            for size in sizes:
+                feeds, most = work.feeds(size), max(threads)
+                layers += measure_layers(nodes, variants[0], twin, native, feeds, size, most)
         tick()
-    notes = [quality.note] if quality.note else []
-    if not layers:
+    notes += [quality.note] if quality.note else []
+    if not packed:
         notes.append("the file has no packed layers, so there is no fp32 twin to compare it with")
     return InferenceResult(
         model=path.name,
-        packed_layers=layers,
-        operators="portable bodies on ONNX Runtime's own kernels" if layers else "ONNX Runtime's own kernels",
+        packed_layers=packed,
+        operators=_operators(packed, native),
         task=quality.task,
         metric=quality.metric,
         samples=quality.samples,
         output_error=error,
-        variants=variants,
+        variants=results,
         latencies=latencies,
         notes=notes,
+        isa=native.isa if native else None,
+        layers=layers,
     )
+
+
+def _operators(packed: int, native: Native | None) -> str:
+    if not packed:
+        return "ONNX Runtime's own kernels"
+    if native is None:
+        return "portable bodies on ONNX Runtime's own kernels"
+    return f"native operators on {native.isa}"
 
 
 def steps(threads: Sequence[int], batches: Sequence[int] = BATCHES) -> int:
     """How often `measure_inference` ticks at most, for a progress bar."""
-    return 4 + len(threads) * len(batches)
+    return 3 + len(NAMES) + 2 * len(threads) * len(batches)
 
 
 def model_bytes(path: Path) -> int:
@@ -169,8 +196,8 @@ def _tensors(model: Any) -> list[Any]:
     return [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
 
 
-def _workload(path: Path, graph: ir.Model) -> Workload:
-    probe = _session(path, 1)
+def _workload(variant: Variant, graph: ir.Model) -> Workload:
+    probe = variant.session(1)
     return Workload(
         model_inputs(probe), recorded_shapes(probe.get_modelmeta().custom_metadata_map), index_bound(graph)
     )
@@ -190,14 +217,8 @@ def index_bound(graph: ir.Model) -> int:
     return min((size for size in rows if isinstance(size, int)), default=2)
 
 
-def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    from hybridkit.runtime.session import session
-
-    return session(path, threads=threads, log_severity_level=3)
-
-
 def _latencies(
-    files: Mapping[str, Path],
+    variants: Sequence[Variant],
     work: Workload,
     threads: Sequence[int],
     batches: Sequence[int],
@@ -206,70 +227,22 @@ def _latencies(
 ) -> list[LatencyResult]:
     found = []
     for count in threads:
-        sessions = {name: _session(file, count) for name, file in files.items()}
+        sessions = {variant.name: variant.session(count) for variant in variants}
         for batch in batches:
-            try:
-                timings = compare_latency(sessions, work.feeds(batch), batch, effort)
-            except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
-                reason = " ".join(str(error).split())
-                raise HybridkitError(f"the model does not run on made-up inputs: {reason}") from error
-            found += [LatencyResult(name, batch, count, timing) for name, timing in timings.items()]
-            tick()
+            for cold in (False, True):
+                try:
+                    timings = compare_latency(sessions, work.feeds(batch), batch, effort, cold=cold)
+                except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+                    reason = " ".join(str(error).split())
+                    raise HybridkitError(f"the model does not run on made-up inputs: {reason}") from error
+                found += [LatencyResult(name, batch, count, t, cold) for name, t in timings.items()]
+                tick()
     return found
 
 
-def _output_error(path: Path, twin: Path, work: Workload) -> float:
+def _output_error(ours: Variant, twin: Variant, work: Workload) -> float:
     from hybridkit.bench.quantization import relative_error
 
     batch = work.batches((32,))[0]
     [given] = work.feeds(batch, 1)
-    return relative_error(_session(path, 1).run(None, given)[0], _session(twin, 1).run(None, given)[0])
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """A task's metric for each file; `note` says why there is none."""
-
-    task: str | None
-    metric: str | None
-    samples: int
-    values: dict[str, float]
-    note: str
-
-
-def _quality(files: Mapping[str, Path], metadata: Mapping[str, str]) -> Quality:
-    """The metric on the test data of the task that the file names; only registered tasks are used."""
-    from hybridkit.registry import registry
-
-    name = metadata.get("hybridkit.task", "")
-    try:
-        registry().find("task", name)
-    except UsageError:
-        reason = f"the file names no registered task ({name!r})" if name else "the file names no task"
-        return Quality(None, None, 0, {}, f"{reason}: no quality is measured")
-    try:
-        return _measure_quality(files, name)
-    except HybridkitError as error:
-        return Quality(name, None, 0, {}, f"no quality is measured: {error}")
-
-
-def _measure_quality(files: Mapping[str, Path], name: str) -> Quality:
-    import torch
-
-    from hybridkit.tasks.resolve import make_task
-
-    task = make_task(name)
-    data = tuple(part[:SAMPLES] for part in task.splits().test)
-    values = {}
-    for variant, file in files.items():
-        runner = _session(file, 1)
-        names = [value.name for value in runner.get_inputs()]
-        total = 0.0
-        for start in range(0, len(data[0]), 256):
-            batch = tuple(part[start : start + 256] for part in data)
-            given = {n: x.numpy() for n, x in zip(names, task.inputs(batch), strict=True)}
-            output = torch.from_numpy(runner.run(None, given)[0])
-            scores = {"loss": float(task.loss(output, batch)), **task.metrics(output, batch)}
-            total += float(scores[task.metric]) * len(batch[0])
-        values[variant] = total / len(data[0])
-    return Quality(name, task.metric, len(data[0]), values, "")
+    return relative_error(ours.session(1).run(None, given)[0], twin.session(1).run(None, given)[0])

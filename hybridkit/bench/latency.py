@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from hybridkit.bench.statistics import latency_percentiles
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnxruntime
+    from numpy.typing import NDArray
 
     from hybridkit.bench.feeds import Feed
 
+COLD_RUNS: Final = 10  # in a round: filling the caches takes longer than most runs
 LEAST_RUNS: Final = 20  # in a round, so that a 99th percentile is near the slowest and not an invention
 
 
@@ -38,15 +43,27 @@ class Timing:
 
 
 def compare_latency(
-    sessions: Mapping[str, onnxruntime.InferenceSession], feeds: Sequence[Feed], batch: int, effort: Effort
+    sessions: Mapping[str, onnxruntime.InferenceSession],
+    feeds: Sequence[Feed],
+    batch: int,
+    effort: Effort,
+    *,
+    cold: bool = False,
 ) -> dict[str, Timing]:
-    """The timing of each session on the same `feeds` [at least 1], used in turn."""
-    counts = {name: _runs_per_round(session, feeds, effort) for name, session in sessions.items()}
+    """The timing of each session on the same `feeds` [at least 1], used in turn.
+
+    cold: before each run the caches are filled with something else.
+    """
+    between = _evict if cold else None
+    counts = {
+        name: COLD_RUNS if cold else _runs_per_round(session, feeds, effort)
+        for name, session in sessions.items()
+    }
     rounds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in sessions}
     names = list(sessions)
     for turn in range(effort.rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            rounds[name].append(latency_percentiles(_time(sessions[name], feeds, counts[name])))
+            rounds[name].append(latency_percentiles(_time(sessions[name], feeds, counts[name], between)))
     timings = {}
     for name, found in rounds.items():
         p50, p90, p99 = (median(column) for column in zip(*found, strict=True))
@@ -60,12 +77,43 @@ def _runs_per_round(session: onnxruntime.InferenceSession, feeds: Sequence[Feed]
     return max(LEAST_RUNS, int(effort.seconds / median(_time(session, feeds, 3))))
 
 
-def _time(session: onnxruntime.InferenceSession, feeds: Sequence[Feed], runs: int) -> list[float]:
+def _time(
+    session: onnxruntime.InferenceSession,
+    feeds: Sequence[Feed],
+    runs: int,
+    between: Callable[[], object] | None = None,
+) -> list[float]:
     """Seconds of each run."""
     seconds = []
     for i in range(runs):
         feed = feeds[i % len(feeds)]
+        if between is not None:
+            between()
         started = time.perf_counter()
         session.run(None, feed)
         seconds.append(time.perf_counter() - started)
     return seconds
+
+
+def _evict() -> object:
+    """Read what the last cache cannot hold, as far as the system tells its size."""
+    import numpy as np
+
+    return np.add.reduce(_ballast())
+
+
+@functools.cache
+def _ballast() -> NDArray[np.int64]:
+    import numpy as np
+
+    return np.ones(4 * last_cache_bytes() // 8, np.int64)
+
+
+def last_cache_bytes() -> int:
+    """Of the largest cache of the first processor; 32 MiB where the system does not tell."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        if text.endswith("K") and text[:-1].isdigit():
+            sizes.append(int(text[:-1]) << 10)
+    return max(sizes, default=32 << 20)

@@ -1,6 +1,6 @@
 """Resident memory of a session, over that of a session with an empty model, in a process of its own.
 
-python -m hybridkit.bench.memory EMPTY.onnx MODEL.onnx THREADS BOUND    prints one JSON object
+python -m hybridkit.bench.memory EMPTY.onnx MODEL.onnx THREADS BOUND NATIVE    prints one JSON object
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ class Memory:
     peak_bytes: int | None
 
 
-def measure_memory(path: Path, empty: Path, *, threads: int, bound: int) -> Memory:
+def measure_memory(path: Path, empty: Path, *, threads: int, bound: int, native: bool = True) -> Memory:
     """Load `path` in a new process and run it once. `empty`: see `write_empty`. `bound`: see feeds.feed.
+    `native`: with our operators, where the library is there.
 
     Raises HybridkitError with the last line of what went wrong.
     """
-    line = [sys.executable, "-m", "hybridkit.bench.memory", str(empty), str(path), str(threads), str(bound)]
+    given = [str(empty), str(path), str(threads), str(bound), str(int(native))]
+    line = [sys.executable, "-m", "hybridkit.bench.memory", *given]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -68,12 +70,13 @@ def main(arguments: list[str]) -> None:
     from hybridkit.runtime.session import session
 
     empty, path, threads, bound = arguments[0], arguments[1], int(arguments[2]), int(arguments[3])
+    native = arguments[4] == "1"
     process = psutil.Process()
-    first = session(empty, threads=threads)
+    first = session(empty, threads=threads, native=native)
     first.run(None, {"x": np.zeros(1, np.float32)})
     before = process.memory_info().rss
     _forget_peak()
-    model = session(path, threads=threads, log_severity_level=3)
+    model = session(path, threads=threads, native=native, log_severity_level=3)
     examples = recorded_shapes(model.get_modelmeta().custom_metadata_map)
     model.run(None, feed(model_inputs(model), 1, 0, bound=bound, examples=examples))
     peak = _peak()

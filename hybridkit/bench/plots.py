@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 from hybridkit.bench.convergence import ArmResult, ConvergenceResult
-from hybridkit.bench.inference import InferenceResult
+from hybridkit.bench.inference import InferenceResult, LatencyResult
 from hybridkit.bench.quantization import QuantizationResult
 from hybridkit.bench.results import BenchResults
 from hybridkit.bench.runs import ARMS, BASELINE, UNTUNED
+from hybridkit.bench.variants import NAMES
 
 # Okabe and Ito's palette: distinct also for readers who do not see all colours.
 COLOURS: Final = dict(zip(ARMS, ("#555555", "#999999", "#0072B2", "#E69F00", "#D55E00"), strict=True))
 AFTERWARDS: Final = "#56B4E9"
-PACKED, TWIN = "#D55E00", "#555555"
+OURS: Final = "#D55E00"
+PEERS: Final = dict(zip(NAMES, ("#B08A5B", "#555555", "#0072B2", "#009E73", "#CC79A7"), strict=True))
 
 
 def available() -> bool:
@@ -30,6 +32,7 @@ def write_plots(results: BenchResults, folder: Path) -> list[Path]:
     from hybridkit.packing.atomic import atomic_file
 
     drawings: list[tuple[str, Callable[[Any], None]]] = []
+    heights = {"latency.png": 8.0}
     if results.convergence:
         convergence = results.convergence
         drawings.append(("convergence.png", lambda figure: draw_convergence(figure, convergence)))
@@ -41,7 +44,7 @@ def write_plots(results: BenchResults, folder: Path) -> list[Path]:
         drawings.append(("latency.png", lambda figure: draw_latency(figure, inference)))
     written = []
     for name, draw in drawings:
-        figure = _figure()
+        figure = _figure(heights.get(name, 4.5))
         draw(figure)
         with atomic_file(folder / name) as file:
             figure.savefig(file, format="png", dpi=120)
@@ -49,12 +52,12 @@ def write_plots(results: BenchResults, folder: Path) -> list[Path]:
     return written
 
 
-def _figure() -> Any:
+def _figure(height: float) -> Any:
     """A figure without a window, whatever backend the user has configured."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -116,37 +119,41 @@ def draw_errors(figure: Any, result: QuantizationResult) -> None:
 
 
 def draw_latency(figure: Any, result: InferenceResult) -> None:
-    """Median latency with a mark at the 99th percentile, one panel per number of threads."""
+    """Median latency with a mark at the 99th percentile: a column per number of threads, cold below warm."""
     threads = list(dict.fromkeys(row.threads for row in result.latencies))
-    panels = figure.subplots(1, len(threads), squeeze=False, sharey=True)[0]
+    caches = list(dict.fromkeys(row.cold for row in result.latencies))
+    panels = figure.subplots(len(caches), len(threads), squeeze=False, sharex="col", sharey=True)
     names = [variant.variant for variant in result.variants]
-    width = 0.8 / len(names)
-    for panel, count in zip(panels, threads, strict=True):
-        for i, name in enumerate(names):
-            rows = [r for r in result.latencies if r.threads == count and r.variant == name]
-            at = [b - 0.4 + width * (i + 0.5) for b in range(len(rows))]
-            heights = [row.timing.p50_ms for row in rows]
-            tails = [max(row.timing.p99_ms - row.timing.p50_ms, 0.0) for row in rows]
-            bars = panel.bar(
-                at,
-                heights,
-                width * 0.92,
-                yerr=[[0.0] * len(rows), tails],
-                color=(PACKED, TWIN)[i],
-                capsize=4,
-                ecolor="#222222",
-                label=name,
-            )
-            panel.bar_label(bars, fmt="%.3g", fontsize=8, label_type="center", color="white")
-        batches = [row.batch for row in result.latencies if row.threads == count and row.variant == names[0]]
-        panel.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
-        panel.set(title=f"{count} thread{'s' if count > 1 else ''}")
-        _logarithmic(panel)
-        panel.grid(alpha=0.3, axis="y", which="both")
-        panel.set_axisbelow(True)
+    for line, cold in zip(panels, caches, strict=True):
+        for panel, count in zip(line, threads, strict=True):
+            rows = [r for r in result.latencies if (r.threads, r.cold) == (count, cold)]
+            _bars(panel, rows, names)
+            panel.set(title=f"{count} thread{'s' if count > 1 else ''}, {'cold' if cold else 'warm'} caches")
+        line[0].set_ylabel("milliseconds")
     least = min(row.timing.p50_ms for row in result.latencies)
     most = max(row.timing.p99_ms for row in result.latencies)
-    panels[0].set_ylim(10 ** math.floor(math.log10(least / 2)), 8 * most)  # room for the legend
-    panels[0].set_ylabel("milliseconds (bar: median, mark: 99th percentile)")
-    panels[0].legend(frameon=False, loc="upper left")
-    figure.suptitle(f"Latency of {result.model}")
+    panels[0][0].set_ylim(10 ** math.floor(math.log10(least / 2)), 1.5 * most)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(names))
+    figure.suptitle(f"Latency of {result.model} (bar: median, mark: 99th percentile)")
+
+
+def _bars(panel: Any, rows: Sequence[LatencyResult], names: Sequence[str]) -> None:
+    """A group of bars per batch size, one of each variant."""
+    width = 0.86 / len(names)
+    batches = list(dict.fromkeys(row.batch for row in rows))
+    for i, name in enumerate(names):
+        mine = [row for row in rows if row.variant == name]
+        at = [b - 0.43 + width * (i + 0.5) for b in range(len(mine))]
+        heights = [row.timing.p50_ms for row in mine]
+        tails = [max(row.timing.p99_ms - row.timing.p50_ms, 0.0) for row in mine]
+        colour = OURS if i == 0 else PEERS[name]
+        errors: dict[str, Any] = {"yerr": [[0.0] * len(mine), tails], "capsize": 2, "ecolor": "#222222"}
+        bars = panel.bar(at, heights, width * 0.92, color=colour, label=name, **errors)
+        panel.bar_label(
+            bars, fmt="%.3g", fontsize=7, label_type="center", rotation=90, color="white", fontweight="bold"
+        )
+    panel.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
+    _logarithmic(panel)
+    panel.grid(alpha=0.3, axis="y", which="both")
+    panel.set_axisbelow(True)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from hybridkit.bench import format
 from hybridkit.bench.convergence import ConvergenceResult
 from hybridkit.bench.inference import InferenceResult
+from hybridkit.bench.layers import REFERENCE, SLOW
 from hybridkit.bench.quantization import QuantizationResult
 from hybridkit.bench.results import BenchResults
 from hybridkit.bench.runs import BASELINE
+from hybridkit.bench.variants import TWIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ def tables(results: BenchResults) -> Iterator[TextTable]:
     if results.inference:
         yield file_table(results.inference)
         yield latency_table(results.inference)
+        if results.inference.layers:
+            yield layer_table(results.inference)
     if results.claims:
         yield claim_table(results)
 
@@ -176,6 +180,7 @@ def latency_table(result: InferenceResult) -> TextTable:
         (
             str(row.threads),
             str(row.batch),
+            "cold" if row.cold else "warm",
             row.variant,
             f"{row.timing.p50_ms:.3f}",
             f"{row.timing.p90_ms:.3f}",
@@ -186,9 +191,41 @@ def latency_table(result: InferenceResult) -> TextTable:
     ]
     return TextTable(
         "Latency in milliseconds",
-        ("threads", "batch", "file", "p50", "p90", "p99", "samples/s"),
+        ("threads", "batch", "caches", "file", "p50", "p90", "p99", "samples/s"),
         rows,
-        ["Variants take turns on the same distinct inputs; medians over the rounds of each percentile."],
+        [
+            "Variants take turns on the same distinct inputs; medians over the rounds of each percentile.",
+            "Cold: before each run the caches are filled with something else.",
+        ],
+    )
+
+
+def layer_table(result: InferenceResult) -> TextTable:
+    """One row per packed layer and batch size, with the flags of slow ones."""
+    rows = [
+        (
+            row.layer or "(the whole network)",
+            row.operator,
+            f"{row.n} x {row.k}",
+            str(row.batch),
+            str(row.rows),
+            row.kernel,
+            str(row.threads),
+            f"{row.us:.0f}",
+            "-" if row.twin_us is None else f"{row.twin_us:.0f}",
+            row.flag,
+        )
+        for row in result.layers
+    ]
+    slow = sum(bool(row.flag) for row in result.layers)
+    return TextTable(
+        f"Packed layers of {result.model} inside the network, on {result.isa}",
+        ("layer", "operator", "N x K", "batch", "M", "kernel", "threads", "us", f"us in the {TWIN}", "slow?"),
+        rows,
+        [
+            f"{slow} of {len(rows)} are slow: slower than the same product of the {TWIN}, or {SLOW:g} times "
+            f"slower than the same kernel is for as much work on a matrix of {REFERENCE} x {REFERENCE}."
+        ],
     )
 
 

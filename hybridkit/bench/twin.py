@@ -31,9 +31,11 @@ def write_twin(path: Path, twin: Path) -> int:
 
     from hybridkit.exporting import files, lowering
     from hybridkit.exporting.graph import packed_nodes
+    from hybridkit.exporting.layout import make_row_major
 
     model = load(path)
     unpacked = sum(1 for _ in packed_nodes(model))
+    make_row_major(model)
     lowering.full_precision(model)
     for node in list(model.graph.all_nodes()):
         unpacked += _unpack_blocks(model, node) or _unpack_codes(model, node)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+DERIVED: Final = ("Identity", "Transpose", "Cast")  # operators whose result on a constant is one
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
@@ -28,7 +30,7 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
 
 
 def _derived(node: ir.Node) -> NDArray[Any] | None:
-    if node.op_type not in ("Identity", "Transpose", "Cast"):
+    if node.op_type not in DERIVED:
         return None
     source = constant(node.inputs[0])
     if source is None:

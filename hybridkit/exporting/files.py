@@ -50,7 +50,7 @@ def staged(path: Path) -> Iterator[Path]:
 def save(model: ir.Model, path: Path) -> None:
     """Write the model, its weights external if they exceed EXTERNAL_BYTES. Not atomic; see `staged`."""
     if weight_bytes(model) <= EXTERNAL_BYTES:
-        ir.external_data.load_to_model(model)  # what came from another file
+        _take_in(model)
         ir.save(model, path)
         return
     name = f"{path.name}.{_digest(model)}.data"
@@ -84,6 +84,14 @@ def model_bytes(model: ir.Model) -> int:
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers."""
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def _take_in(model: ir.Model) -> None:
+    """Read the weights that lie in another model's data file."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
 
 
 def _digest(model: ir.Model) -> str:

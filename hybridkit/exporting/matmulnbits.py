@@ -51,12 +51,13 @@ class MatMulNBitsExporter:
             path,
             request,
             target="matmulnbits",
-            lower=self._lower,
+            lower=self.lower,
             approximate=packed is not None and bool(packed.layers),
             inline=True,
         )
 
-    def _lower(self, model: ir.Model) -> None:
+    def lower(self, model: ir.Model) -> None:
+        """Rewrite a graph whose codes are row-major."""
         rewrite(model, {(prefix, "MatMul"): self._matmul for prefix in lowering.PREFIXES})
         lowering.portable(model)
 

@@ -42,21 +42,21 @@ Shape shape_of(const hybridkit_geometry& g, const int64_t out_size[3]) {
   return s;
 }
 
-// One sample [C][pixels] into an image [padded...][C] whose border is zero already. Channels go in blocks, so that a
+// One sample [C][pixels] of numbers or codes into an image [padded...][C] whose border is zero already. Channels go in blocks, so that a
 // line of the image is written once and not once for every channel.
-template <class T>
-void to_image(const Shape& s, const T* sample, T* image) {
+template <class From, class T>
+void to_image(const Shape& s, const From* sample, T* image) {
   constexpr int64_t block = 32;
   const int64_t plane = s.pixels();
   for (int64_t first = 0; first < s.channels; first += block) {
     const int64_t end = at_most(first + block, s.channels);
     for (int64_t d = 0; d < s.in[0]; ++d) {
       for (int64_t h = 0; h < s.in[1]; ++h) {
-        const T* from = sample + (d * s.in[1] + h) * s.in[2];
+        const From* from = sample + (d * s.in[1] + h) * s.in[2];
         const int64_t row = (d + s.begin[0]) * s.padded[1] + h + s.begin[1];
         T* to = image + (row * s.padded[2] + s.begin[2]) * s.channels;
         for (int64_t w = 0; w < s.in[2]; ++w) {
-          for (int64_t c = first; c < end; ++c) to[w * s.channels + c] = from[c * plane + w];
+          for (int64_t c = first; c < end; ++c) to[w * s.channels + c] = static_cast<T>(from[c * plane + w]);
         }
       }
     }
@@ -135,8 +135,9 @@ void scatter(const Call& call, const float* output, int64_t rows, int64_t column
   for (int64_t n = 0; n < columns; ++n) from_floats(call.dtype, turned + n * rows, rows, y, base + n * positions + first);
 }
 
-// A sample's codes as an image; returns its scale.
-float quantize_sample(const Call& call, const void* x, int64_t sample, int8_t* image) {
+// A sample's codes as an image of T; returns its scale.
+template <class T>
+float quantize_sample(const Call& call, const void* x, int64_t sample, T* image) {
   const int64_t count = call.shape.channels * call.shape.pixels();
   const size_t numbers = Scratch::size<float>(count), codes = Scratch::size<int8_t>(round_up(count, kGranule));
   Scratch scratch(numbers + codes);
@@ -149,7 +150,7 @@ float quantize_sample(const Call& call, const void* x, int64_t sample, int8_t* i
     values = converted;
   }
   const float s = scale_of(call.isa.magnitude(values, count));
-  std::memset(image, 0, static_cast<size_t>(call.shape.image()));
+  std::memset(image, 0, static_cast<size_t>(call.shape.image()) * sizeof(T));
   if (s == s) {
     call.isa.quantize(values, count, s, flat, kGranule);
     to_image(call.shape, flat, image);
@@ -227,25 +228,28 @@ bool float_block(const Call& call, const float* image, int64_t first, int64_t ro
   return true;
 }
 
-// One channel in and one out for every group: no matrix to speak of, but channels side by side in the image.
-bool is_depthwise(const Call& call) { return call.shape.channels == call.shape.group && call.rows() == 1; }
+// One channel in and one out for every group: no matrix to speak of, but channels side by side in the image. Sums of
+// so many codes are exact in float32.
+bool is_depthwise(const Call& call) {
+  constexpr int64_t most_taps = 1 << 17;
+  return call.shape.channels == call.shape.group && call.rows() == 1 && call.matrix.K <= most_taps;
+}
 
 // The codes as [taps][channels]; digit p of byte j of block b of a tile's first row is tap 4 P b + 4 p + j.
-void depthwise_weights(const Call& call, int8_t* weights) {
+void depthwise_weights(const Call& call, float* weights) {
   const int planes = 8 / call.bits, mask = (1 << call.bits) - 1;
   for (int64_t c = 0; c < call.shape.channels; ++c) {
     const uint8_t* tile = call.matrix.codes + c * call.blocks() * kBlockBytes;
     for (int64_t t = 0; t < call.matrix.K; ++t) {
       const uint8_t byte = tile[t / (4 * planes) * kBlockBytes + t % 4];
       const int digit = byte >> (t / 4 % planes * call.bits) & mask;
-      weights[t * call.shape.channels + c] = static_cast<int8_t>(call.bits == 2 ? digit - 1 : 2 * digit - 1);
+      weights[t * call.shape.channels + c] = static_cast<float>(call.bits == 2 ? digit - 1 : 2 * digit - 1);
     }
   }
 }
 
-// Positions [first, first + rows) of one image whose channels are convolved by themselves; s as in int8_block.
-template <class T>
-bool depthwise_block(const Call& call, const T* image, float s, const int8_t* weights, const int64_t* taps,
+// Positions [first, first + rows) of one image whose channels are convolved by themselves; `s` scales the sums.
+bool depthwise_block(const Call& call, const float* image, float s, const float* weights, const int64_t* taps,
                      int64_t first, int64_t rows, void* y, int64_t base) {
   const Shape& shape = call.shape;
   const int64_t channels = shape.channels;
@@ -257,7 +261,7 @@ bool depthwise_block(const Call& call, const T* image, float s, const int8_t* we
     const int64_t position = first + done, w = position % shape.out[2];
     const int64_t h = position / shape.out[2] % shape.out[1], d = position / (shape.out[1] * shape.out[2]);
     const int64_t line = d * shape.stride[0] * shape.padded[1] + h * shape.stride[1];
-    DepthwiseWork<T> work{};
+    DepthwiseWork work{};
     work.image = image + (line * shape.padded[2] + w * shape.stride[2]) * channels;
     work.taps = taps;
     work.weights = weights;
@@ -266,22 +270,14 @@ bool depthwise_block(const Call& call, const T* image, float s, const int8_t* we
     work.positions = at_most(shape.out[2] - w, rows - done);
     work.step = shape.stride[2] * channels;
     work.sums = sums + done * channels;
-    if constexpr (sizeof(T) == 1) {
-      call.isa.depthwise_int8(work);
-    } else {
-      call.isa.depthwise_floats(work);
-    }
+    call.isa.depthwise(work);
     done += work.positions;
   }
   const float* scale = call.matrix.scale;
   const float* bias = call.matrix.bias;
   for (int64_t m = 0; m < rows; ++m) {
     float* sum = sums + m * channels;
-    if (sizeof(T) == 1) {
-      for (int64_t c = 0; c < channels; ++c) sum[c] = sum[c] * (s * scale[c]) + bias[c];
-    } else {
-      for (int64_t c = 0; c < channels; ++c) sum[c] = sum[c] * scale[c] + bias[c];
-    }
+    for (int64_t c = 0; c < channels; ++c) sum[c] = sum[c] * (s * scale[c]) + bias[c];
   }
   scatter(call, sums, rows, channels, first, y, base, turned);
   return true;
@@ -297,53 +293,71 @@ void tap_offsets(const Shape& s, int64_t* taps) {
       }
 }
 
-// All samples, as many at a time as kImageBytes holds.
-template <class T>
-bool convolve(const Call& call, const void* x, int64_t batch, void* y, const hybridkit_parallel* parallel) {
+// All samples, as many at a time as kImageBytes holds, as images of T: `prepare(sample, image)` makes one and returns
+// its scale, 0 if memory is short; `multiply(image, scale, first, rows, base)` computes a block of positions.
+template <class T, class Prepare, class Multiply>
+bool convolve(const Call& call, int64_t batch, const hybridkit_parallel* parallel, const Prepare& prepare,
+              const Multiply& multiply) {
   const int64_t image = round_up(call.shape.image() + kPiece, 64), positions = call.shape.positions();
   const int64_t at_a_time = at_least(at_most(kImageBytes / (image * static_cast<int64_t>(sizeof(T))), batch), 1);
-  const bool depthwise = is_depthwise(call);
-  const int64_t weight_count = depthwise ? call.matrix.N * call.matrix.K : 0, tap_count = depthwise ? call.matrix.K : 0;
-  Scratch scratch(Scratch::size<T>(at_a_time * image) + Scratch::size<float>(at_a_time) +
-                  Scratch::size<int8_t>(weight_count) + Scratch::size<int64_t>(tap_count));
+  Scratch scratch(Scratch::size<T>(at_a_time * image) + Scratch::size<float>(at_a_time));
   if (!scratch) return false;
   T* images = scratch.take<T>(at_a_time * image);
   float* scales = scratch.take<float>(at_a_time);
-  int8_t* weights = scratch.take<int8_t>(weight_count);
-  int64_t* taps = scratch.take<int64_t>(tap_count);
-  if (depthwise) {
-    depthwise_weights(call, weights);
-    tap_offsets(call.shape, taps);
-  }
   std::atomic<bool> complete{true};
   const int64_t blocks = divide_up(positions, call.block);
   for (int64_t first = 0; first < batch; first += at_a_time) {
     const int64_t samples = at_most(at_a_time, batch - first);
     for_each_task(parallel, samples, [&](int64_t i) {
-      if constexpr (sizeof(T) == 1) {
-        scales[i] = quantize_sample(call, x, first + i, images + i * image);
-        if (scales[i] == 0) complete = false;
-      } else if (!float_sample(call, x, first + i, images + i * image)) {
-        complete = false;
-      }
+      scales[i] = prepare(first + i, images + i * image);
+      if (scales[i] == 0) complete = false;
     });
     if (!complete) return false;
     for_each_task(parallel, samples * blocks, [&](int64_t task) {
       const int64_t i = task / blocks, start = task % blocks * call.block;
       const int64_t rows = at_most(call.block, positions - start), base = (first + i) * call.matrix.N * positions;
-      bool done;
-      if (depthwise) {
-        done = depthwise_block(call, images + i * image, scales[i], weights, taps, start, rows, y, base);
-      } else if constexpr (sizeof(T) == 1) {
-        done = int8_block(call, images + i * image, scales[i], start, rows, y, base);
-      } else {
-        done = float_block(call, images + i * image, start, rows, y, base);
-      }
-      if (!done) complete = false;
+      if (!multiply(images + i * image, scales[i], start, rows, base)) complete = false;
     });
     if (!complete) return false;
   }
   return true;
+}
+
+bool convolve_int8(const Call& call, const void* x, int64_t batch, void* y, const hybridkit_parallel* parallel) {
+  return convolve<int8_t>(
+      call, batch, parallel,
+      [&](int64_t sample, int8_t* image) { return quantize_sample(call, x, sample, image); },
+      [&](const int8_t* image, float s, int64_t first, int64_t rows, int64_t base) {
+        return int8_block(call, image, s, first, rows, y, base);
+      });
+}
+
+bool convolve_floats(const Call& call, const void* x, int64_t batch, void* y, const hybridkit_parallel* parallel) {
+  return convolve<float>(
+      call, batch, parallel,
+      [&](int64_t sample, float* image) { return float_sample(call, x, sample, image) ? 1.0f : 0.0f; },
+      [&](const float* image, float, int64_t first, int64_t rows, int64_t base) {
+        return float_block(call, image, first, rows, y, base);
+      });
+}
+
+bool convolve_depthwise(const Call& call, bool int8, const void* x, int64_t batch, void* y,
+                        const hybridkit_parallel* parallel) {
+  Scratch scratch(Scratch::size<float>(call.matrix.N * call.matrix.K) + Scratch::size<int64_t>(call.matrix.K));
+  if (!scratch) return false;
+  float* weights = scratch.take<float>(call.matrix.N * call.matrix.K);
+  int64_t* taps = scratch.take<int64_t>(call.matrix.K);
+  depthwise_weights(call, weights);
+  tap_offsets(call.shape, taps);
+  return convolve<float>(
+      call, batch, parallel,
+      [&](int64_t sample, float* image) {
+        if (int8) return quantize_sample(call, x, sample, image);
+        return float_sample(call, x, sample, image) ? 1.0f : 0.0f;
+      },
+      [&](const float* image, float s, int64_t first, int64_t rows, int64_t base) {
+        return depthwise_block(call, image, s, weights, taps, first, rows, y, base);
+      });
 }
 
 const char* problem(const hybridkit_matrix* matrix, const hybridkit_geometry* geometry, int32_t dtype) {
@@ -403,7 +417,9 @@ const char* hybridkit_conv(const hybridkit_matrix* matrix, const hybridkit_geome
   const int64_t wanted = divide_up(batch * shape.positions(), kLeastTasks);
   const int64_t block = at_most(at_least(round_up(wanted, panel), panel), kBlockRows / panel * panel);
   const Call call{chosen, *matrix, shape, dtype, matrix->codec == HYBRIDKIT_TERNARY ? 2 : 1, panel, block};
-  const bool done = int8 ? convolve<int8_t>(call, x, batch, y, parallel) : convolve<float>(call, x, batch, y, parallel);
+  const bool done = is_depthwise(call) ? convolve_depthwise(call, int8, x, batch, y, parallel)
+                    : int8             ? convolve_int8(call, x, batch, y, parallel)
+                                       : convolve_floats(call, x, batch, y, parallel);
   return done ? nullptr : kOutOfMemory;
 }
 

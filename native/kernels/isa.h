@@ -45,12 +45,11 @@ struct FloatWork : Work {
   int64_t K;
 };
 
-// A convolution of each channel by itself, on one image. Sums are exact for codes, float32 for numbers.
-template <class T>
+// A convolution of each channel by itself, on one image. Codes come as floats, too: their sums are exact.
 struct DepthwiseWork {
-  const T* image;           // the first output position's first tap; channels last
+  const float* image;       // the first output position's first tap; channels last
   const int64_t* taps;      // [count], how far from there each tap is
-  const int8_t* weights;    // [count][channels], -1, 0 or 1
+  const float* weights;     // [count][channels], -1, 0 or 1
   int64_t count, channels;
   int64_t positions, step;  // outputs side by side, and how far apart their inputs are
   float* sums;              // [positions][channels]
@@ -73,8 +72,7 @@ struct Isa {
   int32_t (*place)(const int8_t* patch, int64_t n, int8_t* codes, int64_t stride);
   // [rows][columns] to [columns][rows], `stride` floats from row to row of each
   void (*transpose)(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride);
-  void (*depthwise_int8)(const DepthwiseWork<int8_t>&);
-  void (*depthwise_floats)(const DepthwiseWork<float>&);
+  void (*depthwise)(const DepthwiseWork&);
 };
 
 extern const Isa kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kNeon;

@@ -198,6 +198,6 @@ void int8(const Int8Work& work) {
 
 }  // namespace
 
-const Isa kAvx2 = {"avx2", supported, kPanel, kStreamRows, kFloatStreamRows, int8, floats, magnitude, quantize, place, transpose, depthwise<int8_t, int32_t>, depthwise<float, float>};
+const Isa kAvx2 = {"avx2", supported, kPanel, kStreamRows, kFloatStreamRows, int8, floats, magnitude, quantize, place, transpose, depthwise};
 
 }  // namespace hybridkit

@@ -243,6 +243,6 @@ void floats(const FloatWork& work) {
 }  // namespace
 
 const Isa kAvx512Vnni = {"avx512vnni", supported, Vector::panel, Vector::panel, kFloatStreamRows,
-                         int8_products<Vector>, floats, magnitude, quantize, place, transpose, depthwise<int8_t, int32_t>, depthwise<float, float>};
+                         int8_products<Vector>, floats, magnitude, quantize, place, transpose, depthwise};
 
 }  // namespace hybridkit

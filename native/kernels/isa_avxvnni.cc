@@ -57,6 +57,6 @@ struct Vector {
 }  // namespace
 
 const Isa kAvxVnni = {"avxvnni", supported, Vector::panel, Vector::panel, kFloatStreamRows, int8_products<Vector>,
-                      floats,    magnitude, quantize, place, transpose, depthwise<int8_t, int32_t>, depthwise<float, float>};
+                      floats,    magnitude, quantize, place, transpose, depthwise};
 
 }  // namespace hybridkit

@@ -78,6 +78,6 @@ int32_t quantize(const float* x, int64_t n, float s, int8_t* codes, int64_t stri
 
 }  // namespace
 
-const Isa kScalar = {"scalar", supported, 1, 1 << 30, 1 << 30, int8, floats, magnitude, quantize, place, transpose, depthwise<int8_t, int32_t>, depthwise<float, float>};
+const Isa kScalar = {"scalar", supported, 1, 1 << 30, 1 << 30, int8, floats, magnitude, quantize, place, transpose, depthwise};
 
 }  // namespace hybridkit

@@ -44,32 +44,30 @@ inline void transpose(const float* from, int64_t from_stride, int64_t rows, int6
   }
 }
 
-// Sixteen channels at a time as vectors of GCC and Clang, which keep the sums in registers over all taps.
-template <class T, class Sum>
-void depthwise(const DepthwiseWork<T>& work) {
-  constexpr int lanes = 16;
-  typedef Sum Sums __attribute__((vector_size(lanes * sizeof(Sum))));
-  typedef T Inputs __attribute__((vector_size(lanes * sizeof(T)), aligned(1), may_alias));
-  typedef int8_t Weights __attribute__((vector_size(lanes), aligned(1), may_alias));
+// Channels in blocks as vectors of GCC and Clang, whose sums stay in registers over all taps.
+inline void depthwise(const DepthwiseWork& work) {
+  constexpr int lanes = 8, vectors = 2, block = lanes * vectors;
+  typedef float Sums __attribute__((vector_size(lanes * sizeof(float))));
+  typedef float Lanes __attribute__((vector_size(lanes * sizeof(float)), aligned(4), may_alias));
   for (int64_t position = 0; position < work.positions; ++position) {
-    const T* image = work.image + position * work.step;
+    const float* image = work.image + position * work.step;
     float* sums = work.sums + position * work.channels;
     int64_t c = 0;
-    for (; c + lanes <= work.channels; c += lanes) {
-      Sums sum = {};
+    for (; c + block <= work.channels; c += block) {
+      Sums sum[vectors] = {};
       for (int64_t t = 0; t < work.count; ++t) {
-        const auto x = *reinterpret_cast<const Inputs*>(image + work.taps[t] + c);
-        const auto weight = *reinterpret_cast<const Weights*>(work.weights + t * work.channels + c);
-        sum += __builtin_convertvector(x, Sums) * __builtin_convertvector(weight, Sums);
+        const float* x = image + work.taps[t] + c;
+        const float* weight = work.weights + t * work.channels + c;
+        for (int v = 0; v < vectors; ++v) {
+          sum[v] += *reinterpret_cast<const Lanes*>(x + v * lanes) * *reinterpret_cast<const Lanes*>(weight + v * lanes);
+        }
       }
-      for (int lane = 0; lane < lanes; ++lane) sums[c + lane] = static_cast<float>(sum[lane]);
+      for (int v = 0; v < vectors; ++v) *reinterpret_cast<Lanes*>(sums + c + v * lanes) = sum[v];
     }
     for (; c < work.channels; ++c) {
-      Sum sum = 0;
-      for (int64_t t = 0; t < work.count; ++t) {
-        sum += static_cast<Sum>(image[work.taps[t] + c]) * static_cast<Sum>(work.weights[t * work.channels + c]);
-      }
-      sums[c] = static_cast<float>(sum);
+      float sum = 0;
+      for (int64_t t = 0; t < work.count; ++t) sum += image[work.taps[t] + c] * work.weights[t * work.channels + c];
+      sums[c] = sum;
     }
   }
 }

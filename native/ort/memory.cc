@@ -21,7 +21,8 @@ constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
 constexpr size_t kChunk = size_t{64} << 20;   // address space, not memory
 constexpr size_t kLine = 64;                  // a block of codes is one cache line
 constexpr size_t kSmall = size_t{256} << 10;  // less than this has few pages of any size
-constexpr int kCollapse = 25;                 // MADV_COLLAPSE, which older headers lack
+constexpr int kCollapse = 25;                 // MADV_COLLAPSE and PR_GET_THP_DISABLE: older headers lack them
+constexpr int kGetDisabled = 42;
 
 uintptr_t down(uintptr_t value, uintptr_t to) { return value / to * to; }
 uintptr_t up(uintptr_t value, uintptr_t to) { return down(value + to - 1, to); }
@@ -70,7 +71,7 @@ Pages pages_behind(const uint8_t* codes, size_t bytes) {
 // By the system and for this process.
 bool huge_pages_allowed() {
   static const bool allowed = [] {
-    if (prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0) != 0) return false;
+    if (prctl(kGetDisabled, 0, 0, 0, 0) != 0) return false;
     char text[64] = {};
     const int file = open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY | O_CLOEXEC);
     if (file < 0) return false;

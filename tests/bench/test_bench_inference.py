@@ -9,11 +9,16 @@ import onnx
 import pytest
 
 from hybridkit.bench.feeds import FREE_SIZE, Input, feed, recorded_shapes
-from hybridkit.bench.inference import TWIN, index_bound, measure_inference, model_bytes, steps
+from hybridkit.bench.inference import index_bound, measure_inference, model_bytes, steps
 from hybridkit.bench.latency import Effort, compare_latency
 from hybridkit.bench.memory import measure_memory, write_empty
+from hybridkit.bench.layers import measure_layers, profile
 from hybridkit.bench.twin import load, write_twin
+from hybridkit.bench.variants import INT8, NBITS2, NBITS4, PORTABLE, TWIN, Variant, write_variants
 from hybridkit.errors import FileError, HybridkitError
+from hybridkit.exporting.graph import packed_nodes
+from hybridkit.runtime import library_path
+from hybridkit.runtime.native import load as native_library
 
 LEAST = Effort(rounds=1, seconds=0.001)
 
@@ -33,20 +38,82 @@ g (int64[batch, length] ids) => (float[batch, length, 2] y)
 """
 
 
-def test_an_exported_model_is_measured_beside_its_twin(exported, inference):
-    assert [v.variant for v in inference.variants] == ["digits.onnx", TWIN]
+NATIVE = library_path() is not None
+PEERS = [PORTABLE, TWIN, INT8, NBITS2, NBITS4] if NATIVE else [TWIN, INT8, NBITS2, NBITS4]
+
+
+def test_an_exported_model_is_measured_beside_its_peers(exported, inference):
+    names = ["digits.onnx", *PEERS]
+    assert [v.variant for v in inference.variants] == names
     assert inference.packed_layers == 2
-    assert [(r.variant, r.batch, r.threads) for r in inference.latencies] == [
-        ("digits.onnx", 1, 1),
-        (TWIN, 1, 1),
-        ("digits.onnx", 3, 1),
-        (TWIN, 3, 1),
+    assert [(r.variant, r.batch, r.threads, r.cold) for r in inference.latencies] == [
+        (name, batch, 1, cold) for batch in (1, 3) for cold in (False, True) for name in names
     ]
     for row in inference.latencies:
         assert 0 < row.timing.p50_ms <= row.timing.p90_ms <= row.timing.p99_ms
         assert row.timing.samples_per_second == pytest.approx(1e3 * row.batch / row.timing.p50_ms)
-    packed, twin = inference.variants
-    assert packed.file_bytes == exported.stat().st_size < twin.file_bytes / 6
+    size = {v.variant: v.file_bytes for v in inference.variants}
+    assert size["digits.onnx"] == exported.stat().st_size < size[TWIN] / 6
+    assert size["digits.onnx"] < size[NBITS2] < size[NBITS4] < size[INT8] < size[TWIN]
+
+
+def test_every_peer_computes_the_same_network(exported, tmp_path):
+    _, variants, notes = write_variants(exported, tmp_path)
+    assert notes == []
+    x = np.random.default_rng(0).standard_normal((64, 64), np.float32)
+    found = {v.name: v.session(1).run(None, {"input": x})[0] for v in variants}
+    reference = found.pop("digits.onnx")
+    for name, output in found.items():
+        error = np.square(output - reference).sum() / np.square(reference).sum()
+        assert error < (1e-10 if name == PORTABLE else 0.05), name
+
+
+def test_a_peer_that_cannot_be_made_is_a_note(tmp_path):
+    path = parsed(GATHER, tmp_path / "m.onnx")
+    layers, variants, notes = write_variants(path, tmp_path)
+    assert layers == 0
+    assert [v.name for v in variants] == ["m.onnx", INT8]
+    assert [note.split(":")[0] for note in notes] == [f"{name} is left out" for name in (NBITS2, NBITS4)]
+
+
+def test_a_foreign_network_gets_the_same_peers(tmp_path):
+    layer = """
+    <ir_version: 8, opset_import: ["" : 18]>
+    g (float[batch, 128] x) => (float[batch, 128] y) <float[128, 128] w> { y = MatMul (x, w) }
+    """
+    model = onnx.parser.parse_model(layer)
+    w = np.random.default_rng(0).standard_normal((128, 128)).astype(np.float32)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(w, "w"))
+    onnx.save(model, tmp_path / "m.onnx")
+    _, variants, notes = write_variants(tmp_path / "m.onnx", tmp_path)
+    assert [v.name for v in variants] == ["m.onnx", INT8, NBITS2, NBITS4]
+    assert notes == []
+
+
+def test_profiled_nodes_have_shapes_and_times(exported):
+    feeds = [{"input": np.zeros((5, 64), np.float32)}]
+    events = profile(Variant("portable", exported), feeds, 1)
+    assert all(event.us >= 0 for event in events)
+    last = [event for event in events if event.operator in ("Gemm", "MatMul")][-1]
+    assert (last.x, last.y) == ((5, 512), (5, 10))
+
+
+@pytest.mark.skipif(not NATIVE, reason="there is no native library")
+def test_layers_are_those_of_the_file(exported, tmp_path):
+    _, variants, _ = write_variants(exported, tmp_path)
+    twin = next(v for v in variants if v.name == TWIN)
+    feeds = [{"input": np.zeros((5, 64), np.float32)}]
+    packed = list(packed_nodes(load(exported)))
+    native = native_library()
+    found = measure_layers(packed, variants[0], twin, native, feeds, 5, 1)
+    assert [(r.layer, r.operator, r.n, r.k, r.rows) for r in found] == [
+        (p.name, "TernaryMatMulInt8", p.N, p.K, 5) for p in packed
+    ]
+    for row in found:
+        assert row.kernel == native.kernel("ternary", "int8", row.n, row.k, 5)
+        assert row.threads == 1
+        assert row.us > 0
+        assert row.twin_us > 0
 
 
 def test_quality_is_that_of_the_task(exported, inference, tmp_path):
@@ -57,10 +124,11 @@ def test_quality_is_that_of_the_task(exported, inference, tmp_path):
 
     inputs, targets = make_task("digits").splits().test
     write_twin(exported, tmp_path / "twin.onnx")
-    for path, variant in zip((exported, tmp_path / "twin.onnx"), inference.variants, strict=True):
+    by_name = {variant.variant: variant for variant in inference.variants}
+    for path, name in ((exported, "digits.onnx"), (tmp_path / "twin.onnx", TWIN)):
         logits = session(path, threads=1).run(None, {"input": inputs.numpy()})[0]
         right = (torch.from_numpy(logits).argmax(1) == targets).float().mean()
-        assert variant.metric == pytest.approx(float(right))
+        assert by_name[name].metric == pytest.approx(float(right))
     assert (inference.task, inference.metric, inference.samples) == ("digits", "accuracy", len(targets))
     assert 0 < inference.output_error < 0.01
 
@@ -69,7 +137,8 @@ def test_a_foreign_model_is_measured_alone(tmp_path):
     ticks = []
     path = parsed(GATHER, tmp_path / "foreign.onnx")
     found = measure_inference(path, threads=(1,), batches=(1, 2), effort=LEAST, tick=lambda: ticks.append(1))
-    assert [v.variant for v in found.variants] == ["foreign.onnx"]
+    assert [v.variant for v in found.variants] == ["foreign.onnx", INT8]
+    assert found.layers == []
     assert {r.batch for r in found.latencies} == {1, 2}
     assert found.output_error is None
     assert found.task is found.metric is found.variants[0].metric is None
@@ -101,7 +170,7 @@ def test_a_task_whose_data_are_not_here_is_a_note(tmp_path, monkeypatch):
 def test_a_fixed_batch_is_the_only_one(tmp_path):
     text = GATHER.replace("int64[batch, length]", "int64[4, 3]").replace("batch, length, 2", "4, 3, 2")
     found = measure_inference(parsed(text, tmp_path / "m.onnx"), threads=(1,), batches=(1, 8), effort=LEAST)
-    assert [r.batch for r in found.latencies] == [4]
+    assert {r.batch for r in found.latencies} == {4}
 
 
 @pytest.mark.parametrize("content", [None, b"nonsense"])

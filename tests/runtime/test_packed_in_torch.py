@@ -64,12 +64,10 @@ def test_answers_are_the_same_with_and_without_the_library(monkeypatch, quantize
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("activations", ["int8", "float"])
-def test_compiles_as_one_graph(library, backend, activations):
+def test_compiles_as_one_graph(library):
     torch.compiler.reset()
-    model = packed(activations=activations)
-    compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=True)
+    model = packed()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     for tokens in (TOKENS, TOKENS[:1, :5]):
         with torch.no_grad():
             assert torch.allclose(compiled(tokens), model(tokens), rtol=1e-6, atol=1e-6)

@@ -56,12 +56,16 @@ def read_inputs(path: Path) -> Feed:
 
 
 def check_inputs(source: Path, feed: Feed) -> None:
-    """Raise UsageError where the arrays are not the model's inputs."""
+    """Raise UsageError where the arrays are not the model's inputs, or it does not run on them."""
     wanted = {value.name for value in _inputs(source)}
     if wanted != set(feed):
         raise UsageError(
             f"{source.name} has the inputs {_list(wanted)}, the file of inputs has {_list(feed)}"
         )
+    try:
+        run(source, feed)
+    except HybridkitError as error:
+        raise UsageError(str(error)) from error
 
 
 def generate_inputs(source: Path) -> Feed | None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hybridkit.exporting.constants import constant
+from hybridkit.exporting.constants import DERIVED, constant
 
 MOST_COLUMNS: Final = 1 << 22  # to which the native kernels' sums are exact
 _FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -97,7 +97,7 @@ def _named(nodes: Iterator[ir.Node]) -> Iterator[Product | Unfit]:
 
 def _unfit(node: ir.Node, weight: NDArray[Any], *, is_right: bool) -> str:
     """Why a layer cannot be rewritten; empty if it can."""
-    readers = {use.node.op_type for use in _source(node.inputs[1]).uses()} - set(_PRODUCTS)
+    readers = _readers(node.inputs[1]) - set(_PRODUCTS)
     if not is_right:
         return "its weight is the left factor"
     if ir.DataType.from_numpy(weight.dtype) not in _FLOATS:
@@ -185,17 +185,22 @@ def _geometry(node: ir.Node, kernel: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _source(value: ir.Value | None) -> ir.Value:
-    """The initializer or Constant that a weight is derived from."""
+def _readers(value: ir.Value | None) -> set[str]:
+    """The operators that read a weight, or what it is derived from, in any form."""
     assert value is not None
     node = value.producer()
-    while (
-        node is not None and node.op_type in ("Identity", "Transpose", "Cast") and constant(value) is not None
-    ):
+    while node is not None and node.op_type in DERIVED and node.inputs[0] is not None:
         value = node.inputs[0]
-        assert value is not None
         node = value.producer()
-    return value
+    return set(_read_by(value))
+
+
+def _read_by(value: ir.Value) -> Iterator[str]:
+    for node, _ in value.uses():
+        if node.op_type in DERIVED and node.domain == "":
+            yield from _read_by(node.outputs[0])
+        else:
+            yield node.op_type
 
 
 def _flag(node: ir.Node, name: str, default: int = 0) -> int:
