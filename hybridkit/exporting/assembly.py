@@ -28,8 +28,17 @@ def assemble(model: ir.Model, opset: int, *, inline: bool = False) -> None:
     if not inline:
         make_tiled(model)
     passes.RemoveUnusedNodesPass()(model)
+    _drop_unused_weights(model)
     passes.RemoveUnusedOpsetsPass()(model)
     passes.NameFixPass()(model)  # graphs inside the graph may have given a new value's name already
+
+
+def _drop_unused_weights(model: ir.Model) -> None:
+    """In the graphs inside the graph, where the pass before leaves them."""
+    for graph in model.graph.subgraphs():
+        for name, value in list(graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                del graph.initializers[name]
 
 
 def tidy(model: ir.Model) -> None:
