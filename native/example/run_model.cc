@@ -76,8 +76,8 @@ void run(const char* runtime, const char* operators, const char* model, std::vec
   OrtMemoryInfo* memory = nullptr;
   OrtValue *input = nullptr, *output = nullptr;
   check(api, CreateCpuMemoryInfo(api, kArena, kMemDefault, &memory));
-  check(api, CreateTensorWithDataAsOrtValue(api, memory, data.data(), data.size() * sizeof(float), shape.data(),
-                                            shape.size(), kFloat32, &input));
+  check(api, CreateTensorWithDataAsOrtValue(api, memory, data.data(), data.size() * sizeof(float),
+                                            shape.data(), shape.size(), kFloat32, &input));
   check(api, Run(api, session, nullptr, &input_name, &input, 1, &output_name, 1, &output));
   print(api, output);
 
@@ -95,7 +95,8 @@ void run(const char* runtime, const char* operators, const char* model, std::vec
 
 int main(int argc, char** argv) {
   if (argc < 5) {
-    std::fprintf(stderr, "usage: %s libonnxruntime.so libhybridkit.so model.onnx SIZE... < input.f32\n", argv[0]);
+    std::fprintf(stderr, "usage: %s libonnxruntime.so libhybridkit.so model.onnx SIZE... < input.f32\n",
+                 argv[0]);
     return 2;
   }
   try {

@@ -13,8 +13,8 @@ constexpr int64_t kLargest = int64_t{1} << 31;
 
 void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
   if (value < low || value > high)
-    fail(std::string("attribute ") + name + " must be from " + std::to_string(low) + " to " + std::to_string(high) +
-         ", got " + std::to_string(value));
+    fail(std::string("attribute ") + name + " must be from " + std::to_string(low) + " to " +
+         std::to_string(high) + ", got " + std::to_string(value));
 }
 
 template <typename Source>
@@ -31,7 +31,8 @@ template <typename Source>
 hybridkit_geometry read_geometry(const Source& source, int64_t N, int64_t K) {
   hybridkit_geometry geometry = {};
   const size_t axes = source.integers("kernel_shape").size();
-  if (axes < 1 || axes > 3) fail("attribute kernel_shape must have 1 to 3 numbers, got " + std::to_string(axes));
+  if (axes < 1 || axes > 3)
+    fail("attribute kernel_shape must have 1 to 3 numbers, got " + std::to_string(axes));
   int64_t pads[6];
   read_axes(source, "kernel_shape", 1, axes, geometry.kernel);
   read_axes(source, "strides", 1, axes, geometry.stride);
@@ -63,7 +64,8 @@ Attributes read(const Source& source, bool convolution) {
   check_range("K", attributes.K, 1, HYBRIDKIT_MAX_K);
   const int64_t native = convolution ? kConvTiled : kTiled;
   if (attributes.layout != kRowMajor && attributes.layout != native)
-    fail("attribute layout must be 0 or " + std::to_string(native) + ", got " + std::to_string(attributes.layout) +
+    fail("attribute layout must be 0 or " + std::to_string(native) + ", got " +
+         std::to_string(attributes.layout) +
          "; a newer hybridkit may know it, and with HYBRIDKIT_LIBRARY=none the portable body runs");
   if (convolution) attributes.convolution = read_geometry(source, attributes.N, attributes.K);
   return attributes;
@@ -106,7 +108,8 @@ int64_t InferenceAttributes::integer(const char* name) const {
   const OrtOpAttr* attribute = nullptr;
   int64_t value = 0;
   size_t needed = 0;
-  if (!ok(api, ShapeInferContext_GetAttribute(api, context, name, &attribute)) || attribute == nullptr) missing(name);
+  if (!ok(api, ShapeInferContext_GetAttribute(api, context, name, &attribute)) || attribute == nullptr)
+    missing(name);
   check(api, ReadOpAttr(api, attribute, kAttributeInt, &value, sizeof value, &needed));
   return value;
 }
@@ -115,13 +118,18 @@ std::vector<int64_t> InferenceAttributes::integers(const char* name) const {
   const OrtOpAttr* attribute = nullptr;
   int64_t values[8];  // more than any of our attributes has
   size_t bytes = 0;
-  if (!ok(api, ShapeInferContext_GetAttribute(api, context, name, &attribute)) || attribute == nullptr) missing(name);
+  if (!ok(api, ShapeInferContext_GetAttribute(api, context, name, &attribute)) || attribute == nullptr)
+    missing(name);
   check(api, ReadOpAttr(api, attribute, kAttributeInts, values, sizeof values, &bytes));
   return std::vector<int64_t>(values, values + bytes / sizeof(int64_t));
 }
 
-Attributes read_attributes(const KernelAttributes& source, bool convolution) { return read(source, convolution); }
-Attributes read_attributes(const InferenceAttributes& source, bool convolution) { return read(source, convolution); }
+Attributes read_attributes(const KernelAttributes& source, bool convolution) {
+  return read(source, convolution);
+}
+Attributes read_attributes(const InferenceAttributes& source, bool convolution) {
+  return read(source, convolution);
+}
 
 Shape output_shape(const Attributes& attributes, const Shape& x) {
   const auto agrees = [](int64_t size, int64_t expected) { return size == expected || size < 0; };

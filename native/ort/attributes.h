@@ -40,8 +40,8 @@ struct InferenceAttributes {
 Attributes read_attributes(const KernelAttributes& source, bool convolution);
 Attributes read_attributes(const InferenceAttributes& source, bool convolution);
 
-/* The shape of the output for an input of shape `x`. Where a size of x is unknown, what depends on it is, too.
- * std::runtime_error names the shape that was expected and the one given. */
+/* The shape of the output for an input of shape `x`. Where a size of x is unknown, what depends on it is,
+ * too. std::runtime_error names the shape that was expected and the one given. */
 Shape output_shape(const Attributes& attributes, const Shape& x);
 
 /* The geometry with the sizes of an input whose shape output_shape has accepted. */

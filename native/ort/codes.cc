@@ -35,10 +35,10 @@ Codes::Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor)
     : data_(static_cast<const uint8_t*>(tensor.data)), bytes_(native_bytes(codec, attributes)) {
   const size_t expected = bytes_in_layout(codec, attributes), given = static_cast<size_t>(tensor.count());
   if (given != expected)
-    throw std::runtime_error("codes must have " + std::to_string(expected) + " bytes (N = " +
-                             std::to_string(attributes.N) + ", K = " + std::to_string(attributes.K) + ", layout " +
-                             std::to_string(attributes.layout) + "), got " + std::to_string(given) + " in the shape " +
-                             to_string(tensor.shape));
+    throw std::runtime_error(
+        "codes must have " + std::to_string(expected) + " bytes (N = " + std::to_string(attributes.N) +
+        ", K = " + std::to_string(attributes.K) + ", layout " + std::to_string(attributes.layout) +
+        "), got " + std::to_string(given) + " in the shape " + to_string(tensor.shape));
   if (const char* wrong = problem(codec, attributes, data_, given)) throw std::runtime_error(wrong);
   if (attributes.layout != kRowMajor) return;
   std::shared_ptr<uint8_t> tiles = allocate_codes(bytes_);

@@ -11,10 +11,10 @@
 namespace hybridkit::ort {
 namespace {
 
-/* Dimensions that pass through keep their names; "" is no name. An unknown size needs one, or the runtime takes its
- * -1 for the size; two unknown sizes need not be equal, so each has a name of its own. */
-std::vector<std::string> names_of_output(const OrtApi* api, const OrtTensorTypeAndShapeInfo* x, const Shape& y,
-                                         bool convolution) {
+/* Dimensions that pass through keep their names; "" is no name. An unknown size needs one, or the runtime
+ * takes its -1 for the size; two unknown sizes need not be equal, so each has a name of its own. */
+std::vector<std::string> names_of_output(const OrtApi* api, const OrtTensorTypeAndShapeInfo* x,
+                                         const Shape& y, bool convolution) {
   static std::atomic<unsigned> unknown{0};
   std::vector<const char*> given(y.size(), "");
   check(api, GetSymbolicDimensions(api, x, given.data(), y.size()));
@@ -56,7 +56,7 @@ void infer(const Operator& op, OrtShapeInferContext* context) {
 
 }  // namespace
 
-/* Never a status: the runtime would neither report nor release it. What is wrong is said when the kernel is made. */
+/* Never a status: the runtime would neither report nor release it. The kernel's maker says what is wrong. */
 OrtStatus* infer_shape(const OrtCustomOp* op, OrtShapeInferContext* context) {
   try {
     infer(*static_cast<const Operator*>(op), context);

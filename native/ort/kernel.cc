@@ -120,7 +120,8 @@ class Kernel {
   Tensor input(const OrtKernelContext* context, Input index) const {
     const OrtValue* value = nullptr;
     check(api_, KernelContext_GetInput(api_, context, index, &value));
-    if (value == nullptr) throw std::runtime_error(std::string("input ") + kInputNames[index] + " is missing");
+    if (value == nullptr)
+      throw std::runtime_error(std::string("input ") + kInputNames[index] + " is missing");
     return tensor_of(api_, value);
   }
 

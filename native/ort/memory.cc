@@ -28,15 +28,16 @@ uintptr_t down(uintptr_t value, uintptr_t to) { return value / to * to; }
 uintptr_t up(uintptr_t value, uintptr_t to) { return down(value + to - 1, to); }
 uintptr_t address(const uint8_t* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
 
-// Reserved address space in which codes of many layers lie one behind the other, so that a layer of less than a huge
-// page wastes nothing. Unused parts take no memory.
+// Reserved address space in which codes of many layers lie one behind the other, so that a layer of less than
+// a huge page wastes nothing. Unused parts take no memory.
 struct Chunk {
   size_t size, used = 0;
   uint8_t* mapping;
   uint8_t* base;
 
   explicit Chunk(size_t bytes) : size(up(std::max(bytes, kChunk), kHugePage)) {
-    void* mapped = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* mapped =
+        mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) throw std::bad_alloc();
     mapping = static_cast<uint8_t*>(mapped);
     base = mapping + (up(address(mapping), kHugePage) - address(mapping));
@@ -49,8 +50,8 @@ struct Chunk {
 
 enum class Pages { kFile, kOther, kUnknown };
 
-// What is behind [codes, codes + bytes), all of which has been read: pages of a file that nobody has written to,
-// or anything else. /proc/self/pagemap has eight bytes for each page.
+// What is behind [codes, codes + bytes), all of which has been read: pages of a file that nobody has written
+// to, or anything else. /proc/self/pagemap has eight bytes for each page.
 Pages pages_behind(const uint8_t* codes, size_t bytes) {
   constexpr uint64_t present = uint64_t{1} << 63, swapped = uint64_t{1} << 62, of_file = uint64_t{1} << 61;
   const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
@@ -105,8 +106,8 @@ std::shared_ptr<const uint8_t> settle(const uint8_t* codes, size_t bytes) {
     return copy;
   }
   if (pages == Pages::kOther) {
-    // The runtime lays its weights side by side. A page is changed with the codes that end it, and what lies before
-    // them in it moves with them.
+    // The runtime lays its weights side by side. A page is changed with the codes that end it, and what lies
+    // before them in it moves with them.
     const uintptr_t from = down(address(codes), kHugePage), to = down(address(codes) + bytes, kHugePage);
     if (from < to) madvise(reinterpret_cast<void*>(from), to - from, kCollapse);
   }

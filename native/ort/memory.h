@@ -1,5 +1,5 @@
-/* Where codes lie. A product of one row reads all of them once, and is a sixth faster from huge pages than from small
- * ones (docs/native.md). */
+/* Where codes lie. A product of one row reads all of them once, and is a sixth faster from huge pages than
+ * from small ones (docs/native.md). */
 #ifndef HYBRIDKIT_ORT_MEMORY_H
 #define HYBRIDKIT_ORT_MEMORY_H
 
@@ -12,11 +12,12 @@ namespace hybridkit::ort {
 /* Memory for codes, on huge pages where the system has them, aligned to 64 bytes. Throws std::bad_alloc. */
 std::shared_ptr<uint8_t> allocate_codes(size_t bytes);
 
-/* The runtime's codes on huge pages, in no more memory than before where that can be had: pages of a mapped file are
- * copied and given up, other memory changes its pages in place. Null where the codes are best read where they are. */
+/* The runtime's codes on huge pages, in no more memory than before where that can be had: pages of a mapped
+ * file are copied and given up, other memory changes its pages in place. Null where the codes are best read
+ * where they are. */
 std::shared_ptr<const uint8_t> settle(const uint8_t* codes, size_t bytes);
 
-/* Gives up the pages of a mapped file, which come back when they are read again. Leaves other memory alone. */
+/* Gives up the pages of a mapped file, which come back when they are read. Leaves other memory alone. */
 void give_up(const uint8_t* codes, size_t bytes);
 
 }  // namespace hybridkit::ort

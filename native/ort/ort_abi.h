@@ -1,8 +1,9 @@
 /* The part of ONNX Runtime's binary interface that we use.
  *
- * `OrtApi` is a table of functions to which every release appends; a slot, once given, keeps its meaning. The table
- * of version 17 is asked for, the oldest with parallel loops and shape inference for custom operators: a newer one
- * would keep older runtimes out. The tests run the slots below on the oldest and the newest runtime.
+ * `OrtApi` is a table of functions to which every release appends; a slot, once given, keeps its meaning. The
+ * table of version 17 is asked for, the oldest with parallel loops and shape inference for custom operators:
+ * a newer one would keep older runtimes out. The tests run the slots below on the oldest and the newest
+ * runtime.
  */
 #ifndef HYBRIDKIT_ORT_ABI_H
 #define HYBRIDKIT_ORT_ABI_H
@@ -69,7 +70,8 @@ struct OrtCustomOp {
   int (*GetVariadicInputHomogeneity)(const OrtCustomOp*) = nullptr;
   int (*GetVariadicOutputMinArity)(const OrtCustomOp*) = nullptr;
   int (*GetVariadicOutputHomogeneity)(const OrtCustomOp*) = nullptr;
-  OrtStatus* (*CreateKernelV2)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*, void** kernel) = nullptr;
+  OrtStatus* (*CreateKernelV2)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*,
+                               void** kernel) = nullptr;
   OrtStatus* (*KernelComputeV2)(void* kernel, OrtKernelContext*) = nullptr;
   OrtStatus* (*InferOutputShapeFn)(const OrtCustomOp*, OrtShapeInferContext*) = nullptr;
   int (*GetStartVersion)(const OrtCustomOp*) = nullptr;
@@ -97,8 +99,10 @@ inline constexpr Slot<26, OrtStatus*(const char* name, OrtCustomOpDomain**)> Cre
 inline constexpr Slot<27, OrtStatus*(OrtCustomOpDomain*, const OrtCustomOp*)> CustomOpDomain_Add{};
 inline constexpr Slot<28, OrtStatus*(OrtSessionOptions*, OrtCustomOpDomain*)> AddCustomOpDomain{};
 
-inline constexpr Slot<130, OrtStatus*(OrtSessionOptions*, const char* key, const char* value)> AddSessionConfigEntry{};
-inline constexpr Slot<237, OrtStatus*(const OrtSessionOptions*, const char* key, int* found)> HasSessionConfigEntry{};
+inline constexpr Slot<130, OrtStatus*(OrtSessionOptions*, const char* key, const char* value)>
+    AddSessionConfigEntry{};
+inline constexpr Slot<237, OrtStatus*(const OrtSessionOptions*, const char* key, int* found)>
+    HasSessionConfigEntry{};
 
 inline constexpr Slot<51, OrtStatus*(OrtValue*, void** data)> GetTensorMutableData{};
 inline constexpr Slot<65, OrtStatus*(const OrtValue*, OrtTensorTypeAndShapeInfo**)> GetTensorTypeAndShape{};
@@ -114,32 +118,41 @@ inline constexpr Slot<61, OrtStatus*(const OrtTensorTypeAndShapeInfo*, size_t*)>
 inline constexpr Slot<62, OrtStatus*(const OrtTensorTypeAndShapeInfo*, int64_t*, size_t)> GetDimensions{};
 inline constexpr Slot<63, OrtStatus*(const OrtTensorTypeAndShapeInfo*, const char**, size_t)>
     GetSymbolicDimensions{};
-inline constexpr Slot<271, OrtStatus*(OrtTensorTypeAndShapeInfo*, const char**, size_t)> SetSymbolicDimensions{};
+inline constexpr Slot<271, OrtStatus*(OrtTensorTypeAndShapeInfo*, const char**, size_t)>
+    SetSymbolicDimensions{};
 inline constexpr Slot<99, void(OrtTensorTypeAndShapeInfo*)> ReleaseTensorTypeAndShapeInfo{};
 
-inline constexpr Slot<86, OrtStatus*(const OrtKernelInfo*, const char* name, int64_t*)> KernelInfoGetAttribute_int64{};
+inline constexpr Slot<86, OrtStatus*(const OrtKernelInfo*, const char* name, int64_t*)>
+    KernelInfoGetAttribute_int64{};
 inline constexpr Slot<163, OrtStatus*(const OrtKernelInfo*, const char* name, int64_t*, size_t* size)>
     KernelInfoGetAttributeArray_int64{};
-inline constexpr Slot<234, OrtStatus*(const OrtKernelInfo*, size_t index, OrtTypeInfo**)> KernelInfo_GetInputTypeInfo{};
-inline constexpr Slot<244, OrtStatus*(const OrtKernelInfo*, char* name, size_t* size)> KernelInfo_GetNodeName{};
+inline constexpr Slot<234, OrtStatus*(const OrtKernelInfo*, size_t index, OrtTypeInfo**)>
+    KernelInfo_GetInputTypeInfo{};
+inline constexpr Slot<244, OrtStatus*(const OrtKernelInfo*, char* name, size_t* size)>
+    KernelInfo_GetNodeName{};
 inline constexpr Slot<249, OrtStatus*(const OrtKernelInfo*, size_t index, int* is_constant, const OrtValue**)>
     KernelInfoGetConstantInput_tensor{};
 
-inline constexpr Slot<90, OrtStatus*(const OrtKernelContext*, size_t index, const OrtValue**)> KernelContext_GetInput{};
-inline constexpr Slot<91, OrtStatus*(OrtKernelContext*, size_t index, const int64_t* shape, size_t rank, OrtValue**)>
+inline constexpr Slot<90, OrtStatus*(const OrtKernelContext*, size_t index, const OrtValue**)>
+    KernelContext_GetInput{};
+inline constexpr Slot<91, OrtStatus*(OrtKernelContext*, size_t index, const int64_t* shape, size_t rank,
+                                     OrtValue**)>
     KernelContext_GetOutput{};
 inline constexpr Slot<274, OrtStatus*(const OrtKernelContext*, void (*task)(void*, size_t), size_t total,
                                       size_t num_batch, void* state)>
     KernelContext_ParallelFor{};
 
 // The runtime owns the shape that this gives: releasing it frees it twice.
-inline constexpr Slot<268, OrtStatus*(const OrtShapeInferContext*, size_t index, OrtTensorTypeAndShapeInfo** borrowed)>
+inline constexpr Slot<268, OrtStatus*(const OrtShapeInferContext*, size_t index,
+                                      OrtTensorTypeAndShapeInfo** borrowed)>
     ShapeInferContext_GetInputTypeShape{};
 inline constexpr Slot<269, OrtStatus*(const OrtShapeInferContext*, const char* name, const OrtOpAttr**)>
     ShapeInferContext_GetAttribute{};
-inline constexpr Slot<270, OrtStatus*(const OrtShapeInferContext*, size_t index, const OrtTensorTypeAndShapeInfo*)>
+inline constexpr Slot<270,
+                      OrtStatus*(const OrtShapeInferContext*, size_t index, const OrtTensorTypeAndShapeInfo*)>
     ShapeInferContext_SetOutputTypeShape{};
-inline constexpr Slot<272, OrtStatus*(const OrtOpAttr*, OrtOpAttrType, void* data, size_t bytes, size_t* needed)>
+inline constexpr Slot<272,
+                      OrtStatus*(const OrtOpAttr*, OrtOpAttrType, void* data, size_t bytes, size_t* needed)>
     ReadOpAttr{};
 
 // For programs that run a model (native/example).
@@ -148,18 +161,21 @@ inline constexpr Slot<92, void(OrtEnv*)> ReleaseEnv{};
 inline constexpr Slot<10, OrtStatus*(OrtSessionOptions**)> CreateSessionOptions{};
 inline constexpr Slot<100, void(OrtSessionOptions*)> ReleaseSessionOptions{};
 inline constexpr Slot<24, OrtStatus*(OrtSessionOptions*, int threads)> SetIntraOpNumThreads{};
-inline constexpr Slot<29, OrtStatus*(OrtSessionOptions*, const char* path, void** library)> RegisterCustomOpsLibrary{};
+inline constexpr Slot<29, OrtStatus*(OrtSessionOptions*, const char* path, void** library)>
+    RegisterCustomOpsLibrary{};
 inline constexpr Slot<7, OrtStatus*(const OrtEnv*, const char* path, const OrtSessionOptions*, OrtSession**)>
     CreateSession{};
 inline constexpr Slot<95, void(OrtSession*)> ReleaseSession{};
-inline constexpr Slot<36, OrtStatus*(const OrtSession*, size_t index, OrtAllocator*, char** name)> SessionGetInputName{};
-inline constexpr Slot<37, OrtStatus*(const OrtSession*, size_t index, OrtAllocator*, char** name)> SessionGetOutputName{};
+inline constexpr Slot<36, OrtStatus*(const OrtSession*, size_t index, OrtAllocator*, char** name)>
+    SessionGetInputName{};
+inline constexpr Slot<37, OrtStatus*(const OrtSession*, size_t index, OrtAllocator*, char** name)>
+    SessionGetOutputName{};
 inline constexpr Slot<78, OrtStatus*(OrtAllocator** borrowed)> GetAllocatorWithDefaultOptions{};
 inline constexpr Slot<76, OrtStatus*(OrtAllocator*, void* memory)> AllocatorFree{};
 inline constexpr Slot<69, OrtStatus*(OrtAllocatorType, OrtMemType, OrtMemoryInfo**)> CreateCpuMemoryInfo{};
 inline constexpr Slot<94, void(OrtMemoryInfo*)> ReleaseMemoryInfo{};
-inline constexpr Slot<49, OrtStatus*(const OrtMemoryInfo*, void* data, size_t bytes, const int64_t* shape, size_t rank,
-                                     ElementType, OrtValue**)>
+inline constexpr Slot<49, OrtStatus*(const OrtMemoryInfo*, void* data, size_t bytes, const int64_t* shape,
+                                     size_t rank, ElementType, OrtValue**)>
     CreateTensorWithDataAsOrtValue{};
 inline constexpr Slot<96, void(OrtValue*)> ReleaseValue{};
 inline constexpr Slot<9, OrtStatus*(OrtSession*, const OrtRunOptions*, const char* const* input_names,

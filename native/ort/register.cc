@@ -48,8 +48,8 @@ std::unique_ptr<Domain> make_domain(const OrtApi* api) {
   return domain;
 }
 
-// Sessions point to their domain, and nobody says when the last one has gone: one domain for each runtime in the
-// process (two copies of ONNX Runtime have two tables of functions) lives as long as the library.
+// Sessions point to their domain, and nobody says when the last one has gone: one domain for each runtime in
+// the process (two copies of ONNX Runtime have two tables of functions) lives as long as the library.
 OrtCustomOpDomain* domain_of(const OrtApi* api) {
   static auto& domains = *new std::map<const OrtApi*, std::unique_ptr<Domain>>;
   static std::mutex mutex;
@@ -79,8 +79,8 @@ OrtStatus* too_old(const OrtApiBase* base) {
 
 }  // namespace
 
-Operator::Operator(const OrtApi* api, const char* name, hybridkit_codec codec, hybridkit_activations activations,
-                   bool convolution, hybridkit_dtype dtype)
+Operator::Operator(const OrtApi* api, const char* name, hybridkit_codec codec,
+                   hybridkit_activations activations, bool convolution, hybridkit_dtype dtype)
     : api(api), name(name), codec(codec), activations(activations), convolution(convolution), dtype(dtype) {
   GetName = [](const OrtCustomOp* op) { return self(op).name; };
   GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU
@@ -107,8 +107,8 @@ Operator::Operator(const OrtApi* api, const char* name, hybridkit_codec codec, h
 
 }  // namespace hybridkit::ort
 
-extern "C" HYBRIDKIT_API hybridkit::ort::OrtStatus* RegisterCustomOps(hybridkit::ort::OrtSessionOptions* options,
-                                                                      const hybridkit::ort::OrtApiBase* base) {
+extern "C" HYBRIDKIT_API hybridkit::ort::OrtStatus* RegisterCustomOps(
+    hybridkit::ort::OrtSessionOptions* options, const hybridkit::ort::OrtApiBase* base) {
   using namespace hybridkit::ort;
   const OrtApi* api = base->GetApi(kApiVersion);
   if (api == nullptr) return too_old(base);

@@ -176,6 +176,17 @@ def test_sizes_and_names_of_dimensions_pass_through(operator, shape, expected, g
     assert session_of(model).get_outputs()[0].shape == expected
 
 
+def test_sizes_that_nobody_knows_stay_unknown():
+    geometry = {"kernel_shape": [3], "strides": [2], "pads": [0, 0], "dilations": [1], "group": 1}
+    layer = random_layer("Ternary", 20, 30, 0)
+    model = node_model(
+        "TernaryConvInt8", layer, ["batch", 10, None], body=False, N=20, K=30, layout=0, **geometry
+    )
+    batch, channels, size = session_of(model).get_outputs()[0].shape
+    assert (batch, channels) == ("batch", 20)
+    assert not isinstance(size, int)
+
+
 @pytest.mark.parametrize("rows", [1, 8, 64])
 @pytest.mark.parametrize("mode", MODES)
 def test_threads_change_nothing(mode, rows):
