@@ -84,5 +84,6 @@ def int8_activations(x: Tensor, dim: int | tuple[int, ...] = -1) -> tuple[Tensor
     integer-valued floats of x's dtype. This is the arithmetic that every kernel and file repeats exactly.
     """
     largest = x.detach().abs().amax(dim=dim, keepdim=True).clamp(min=1e-5)
-    scale = largest / 127
+    # a tensor, because torch on CUDA multiplies by the reciprocal of a number, which moves the last bit
+    scale = largest / largest.new_full((), 127)
     return torch.clamp(torch.round(x.detach() / scale), -127, 127), scale
