@@ -88,8 +88,7 @@ class PackedMatrix(NamedTuple):
         if self.scale.numel() != self.N or self.bias.numel() != self.N:
             found = f"scale {list(self.scale.shape)} and bias {list(self.bias.shape)}"
             raise UsageError(f"{found} must both be [{self.N}]")
-        codes = self.codes.contiguous().view(shape)
-        return codes, self.scale.float().contiguous(), self.bias.float().contiguous()
+        return self.codes.contiguous(), self.scale.float().contiguous(), self.bias.float().contiguous()
 
 
 def unpack(codes: Tensor, K: int, kind: Codes, bits: int = 2) -> Tensor:

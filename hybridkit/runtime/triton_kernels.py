@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hybridkit.packing.tiles import tiled_shape
 from hybridkit.runtime.arithmetic import PackedMatrix, check_matmul_input
 
 _BITS: Final = {"ternary": 2, "binary": 1}
@@ -32,7 +33,8 @@ def matmul(x: Tensor, weight: PackedMatrix) -> Tensor:
     N, K, bits = weight.N, weight.K, _BITS[weight.kind]
     codes, scale, bias = weight.tiles()
     rows = x.reshape(-1, K).contiguous()
-    M, blocks, int8 = len(rows), codes.shape[1], weight.activations == "int8"
+    tiles, blocks, *_ = tiled_shape(N, K, bits)
+    M, int8 = len(rows), weight.activations == "int8"
     y = rows.new_empty((M, N))
     if M > 0:
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
@@ -41,7 +43,7 @@ def matmul(x: Tensor, weight: PackedMatrix) -> Tensor:
                 rows, x_scale = _quantised(rows)
             if M == 1:
                 words = codes.view(torch.int32)
-                _vector[(codes.shape[0],)](
+                _vector[(tiles,)](
                     rows, x_scale, words, scale, bias, y, N, K, blocks, bits, int8, BLOCKS=32, **_NO_FUSION
                 )
             else:
