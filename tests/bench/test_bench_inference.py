@@ -11,8 +11,8 @@ import pytest
 from hybridkit.bench.feeds import FREE_SIZE, Input, feed, recorded_shapes
 from hybridkit.bench.inference import index_bound, measure_inference, model_bytes, steps
 from hybridkit.bench.latency import Effort, compare_latency
-from hybridkit.bench.memory import measure_memory, write_empty
 from hybridkit.bench.layers import measure_layers, profile
+from hybridkit.bench.memory import measure_memory, write_empty
 from hybridkit.bench.twin import load, write_twin
 from hybridkit.bench.variants import INT8, NBITS2, NBITS4, PORTABLE, TWIN, Variant, write_variants
 from hybridkit.errors import FileError, HybridkitError
@@ -79,11 +79,11 @@ def test_a_peer_that_cannot_be_made_is_a_note(tmp_path):
 def test_a_foreign_network_gets_the_same_peers(tmp_path):
     layer = """
     <ir_version: 8, opset_import: ["" : 18]>
-    g (float[batch, 128] x) => (float[batch, 128] y) <float[128, 128] w> { y = MatMul (x, w) }
+    g (float[batch, 128] x) => (float[batch, 128] y) { y = MatMul (x, w) }
     """
     model = onnx.parser.parse_model(layer)
     w = np.random.default_rng(0).standard_normal((128, 128)).astype(np.float32)
-    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(w, "w"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
     onnx.save(model, tmp_path / "m.onnx")
     _, variants, notes = write_variants(tmp_path / "m.onnx", tmp_path)
     assert [v.name for v in variants] == ["m.onnx", INT8, NBITS2, NBITS4]

@@ -107,7 +107,7 @@ def test_the_overhead_is_the_median_of_paired_ratios():
 
 def test_tables_hold_every_result(results):
     found = list(tables.tables(results))
-    assert len(found) == 6
+    assert len(found) == 6 + bool(results.inference.layers)
     assert len(found[0].rows) == len(results.convergence.arms)
     assert len(found[-1].rows) == len(results.claims)
     for table in found:
@@ -140,12 +140,12 @@ def test_plots_are_pictures(results, tmp_path):
 
 
 def test_plots_show_the_numbers(results):
-    figure = plots._figure()
+    figure = plots._figure(4.5)
     plots.draw_convergence(figure, results.convergence)
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
     for arm in (a for a in results.convergence.arms if a.precision == "ternary"):
         assert lines[f"{arm.arm} ({arm.lr:g})"] == arm.curve.median
-    figure = plots._figure()
+    figure = plots._figure(4.5)
     plots.draw_errors(figure, results.quantization)
     heights = [bar.get_height() for panel in figure.axes for bar in panel.patches]
     assert heights == [row.error.median for row in results.quantization.errors]
