@@ -209,7 +209,7 @@ def test_stock_matmul(level, prefix, K, N, group_size, block_size, int8, seed):
     x = random_x((3, K), seed)
     model = layer.graph("MatMulInt8" if int8 else "MatMulFloat", x.shape, 2)
     options = MatMulNBitsExporter.Options(accuracy_level=level, block_size=block_size)
-    MatMulNBitsExporter(options)._lower(model)
+    MatMulNBitsExporter(options).lower(model)
     got, proto = run(model, x, inline=True)
     want = x @ layer.dequantised().T + layer.bias
     unit = np.abs(x).max() * np.linalg.norm(layer.dequantised(), axis=1).max()
@@ -246,7 +246,7 @@ def test_full_precision(prefix, kind, seed):
 def test_half_precision_activations(prefix):
     layer = Layer(prefix, 3, 40, 0, seed=5)
     x = random_x((2, 40), 5).astype(np.float16)
-    for lower in (lowering.portable, MatMulNBitsExporter()._lower, lowering.full_precision):
+    for lower in (lowering.portable, MatMulNBitsExporter().lower, lowering.full_precision):
         model = layer.graph("MatMulFloat", x.shape, 2, x_type=TensorProto.FLOAT16)
         lower(model)
         got, _ = run(model, x, inline=lower is not lowering.portable)
