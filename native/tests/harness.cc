@@ -1,4 +1,5 @@
-// kernels_test [--seed N] [--cases N] [--list] [NAME...]: runs the tests whose names begin with one of NAME.
+// kernels_test [--seed N] [--cases N] [--list] [--without NAME] [NAME...]: runs the tests whose names begin with one of
+// NAME, other than those that --without names.
 #include "harness.h"
 
 #include <cstdarg>
@@ -23,11 +24,11 @@ int failures = 0;
 int factor = 1;
 uint64_t seed = 1;
 
-bool wanted(const char* name, const std::vector<const char*>& prefixes) {
+bool begins_with_one_of(const char* name, const std::vector<const char*>& prefixes) {
   for (const char* prefix : prefixes) {
     if (std::strncmp(name, prefix, std::strlen(prefix)) == 0) return true;
   }
-  return prefixes.empty();
+  return false;
 }
 
 }  // namespace
@@ -65,22 +66,25 @@ int64_t Random::between(int64_t least, int64_t most) {
 }  // namespace test
 
 int main(int count, char** arguments) {
-  std::vector<const char*> prefixes;
+  std::vector<const char*> wanted, unwanted;
   bool list = false;
   for (int i = 1; i < count; ++i) {
     if (std::strcmp(arguments[i], "--seed") == 0 && i + 1 < count) {
       test::seed = std::strtoull(arguments[++i], nullptr, 10);
     } else if (std::strcmp(arguments[i], "--cases") == 0 && i + 1 < count) {
       test::factor = std::atoi(arguments[++i]);
+    } else if (std::strcmp(arguments[i], "--without") == 0 && i + 1 < count) {
+      unwanted.push_back(arguments[++i]);
     } else if (std::strcmp(arguments[i], "--list") == 0) {
       list = true;
     } else {
-      prefixes.push_back(arguments[i]);
+      wanted.push_back(arguments[i]);
     }
   }
   int run = 0;
   for (const test::Case& one : test::registered()) {
-    if (!test::wanted(one.name, prefixes)) continue;
+    if (!wanted.empty() && !test::begins_with_one_of(one.name, wanted)) continue;
+    if (test::begins_with_one_of(one.name, unwanted)) continue;
     ++run;
     if (list) {
       std::printf("%s\n", one.name);
