@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["lint", "types", "tests"]
@@ -29,3 +32,63 @@ def tests(session: nox.Session) -> None:
     """The test suite, as CI runs it."""
     session.install("-e", ".[test]")
     session.run("pytest", "-n", "auto", *session.posargs)
+
+
+BUILDS = Path("build").absolute()
+# quick to compile, and the sanitizers' reports name the lines
+CHECKED = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-Og -g1")
+
+
+def need(session: nox.Session, *programs: str) -> None:
+    """Skip the session, saying why, where one of the programs is not installed."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        session.skip(f"{', '.join(missing)} not found")
+
+
+def build_native_tests(session: nox.Session, name: str, *options: str) -> Path:
+    """Build kernels_test in build/`name`; the folder."""
+    folder = BUILDS / name
+    generator = ("-G", "Ninja") if shutil.which("ninja") else ()
+    options = ("-DHYBRIDKIT_TESTS=ON", "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON", *options)
+    session.run("cmake", "-S", ".", "-B", folder, *generator, *options, external=True, silent=True)
+    session.run("cmake", "--build", folder, "--target", "kernels_test", "-j2", external=True, silent=True)
+    return folder
+
+
+@nox.session(venv_backend="none")
+def native(session: nox.Session) -> None:
+    """Native tests under sanitizers; AVX-512 VNNI and AVX-VNNI emulated where SIMDe is installed."""
+    need(session, "cmake", "c++")
+    emulate = Path("/usr/include/simde/x86/avx512.h").exists()
+    if not emulate:
+        session.warn("VNNI kernels are not tested: there is no SIMDe (Debian: libsimde-dev)")
+    sanitize = "-DHYBRIDKIT_SANITIZE=address,undefined"
+    options = (sanitize, f"-DHYBRIDKIT_EMULATE={'ON' if emulate else 'OFF'}", *CHECKED)
+    folder = build_native_tests(session, "native-sanitized", *options)
+    session.run("ctest", "--test-dir", folder, "-j2", "--output-on-failure", external=True)
+    folder = build_native_tests(session, "native-threads", "-DHYBRIDKIT_SANITIZE=thread", *CHECKED)
+    tests = ("pool_", "matmul_from_several_threads")
+    environment = {"TSAN_OPTIONS": "die_after_fork=0"}  # a test forks while threads run
+    session.run(folder / "native/tests/kernels_test", *tests, env=environment, external=True)
+
+
+@nox.session(venv_backend="none")
+def aarch64(session: nox.Session) -> None:
+    """Cross-build for 64-bit Arm; native tests under qemu-user, with and without dot products."""
+    need(session, "cmake", "aarch64-linux-gnu-g++", "qemu-aarch64")
+    folder = build_native_tests(session, "native-aarch64", "-DCMAKE_TOOLCHAIN_FILE=native/aarch64.cmake")
+    session.run("ctest", "--test-dir", folder, "-j2", "--output-on-failure", external=True)
+    on_a53 = ("qemu-aarch64", "-cpu", "cortex-a53", "-L", "/usr/aarch64-linux-gnu")
+    program = folder / "native/tests/kernels_test"
+    session.run(*on_a53, program, "isa_", "matmul_every", "conv_as_networks", external=True)
+
+
+@nox.session(venv_backend="none")
+def processors(session: nox.Session) -> None:
+    """Native tests on x86-64 processors that lack something, under qemu-user: nothing illegal is executed."""
+    need(session, "cmake", "c++", "qemu-x86_64")
+    program = build_native_tests(session, "native-plain") / "native/tests/kernels_test"
+    for processor in ("Nehalem", "Haswell"):  # neither AVX nor AVX2; both
+        tests = ("isa_", "layout_", "conv_", "matmul_every")
+        session.run("qemu-x86_64", "-cpu", processor, program, *tests, external=True)

@@ -1,6 +1,7 @@
 // AVX-512 VNNI: vectors of 512 bits, a tile of 16 rows in each.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own AVX-512 header, GCC bug 105593
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 #include <string.h>
