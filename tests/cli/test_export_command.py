@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from hybridkit.cli import run
 from hybridkit.cli._export_source import parse_input
 from hybridkit.errors import UsageError
+from hybridkit.runtime.library import library_path
 from hybridkit.runtime.session import session
 
 TRAIN = ["train", "--hybrid", "--ternary", "--qat", "--epochs", "1", "--batch-size", "256", "--threads", "1"]
@@ -54,11 +55,12 @@ def _at_work(workdir, monkeypatch):
 
 def test_the_newest_run_is_exported_and_verified(capsys):
     assert run(["export", "model.onnx"]) == 0
-    first, second, third = capsys.readouterr().out.splitlines()
+    first, second, third, *native = capsys.readouterr().out.splitlines()
     assert first.startswith("model.onnx: ")
     assert "x smaller than the fp32 ONNX" in first
     assert "bits per weight" in second
     assert third.startswith("Verified on 179 samples")
+    assert native == ["Native operators and portable bodies agree bit for bit"] * (library_path() is not None)
     properties = {p.key: p.value for p in onnx.load("model.onnx").metadata_props}
     assert properties["hybridkit.task"] == "digits"
     assert "accuracy" in properties["hybridkit.metrics"]

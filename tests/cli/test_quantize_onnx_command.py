@@ -50,9 +50,7 @@ def test_a_table_and_what_it_cost(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert out.startswith("Layer ")
     assert "Error of weights" in out
-    assert re.search(
-        r"^first +MatMul +64x128 +1\.58 +0\.4\d\d\d +3,072 +32,768 +ternary-mse *$", out, re.M
-    )
+    assert re.search(r"^first +MatMul +64x128 +1\.58 +0\.4\d\d\d +3,072 +32,768 +ternary-mse *$", out, re.M)
     assert re.search(
         r"^net\.packed\.onnx: [\d,]+ bytes, \d\.\d\dx smaller than net\.onnx \([\d,]+ b", out, re.M
     )

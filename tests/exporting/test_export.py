@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ConvNet, TinyTransformer, mlp, quantised, run_ort
+from networks import ConvNet, TinyTransformer, mlp, quantised, run_ort
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn

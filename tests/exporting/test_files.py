@@ -7,7 +7,7 @@ import os
 import numpy as np
 import onnx_ir as ir
 import pytest
-from conftest import run_ort
+from networks import run_ort
 
 import hybridkit.exporting.onnx as onnx_exporter
 from hybridkit.errors import FileError, GateError

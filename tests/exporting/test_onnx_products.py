@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import run_ort
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import run_ort
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import model, one_layer
 

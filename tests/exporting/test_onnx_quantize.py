@@ -7,7 +7,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from conftest import run_ort
+from networks import run_ort
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import LAYERS, example, model, network, one_layer, weights
 
