@@ -63,7 +63,6 @@ def _peak() -> int | None:
 
 def main(arguments: list[str]) -> None:
     """Measure in this process and print."""
-    import numpy as np
     import psutil
 
     from hybridkit.bench.feeds import feed, model_inputs, recorded_shapes
@@ -73,7 +72,7 @@ def main(arguments: list[str]) -> None:
     native = arguments[4] == "1"
     process = psutil.Process()
     first = session(empty, threads=threads, native=native)
-    first.run(None, {"x": np.zeros(1, np.float32)})
+    first.run(None, feed(model_inputs(first), 1, 0, bound=bound, examples={}))  # loads what feeds need, too
     before = process.memory_info().rss
     _forget_peak()
     model = session(path, threads=threads, native=native, log_severity_level=3)

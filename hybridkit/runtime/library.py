@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,8 +10,6 @@ import hybridkit
 from hybridkit.errors import FileError, HybridkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import onnxruntime
 
 VARIABLE: Final = "HYBRIDKIT_LIBRARY"
@@ -34,7 +31,9 @@ def library_path() -> Path | None:
         if not path.is_file():
             raise FileError(f"{VARIABLE} names {path}, which is not there; `none` does without the library")
         return path.absolute()
-    return next((path for path in _candidates() if path.is_file()), None)
+    # an editable install has two folders: the sources in the checkout, what was compiled in site-packages
+    paths = [Path(folder, "_native", name) for folder in hybridkit.__path__ for name in _NAMES]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def register(session_options: onnxruntime.SessionOptions) -> bool:
@@ -61,17 +60,6 @@ def register(session_options: onnxruntime.SessionOptions) -> bool:
         message = f"ONNX Runtime {ort.__version__} cannot load {path}: {reason}"
         raise FileError(f"{message}; {VARIABLE}=none runs portable bodies") from error
     return True
-
-
-def _candidates() -> Iterator[Path]:
-    for folder in hybridkit.__path__:
-        yield from (Path(folder, "_native", name) for name in _NAMES)
-    # an editable install has the sources in the checkout and what was compiled in site-packages
-    try:
-        installed = metadata.files("hybridkit") or []
-    except metadata.PackageNotFoundError:
-        return
-    yield from (Path(str(file.locate())) for file in installed if file.name in _NAMES)
 
 
 def _version(text: str) -> tuple[int, int]:
