@@ -78,9 +78,10 @@ def main(arguments: list[str]) -> None:
     model = session(path, threads=threads, native=native, log_severity_level=3)
     examples = recorded_shapes(model.get_modelmeta().custom_metadata_map)
     model.run(None, feed(model_inputs(model), 1, 0, bound=bound, examples=examples))
+    resident = process.memory_info().rss - before  # before the peak, which this may raise
     peak = _peak()
     rise = None if peak is None else peak - before
-    print(json.dumps({"resident_bytes": process.memory_info().rss - before, "peak_bytes": rise}))
+    print(json.dumps({"resident_bytes": resident, "peak_bytes": rise}))
 
 
 if __name__ == "__main__":
