@@ -7,6 +7,7 @@
 #include "floats_avx2.h"
 #include "isa.h"
 #include "plain.h"
+#include "processor.h"
 
 namespace hybridkit {
 namespace {
@@ -14,8 +15,6 @@ namespace {
 constexpr int kPanel = 6;          // rows of a register tile: 6 x 16 sums of 16 bits
 constexpr int kStreamRows = 2;
 constexpr int64_t kChunk = 256;    // columns until sums of 16 bits are full: 64 products of 4
-
-bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 
@@ -198,6 +197,6 @@ void int8(const Int8Work& work) {
 
 }  // namespace
 
-const Isa kAvx2 = {"avx2", supported, kPanel, kStreamRows, kFloatStreamRows, int8, floats, magnitude, quantize, place, transpose, depthwise};
+const Isa kAvx2 = {"avx2", has_avx2, kPanel, kStreamRows, kFloatStreamRows, int8, floats, magnitude, quantize, place, transpose, depthwise};
 
 }  // namespace hybridkit

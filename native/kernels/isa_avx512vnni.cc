@@ -10,18 +10,10 @@
 #include "int8_vnni.h"
 #include "isa.h"
 #include "plain.h"
+#include "processor.h"
 
 namespace hybridkit {
 namespace {
-
-bool supported() {
-#if defined(HYBRIDKIT_EMULATED)
-  return true;
-#else
-  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
-#endif
-}
 
 __mmask16 first_columns(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : (1 << n) - 1); }
 
@@ -243,7 +235,7 @@ void floats(const FloatWork& work) {
 
 }  // namespace
 
-const Isa kAvx512Vnni = {"avx512vnni", supported, Vector::panel, Vector::panel, kFloatStreamRows,
+const Isa kAvx512Vnni = {"avx512vnni", has_avx512vnni, Vector::panel, Vector::panel, kFloatStreamRows,
                          int8_products<Vector>, floats, magnitude, quantize, place, transpose, depthwise};
 
 }  // namespace hybridkit

@@ -6,17 +6,10 @@
 #include "int8_vnni.h"
 #include "isa.h"
 #include "plain.h"
+#include "processor.h"
 
 namespace hybridkit {
 namespace {
-
-bool supported() {
-#if defined(HYBRIDKIT_EMULATED)
-  return true;
-#else
-  return __builtin_cpu_supports("avxvnni") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-}
 
 struct Vector {
   using Int = __m256i;
@@ -56,7 +49,7 @@ struct Vector {
 
 }  // namespace
 
-const Isa kAvxVnni = {"avxvnni", supported, Vector::panel, Vector::panel, kFloatStreamRows, int8_products<Vector>,
+const Isa kAvxVnni = {"avxvnni", has_avxvnni, Vector::panel, Vector::panel, kFloatStreamRows, int8_products<Vector>,
                       floats,    magnitude, quantize, place, transpose, depthwise};
 
 }  // namespace hybridkit

@@ -4,10 +4,7 @@
 
 #include "isa.h"
 #include "plain.h"
-
-#if defined(__linux__)
-#include <sys/auxv.h>
-#endif
+#include "processor.h"
 
 namespace hybridkit {
 namespace {
@@ -15,17 +12,6 @@ namespace {
 constexpr int kPanel = 4;         // rows of a register tile: 4 x 16 sums in 16 of 32 registers
 constexpr int kFloatPanel = 4;
 constexpr int64_t kFloatChunk = 128;  // columns that are unpacked at a time: 8 KiB
-
-bool supported() {
-#if defined(__APPLE__)
-  return true;  // every 64-bit Apple processor since 2018
-#elif defined(__linux__)
-  constexpr unsigned long asimd_dot_product = 1ul << 20;  // HWCAP_ASIMDDP
-  return (getauxval(AT_HWCAP) & asimd_dot_product) != 0;
-#else
-  return false;
-#endif
-}
 
 // Plane p of 16 packed bytes as signed codes.
 template <int bits, int p>
@@ -228,6 +214,6 @@ int32_t quantize(const float* x, int64_t n, float s, int8_t* codes, int64_t stri
 
 }  // namespace
 
-const Isa kNeon = {"neon", supported, kPanel, kPanel, 0, int8, floats, magnitude, quantize, place, transpose, depthwise};
+const Isa kNeon = {"neon", has_neon_dot, kPanel, kPanel, 0, int8, floats, magnitude, quantize, place, transpose, depthwise};
 
 }  // namespace hybridkit

@@ -39,6 +39,20 @@ TEST(isa_follows_the_environment) {  // as the runner started this program
   CHECK(has || std::string(hybridkit_isa()) == hybridkit_isa_available(0), "%s runs", hybridkit_isa());
 }
 
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(HYBRIDKIT_EMULATED)
+TEST(isa_is_what_the_compiler_finds) {
+  const auto available = [](const std::string& wanted) {
+    for (int i = 0; const char* name = hybridkit_isa_available(i); ++i) {
+      if (wanted == name) return true;
+    }
+    return false;
+  };
+  CHECK(available("avx2") == (__builtin_cpu_supports("avx2") != 0), "avx2");
+  CHECK(available("avxvnni") == (__builtin_cpu_supports("avxvnni") != 0), "avxvnni");
+  CHECK(available("avx512vnni") == (__builtin_cpu_supports("avx512vnni") != 0), "avx512vnni");
+}
+#endif
+
 TEST(isa_and_version) { CHECK(std::string(hybridkit_version()).find('.') != std::string::npos, "%s", hybridkit_version()); }
 
 }  // namespace
