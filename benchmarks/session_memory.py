@@ -1,10 +1,11 @@
 """What a session of packed layers costs: time to load, resident memory, a run of one sample.
 
-    python benchmarks/session_memory.py [--layers 96] [--size 2048] [--rounds 5]
+    python benchmarks/session_memory.py [--layers 96] [--size 2048] [--rounds 100]
 
-Twice each, in processes of their own that take turns: with the weights in the model file or in an external
-one, and on huge pages or (PR_SET_THP_DISABLE) on small ones, where they stay as ONNX Runtime loaded them. The
-defaults make 96 MiB of codes: more than most caches hold, so that every run streams them from memory.
+With the weights in the model file or in an external one, and on huge pages or (PR_SET_THP_DISABLE) on small
+ones, where they stay as ONNX Runtime loaded them. Loading and memory are measured in processes of their own,
+runs in one process in which the sessions take turns. The defaults make 96 MiB of codes: more than most caches
+hold, so that every run streams them from memory.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -19,13 +21,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 DISABLE_HUGE_PAGES = 41  # PR_SET_THP_DISABLE
-RUNS = 40
+PROCESSES = 5
+KINDS = ("external", "inline")
+PAGES = ("huge", "small")
+Variant = tuple[str, str]
 
 
 def write_model(path: Path, layers: int, size: int, *, external: bool) -> None:
@@ -56,77 +65,111 @@ def write_model(path: Path, layers: int, size: int, *, external: bool) -> None:
     onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=1024)
 
 
+def forget(path: Path) -> None:
+    """Take it out of the system's cache, where a file that was just written lies in larger pieces than one
+    that was read, and is faster where it is mapped. Models are read more often than written."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def resident() -> dict[str, float]:
     """MiB of this process by kind, as the kernel counts them."""
     text = Path("/proc/self/smaps_rollup").read_text()
     return {name: int(size) / 1024 for name, size in re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE)}
 
 
-def measure(path: Path, empty: Path, pages: str) -> dict[str, float]:
-    """In this process: figures of one session over those of one that passes a number through."""
+def open_session(path: Path, pages: str) -> onnxruntime.InferenceSession:
     from hybridkit.runtime import session
 
-    if pages == "small":
-        ctypes.CDLL(None).prctl(DISABLE_HUGE_PAGES, 1, 0, 0, 0)
-    session(empty, threads=1).run(None, {"x": np.zeros(1, np.float32)})
+    ctypes.CDLL(None).prctl(DISABLE_HUGE_PAGES, int(pages == "small"), 0, 0, 0)
+    return session(path, threads=1)
+
+
+def run(session: onnxruntime.InferenceSession) -> float:
+    """Milliseconds of one sample."""
+    given = session.get_inputs()[0]
+    feed = {given.name: np.ones((1, *given.shape[1:]), np.float32)}
+    start = time.perf_counter()
+    session.run(None, feed)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def load(path: Path, empty: Path, pages: str) -> dict[str, float]:
+    """Figures of one session over those of one that passes a number through. For a process of its own."""
+    kept = open_session(empty, pages)
+    run(kept)
     before, start = resident(), time.perf_counter()
-    loaded = session(path, threads=1)
-    load = time.perf_counter() - start
-    x = np.ones((1, loaded.get_inputs()[0].shape[1]), np.float32)
-    times = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        loaded.run(None, {"x0": x})
-        times.append(time.perf_counter() - start)
+    loaded = open_session(path, pages)
+    seconds = time.perf_counter() - start
+    run(loaded)
     after = resident()
-    return {
-        "load_ms": 1e3 * load,
-        "resident_MiB": after["Rss"] - before["Rss"],
-        "huge_MiB": after["AnonHugePages"] - before["AnonHugePages"],
-        "first_ms": 1e3 * times[0],
-        "run_ms": 1e3 * statistics.median(times[1:]),
-        "fastest_ms": 1e3 * min(times),
-    }
+    grown = {name: after[name] - before[name] for name in ("Rss", "AnonHugePages")}
+    return {"load ms": 1e3 * seconds, "resident MiB": grown["Rss"], "huge MiB": grown["AnonHugePages"]}
+
+
+def take_turns(files: dict[Variant, Path], rounds: int) -> dict[Variant, dict[str, float]]:
+    sessions = {variant: open_session(path, variant[1]) for variant, path in files.items()}
+    times: dict[Variant, list[float]] = {variant: [] for variant in files}
+    for _ in range(rounds):
+        for variant, session in sessions.items():
+            times[variant].append(run(session))
+    return {v: {"run ms": statistics.median(t), "fastest ms": min(t)} for v, t in times.items()}
+
+
+def in_new_process(path: Path, empty: Path, pages: str) -> dict[str, float]:
+    line = [sys.executable, __file__, "--load", str(path), str(empty), pages]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--layers", type=int, default=96)
     parser.add_argument("--size", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--load", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure:
-        path, empty, pages = arguments.measure
-        print(json.dumps(measure(Path(path), Path(empty), pages)))
+    if arguments.load:
+        path, empty, pages = arguments.load
+        print(json.dumps(load(Path(path), Path(empty), pages)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        show(Path(folder), arguments.layers, arguments.size, arguments.rounds)
+        compare(Path(folder), arguments.layers, arguments.size, arguments.rounds)
 
 
-def show(folder: Path, layers: int, size: int, rounds: int) -> None:
+def compare(folder: Path, layers: int, size: int, rounds: int) -> None:
     from hybridkit.bench.memory import write_empty
 
-    write_empty(folder / "empty.onnx")
-    variants = [(kind, pages) for kind in ("external", "inline") for pages in ("huge", "small")]
-    for kind in ("external", "inline"):
+    empty = folder / "empty.onnx"
+    write_empty(empty)
+    for kind in KINDS:
         write_model(folder / f"{kind}.onnx", layers, size, external=kind == "external")
-    found: dict[tuple[str, str], list[dict[str, float]]] = {variant: [] for variant in variants}
-    for _ in range(rounds):
-        for kind, pages in variants:
-            files = [str(folder / f"{kind}.onnx"), str(folder / "empty.onnx")]
-            line = [sys.executable, __file__, "--measure", *files, pages]
-            done = subprocess.run(line, capture_output=True, text=True, check=True)
-            found[kind, pages].append(json.loads(done.stdout))
+    for path in folder.iterdir():
+        forget(path)
+    files = {(kind, pages): folder / f"{kind}.onnx" for kind in KINDS for pages in PAGES}
+    loads = [{v: in_new_process(path, empty, v[1]) for v, path in files.items()} for _ in range(PROCESSES)]
+    runs = take_turns(files, rounds)
     packed = layers * size * size / 4 / 2**20
-    print(f"{layers} layers {size} x {size}, {packed:.0f} MiB of codes; medians of {rounds} processes\n")
-    names = list(found[variants[0]][0])
-    print("| weights | pages |", " | ".join(names), "| resident / packed |")
-    print("|---|---|", "---:|" * (len(names) + 1))
-    for (kind, pages), values in found.items():
-        middle = {name: statistics.median(v[name] for v in values) for name in names}
-        cells = " | ".join(f"{middle[name]:.1f}" for name in names)
-        print(f"| {kind} | {pages} | {cells} | {middle['resident_MiB'] / packed:.3f} |")
+    print(f"{layers} layers {size} x {size}, {packed:.0f} MiB of codes, one thread; medians of {PROCESSES}")
+    print(f"processes and of {rounds} runs\n")
+    names = (
+        "weights",
+        "pages",
+        *loads[0]["external", "huge"],
+        *runs["external", "huge"],
+        "resident / packed",
+    )
+    print("|", " | ".join(names), "|")
+    print("|---" * len(names) + "|")
+    for variant in files:
+        figures = {
+            name: statistics.median(found[variant][name] for found in loads) for name in loads[0][variant]
+        }
+        ratio = figures["resident MiB"] / packed
+        cells = [*variant, *(f"{value:.1f}" for value in (figures | runs[variant]).values()), f"{ratio:.3f}"]
+        print("|", " | ".join(cells), "|")
 
 
 if __name__ == "__main__":

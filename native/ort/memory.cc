@@ -69,18 +69,19 @@ Pages pages_behind(const uint8_t* codes, size_t bytes) {
   return Pages::kFile;
 }
 
-// By the system and for this process.
+bool system_has_huge_pages() {
+  char text[64] = {};
+  const int file = open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY | O_CLOEXEC);
+  if (file < 0) return false;
+  const ssize_t size = read(file, text, sizeof text - 1);
+  close(file);
+  return size > 0 && std::strstr(text, "[never]") == nullptr;
+}
+
+// By the system, and at present for this process.
 bool huge_pages_allowed() {
-  static const bool allowed = [] {
-    if (prctl(kGetDisabled, 0, 0, 0, 0) != 0) return false;
-    char text[64] = {};
-    const int file = open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY | O_CLOEXEC);
-    if (file < 0) return false;
-    const ssize_t size = read(file, text, sizeof text - 1);
-    close(file);
-    return size > 0 && std::strstr(text, "[never]") == nullptr;
-  }();
-  return allowed;
+  static const bool by_system = system_has_huge_pages();
+  return by_system && prctl(kGetDisabled, 0, 0, 0, 0) == 0;
 }
 
 }  // namespace
