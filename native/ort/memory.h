@@ -1,5 +1,5 @@
-/* Where codes lie. A product of one row reads all of them once, and is a sixth faster from huge pages than
- * from small ones (docs/native.md). */
+/* Where codes lie. A product of one row reads all of them once, which is up to a fifth faster from huge pages
+ * than from small ones (docs/native.md). */
 #ifndef HYBRIDKIT_ORT_MEMORY_H
 #define HYBRIDKIT_ORT_MEMORY_H
 
