@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import nox
@@ -32,6 +33,20 @@ def tests(session: nox.Session) -> None:
     """The test suite, as CI runs it."""
     session.install("-e", ".[test]")
     session.run("pytest", "-n", "auto", *session.posargs)
+
+
+@nox.session(python="3.11")  # the last Python of the oldest runtime is 3.12
+@nox.parametrize("onnxruntime", ["1.17.3", "1.20.1", "newest"])
+def ort_versions(session: nox.Session, onnxruntime: str) -> None:
+    """The operators on the oldest ONNX Runtime that can hold them, the oldest supported and the newest."""
+    session.install("--no-deps", ".")
+    numpy = "numpy<2" if onnxruntime == "1.17.3" else "numpy"
+    runtime = "onnxruntime" if onnxruntime == "newest" else f"onnxruntime=={onnxruntime}"
+    session.install(runtime, numpy, "onnx", "psutil", "pytest", "hypothesis")
+    tests = sorted(str(path) for path in Path("tests/runtime").glob("test_ort_*.py"))
+    safe = {"PYTHONSAFEPATH": "1"}  # the installed package, not the checkout beside it
+    # the fixtures of other tests want torch
+    session.run("pytest", "--noconftest", "-rs", *tests, *session.posargs, env=safe)
 
 
 BUILDS = Path("build").absolute()
@@ -92,3 +107,22 @@ def processors(session: nox.Session) -> None:
     for processor in ("Nehalem", "Haswell"):  # neither AVX nor AVX2; both
         tests = ("isa_", "layout_", "conv_", "matmul_every")
         session.run("qemu-x86_64", "-cpu", processor, program, *tests, external=True)
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Wheels for Linux with glibc 2.17 and newer, x86-64 and aarch64, built by zig's C++ compiler."""
+    session.install("pip", "ziglang")
+    where = "import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).parent / 'zig')"
+    zig = str(session.run("python", "-c", where, silent=True)).strip()
+    for arch in ("x86_64", "aarch64"):
+        tag = f"py3-none-manylinux_2_17_{arch}"
+        environment = {
+            "CXX": f"{zig} c++ -target {arch}-linux-gnu.2.17",
+            "CMAKE_ARGS": f"-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR={arch}",
+        }
+        settings = (f"-Cwheel.tags={tag}", f"-Cbuild-dir=build/zig-{arch}")
+        session.run("pip", "wheel", ".", "--no-deps", "-w", "dist", *settings, env=environment)
+        for wheel in Path("dist").glob(f"*-{tag}.whl"):
+            if "hybridkit/_native/libhybridkit.so" not in zipfile.ZipFile(wheel).namelist():
+                session.error(f"{wheel} lacks the library: zig could not build it")
