@@ -35,7 +35,7 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", "-n", "auto", *session.posargs)
 
 
-@nox.session(python="3.11")  # the last Python of the oldest runtime is 3.12
+@nox.session(python="3.11")  # the oldest runtime has wheels up to 3.12
 @nox.parametrize("onnxruntime", ["1.17.3", "1.20.1", "newest"])
 def ort_versions(session: nox.Session, onnxruntime: str) -> None:
     """The operators on the oldest ONNX Runtime that can hold them, the oldest supported and the newest."""
