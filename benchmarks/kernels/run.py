@@ -35,7 +35,7 @@ from hybridkit.runtime import library_path
 HERE: Final = Path(__file__).resolve().parent
 SMALL: Final = ((384, 384), (1536, 384), (1000, 777), (1, 1), (3, 5))
 FULL: Final = Plan(
-    shapes=(*LARGE, *SMALL), cold=LARGE, rows=(1, 8, 32, 128, 512), threads=(1, 2), rounds=5, budget=0.03
+    shapes=(*LARGE, *SMALL), cold=LARGE, rows=(1, 8, 32, 128, 512), threads=(1, 2), rounds=3, budget=0.03
 )
 QUICK: Final = replace(
     FULL, shapes=(LARGE[0], SMALL[0], SMALL[2]), cold=LARGE[:1], rows=(1, 8, 128), rounds=2, budget=0.02
