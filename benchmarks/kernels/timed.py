@@ -81,7 +81,7 @@ def compare(timed: Mapping[str, Timed], *, rounds: int, budget: float) -> dict[s
 
 
 def wait_until_idle() -> None:
-    """Wait until no thread of this process runs: ONNX Runtime's spin for a while after a run, on all cores."""
+    """Wait until no thread of this process runs: ONNX Runtime's spin on for a while after a run."""
     ends = time.perf_counter() + LONGEST_WAIT
     while time.perf_counter() < ends:
         used = time.process_time()
