@@ -12,7 +12,7 @@ namespace {
 constexpr int kFloatPanel = 6;       // rows of a register tile: 6 x 16 sums
 constexpr int kFloatStreamRows = 8;   // unpacking twice in registers beats storing floats once up to here
 constexpr int kFloatStreamPanel = 4; // rows at a time: 4 x 16 sums
-constexpr int64_t kFloatChunk = 128; // columns that are unpacked at a time, 8 KiB
+constexpr int64_t kFloatChunk = 256; // columns that are unpacked at a time, 16 KiB
 
 // What the lowest digit of each lane stands for. vpermilps looks at two bits of an index and no others, so that a
 // digit needs no mask.
