@@ -1,6 +1,6 @@
 """Single layers: our kernels inside ONNX Runtime against ORT fp32, int8 and MatMulNBits, and ggml's TQ2_0.
 
-python benchmarks/kernels/run.py --quick       about a minute, one process: to see that it works
+python benchmarks/kernels/run.py --quick       one process, three shapes: to see that it works
 python benchmarks/kernels/run.py               five processes; writes benchmarks/results/kernels-ISA.json
 python benchmarks/kernels/run.py --show FILE   the tables of a file
 

@@ -11,21 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridkit.errors import UsageError
+from hybridkit.runtime.tensor_types import NUMPY_TYPES
 
 if TYPE_CHECKING:
     import onnxruntime
 
 FREE_SIZE: Final = 64  # of a free dimension other than the batch, where the file records no example
-_TYPES: Final = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-    "tensor(bool)": np.bool_,
-}
 Feed = dict[str, NDArray[Any]]
 
 
@@ -47,13 +38,13 @@ def model_inputs(session: onnxruntime.InferenceSession) -> list[Input]:
     """The inputs of a loaded model. Raises UsageError for a type that cannot be made up."""
     found = []
     for value in session.get_inputs():
-        if value.type not in _TYPES:
+        if value.type not in NUMPY_TYPES:
             raise UsageError(f"input {value.name!r} is a {value.type}, which the bench cannot make up")
         shape = tuple(
             size if isinstance(size, int) else (size or f"{value.name}.{axis}")
             for axis, size in enumerate(value.shape)
         )
-        found.append(Input(value.name, np.dtype(_TYPES[value.type]), shape))
+        found.append(Input(value.name, np.dtype(NUMPY_TYPES[value.type]), shape))
     return found
 
 

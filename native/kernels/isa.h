@@ -59,7 +59,7 @@ struct Isa {
   const char* name;
   bool (*supported)();
   int panel_rows;    // activation rows of an int8 panel at most
-  int stream_rows;   // up to so many rows int8 unpacks in registers, where the code is used
+  int stream_rows;   // up to so many rows int8 is one pass over the packed weights
   int stream_rows_float;
   void (*int8)(const Int8Work&);
   void (*floats)(const FloatWork&);

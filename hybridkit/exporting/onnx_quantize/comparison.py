@@ -13,19 +13,10 @@ from numpy.typing import NDArray
 
 from hybridkit.errors import FileError, HybridkitError, UsageError
 from hybridkit.runtime.session import session
+from hybridkit.runtime.tensor_types import NUMPY_TYPES
 
 Feed = Mapping[str, NDArray[Any]]
 
-_TYPES: Final = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-    "tensor(bool)": np.bool_,
-}
 _SIZES: Final = (64, 48, 32, 16, 4, 1)  # to try for dimensions without one, but the first, the batch: 1
 
 
@@ -71,10 +62,10 @@ def check_inputs(source: Path, feed: Feed) -> None:
 def generate_inputs(source: Path) -> Feed | None:
     """Normal floats, and integers 0 and 1, for every input; None where the model does not run on them."""
     inputs = _inputs(source)
-    if any(value.type not in _TYPES for value in inputs):
+    if any(value.type not in NUMPY_TYPES for value in inputs):
         return None
     for size in _SIZES:
-        feed = {value.name: _random(_TYPES[value.type], _shape(value.shape, size)) for value in inputs}
+        feed = {value.name: _random(NUMPY_TYPES[value.type], _shape(value.shape, size)) for value in inputs}
         with contextlib.suppress(HybridkitError):
             run(source, feed)
             return feed
