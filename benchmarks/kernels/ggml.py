@@ -1,6 +1,6 @@
 """ggml's TQ2_0 as a peer, optional: built from the source in PyPI's `llama-cpp-python` into the cache.
 
-python benchmarks/kernels/ggml.py --isa avx2
+python benchmarks/kernels/ggml.py --isa avx2 avx512vnni
 
 It needs cmake and a few minutes; HYBRIDKIT_BENCH_CACHE moves the cache.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -129,13 +130,18 @@ def _library(isa: str) -> Path:
 
 def _source(folder: Path) -> Path:
     _run(
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE),
+        *(_python_with_pip(), "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE),
         *("--dest", str(folder), f"{PACKAGE}=={VERSION}"),
     )
     with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
         members = [member for member in archive.getmembers() if INSIDE in member.name]
         archive.extractall(folder, members, filter="data")
     return next(folder.glob(f"*/{INSIDE}"))
+
+
+def _python_with_pip() -> str:
+    """The environment that bootstrap.py makes has none of its own."""
+    return sys.executable if importlib.util.find_spec("pip") else sys._base_executable  # type: ignore[attr-defined]
 
 
 def _run(*command: str) -> None:
@@ -148,5 +154,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--isa", choices=list(FEATURES), default="avx2", help="for which it is compiled")
-    print(build(parser.parse_args().isa))
+    parser.add_argument("--isa", choices=list(FEATURES), nargs="+", default=["avx2"], help="for which it is compiled")
+    for isa in parser.parse_args().isa:
+        print(build(isa))

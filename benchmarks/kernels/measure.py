@@ -5,6 +5,8 @@ run.py starts several of them, because memory lies differently in each.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,8 +124,8 @@ class _Shape:
 
     def pages(self) -> str:
         """On which pages ONNX Runtime has the codes of our layers."""
-        before = _huge_bytes()
         copies = self._copies(kernel.code_bytes("ternary", self.n, self.k)) // 4
+        before = _huge_bytes()
         session = self._session(layers.OURS, copies)
         risen = _huge_bytes() - before
         del session
@@ -178,7 +180,9 @@ class _Shape:
 
 
 def _huge_bytes() -> int:
-    """Of this process on huge pages; 0 where the system does not say."""
+    """In use by this process on huge pages; 0 where the system does not say."""
+    with contextlib.suppress(AttributeError):  # freed memory may lie on huge pages, too; not glibc: nothing to trim
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     except OSError:
