@@ -52,7 +52,7 @@ def kernel_blocks() -> dict[str, str]:
     import report
     import results
 
-    runs = [results.read(path) for path in sorted(RESULTS.glob("kernels-*.json"))]
+    runs = [results.read(path) for path in sorted(RESULTS.glob("kernels-*.json"), reverse=True)]
     numbers, first, shapes, machines = [], [], [], []
     for run in runs:
         document = run.document

@@ -154,6 +154,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--isa", choices=list(FEATURES), nargs="+", default=["avx2"], help="for which it is compiled")
+    parser.add_argument(
+        "--isa", choices=list(FEATURES), nargs="+", default=["avx2"], help="for which it is compiled"
+    )
     for isa in parser.parse_args().isa:
         print(build(isa))

@@ -181,7 +181,7 @@ class _Shape:
 
 def _huge_bytes() -> int:
     """In use by this process on huge pages; 0 where the system does not say."""
-    with contextlib.suppress(AttributeError):  # freed memory may lie on huge pages, too; not glibc: nothing to trim
+    with contextlib.suppress(AttributeError):  # freed memory may lie on huge pages, too; glibc alone keeps it
         ctypes.CDLL(None).malloc_trim(0)
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
