@@ -43,6 +43,10 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
     },
     "optimizer": {
         "adamw": ("optim.optimizers.adamw:AdamW", "AdamW (torch)"),
+        "steepest": (
+            "optim.optimizers.steepest:Steepest",
+            "relative steps of steepest descent, in the norm that fits each parameter",
+        ),
         "muon": ("optim.optimizers.muon:Muon", "Muon for matrices, AdamW for the rest (torch)"),
         "sgd": ("optim.optimizers.sgd:SGD", "SGD with momentum (torch)"),
     },

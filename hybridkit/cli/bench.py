@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from hybridkit.bench.pool import Tick
     from hybridkit.bench.results import BenchResults
+    from hybridkit.bench.tables import TextTable
 
 SECTIONS = ("convergence", "quantization", "inference")
 WHAT, HOW = "What is measured", "How"
@@ -38,8 +39,13 @@ def command(
         ),
     ] = None,
     task: Annotated[
-        str, typer.Option(metavar="NAME", help="What is trained.", rich_help_panel=WHAT)
-    ] = "digits",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What is trained (default: digits; of convergence: digits, fashion-mnist and text).",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, metavar="N", help="Runs of each arm.", rich_help_panel=WHAT)
     ] = 5,
@@ -69,12 +75,15 @@ def command(
     plots, to a folder.
     """
     section, file = _parse(what, model)
+    if section == ("convergence",):
+        _arena(task, seeds, quick, out, json)
+        return
 
     from hybridkit.bench.suite import Request, run_bench
 
     request = Request(
         sections=section or SECTIONS,  # type: ignore[arg-type]
-        task=task,
+        task=task or "digits",
         seeds=seeds,
         epochs=epochs,
         threads=(threads,) if threads else (),
@@ -89,6 +98,22 @@ def command(
         emit_json("bench", to_json(results))
     else:
         _print(results)
+
+
+def _arena(task: str | None, seeds: int, quick: bool, out: Path, json: bool) -> None:
+    from hybridkit.bench.arena.plan import core
+    from hybridkit.bench.arena.plan import quick as quick_plan
+    from hybridkit.bench.arena.report import save, tables, to_json
+    from hybridkit.bench.arena.run import run_arena
+
+    plan = quick_plan() if quick else core(seeds, [task] if task else [])
+    with progress() as display:
+        report = run_arena(plan, out / "trials.jsonl", _bars(display))
+    print(f"written: {', '.join(str(path) for path in save(report, out))}", file=sys.stderr)
+    if json:
+        emit_json("bench", to_json(report))
+    else:
+        _render(tables(report))
 
 
 def _parse(what: str | None, model: Path | None) -> tuple[tuple[str, ...], Path | None]:
@@ -127,15 +152,19 @@ def _keep(results: BenchResults, out: Path) -> None:
 
 
 def _print(results: BenchResults) -> None:
+    from hybridkit.bench.tables import machine_line, tables
+
+    console().print(machine_line(results), markup=False)
+    _render(tables(results))
+
+
+def _render(texts: Iterable[TextTable]) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    from hybridkit.bench.tables import machine_line, tables
-
     on_stdout = console()
-    on_stdout.print(machine_line(results), markup=False)
-    for text in tables(results):
+    for text in texts:
         table = Table(title=Text(text.title), title_justify="left", box=box.SIMPLE_HEAD)
         for column in text.columns:
             table.add_column(Text(column), overflow="fold")

@@ -37,6 +37,14 @@ def all_clusters(base: Optimizer, clusters: Mapping[Tensor, int] | None) -> dict
     return {p: int(clusters[p]) for p in parameters}
 
 
+def relative_step(groups: Sequence[Group]) -> float:
+    """How far a step moves the first parameters, over their size: learning rate times the group's `reach`.
+
+    0 where the base optimizer has no such groups.
+    """
+    return next((float(g["lr"]) * float(g["reach"]) for g in groups if "reach" in g), 0.0)
+
+
 def split_by_cluster(group: Group, cluster_of: Mapping[Tensor, int]) -> Iterator[Group]:
     """The group once per parameter cluster in it."""
     for cluster in sorted({cluster_of[p] for p in group["params"]}):

@@ -19,6 +19,7 @@ from hybridkit.optim.groups import (
     check_proposal,
     group_multipliers,
     parameters_of,
+    relative_step,
     scaled,
     split_by_cluster,
 )
@@ -249,6 +250,7 @@ class HybridOptimizer(Optimizer):
             update_alignment=self._alignment(read.get("product", [0.0])[0], gradient),
             cluster_histogram=self._observed.histogram,
             parameter_gradients=tuple(per_cluster) if self._clustered else (),
+            relative_step=relative_step(self.param_groups),
         )
 
     def _alignment(self, product: float, gradient: float) -> float:

@@ -163,6 +163,9 @@ class HybridOptimizationManager:
             options = {
                 "hidden_size": config.auxiliary_nn_hidden_size,
                 "learning_rate": config.auxiliary_nn_learning_rate,
+                # Callers of the manager own their schedule, and may take more steps than max_steps.
+                "warmup": 0.0,
+                "decay": 0.0,
             }
             controller = registry().create("lr_controller", "hybridkit:aux-nn", options)
         if config.use_trust_region:

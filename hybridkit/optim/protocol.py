@@ -27,6 +27,9 @@ class TrainingState:
     update_alignment: float = 0.0  # cos(g_t, -(last update)); > 0: the last step could have been longer
     cluster_histogram: tuple[float, ...] = ()  # share of the batch per data cluster
     parameter_gradients: tuple[float, ...] = ()  # ||g||_2 per parameter cluster
+    relative_step: float = (
+        0.0  # how far multiplier 1 moves a matrix, over its size; 0: the base does not know
+    )
 
     @property
     def progress(self) -> float:

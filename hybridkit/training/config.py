@@ -17,7 +17,12 @@ from hybridkit.options import nearest
 from hybridkit.registry import registry
 
 DEFAULT_EPOCHS = 20
-HYBRID_DEFAULTS = {"lr_controller": "aux-nn", "clusterer": "kmeans", "constraint": "l2"}
+HYBRID_DEFAULTS = {
+    "optimizer": "steepest",
+    "lr_controller": "aux-nn",
+    "clusterer": "none",  # balanced batches cost accuracy wherever they were measured
+    "constraint": "l2",
+}
 
 Count = Annotated[int, Ge(1)]
 
@@ -136,10 +141,11 @@ def resolve(
     if given.get("max_steps") and "epochs" not in given:
         given["epochs"] = None
     if hybrid:
-        given = {**HYBRID_DEFAULTS, **given}
+        asked = "data_clusters" in given or given.get("sampler", "shuffle") != "shuffle"
+        given = {**HYBRID_DEFAULTS, **({"clusterer": "kmeans"} if asked else {}), **given}
     _reject_idle(given, qat=qat, ternary=ternary)
     quantizer = _choose_quantizer(ternary, qat, quantizer, learnable_scale, given.get("target_bits"))
-    if "clusterer" in given:
+    if given.get("clusterer", "none") != "none":
         given.setdefault("sampler", "balanced")
     config = TrainConfig(
         hybrid=hybrid,

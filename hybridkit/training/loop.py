@@ -19,7 +19,7 @@ from hybridkit.training.network import example_batch
 from hybridkit.training.packed import PackedResult, pack_run, packed_difference
 from hybridkit.training.runs import Run, runs_root, with_end
 from hybridkit.training.signals import interruptible, stop_requests
-from hybridkit.training.trainer import DivergedError, Trainer
+from hybridkit.training.trainer import DivergedError, Trainer, evaluation_weights
 from hybridkit.training.watch import StuckWatch
 
 DIFFERENCE_SAMPLES = 64  # validation samples on which the packed network is compared during training
@@ -162,7 +162,8 @@ class _Session:
         metrics = {f"validation_{name}": value for name, value in self.validation.items()}
         if self.config.qat and trainer.progress.step >= self.config.ramp_steps:
             sample = example_batch(trainer.task, DIFFERENCE_SAMPLES)
-            metrics |= packed_difference(trainer.task, trainer.model, sample, self.config.device)
+            with evaluation_weights(trainer.optimizer):
+                metrics |= packed_difference(trainer.task, trainer.model, sample, self.config.device)
         self.log.write("evaluation", trainer.progress.step, metrics)
         self.tell(Evaluated(trainer.progress.step, metrics))
         return trainer.progress.improve(metrics["validation_loss"])
@@ -203,7 +204,8 @@ class _Session:
         packed = None
         if config.qat or config.ternary:
             commit = self.run.about().get("environment", {}).get("git_commit")
-            packed = pack_run(config, trainer.task, trainer.model, self.run.packed_path, commit)
+            with evaluation_weights(trainer.optimizer):
+                packed = pack_run(config, trainer.task, trainer.model, self.run.packed_path, commit)
         test = packed.test.network if packed else trainer.evaluate("test")
         final: dict[str, Any] = {f"test_{name}": value for name, value in test.items()}
         if packed:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -68,7 +69,9 @@ class Trainer:
         seed_everything(config.seed)
         self.task: Task = configured_task(config)
         self.model, self.allocation = self._network(restored, trusted)
+        started = time.perf_counter()
         self.labels = restored.state["labels"] if restored else self._cluster_data()
+        self.setup_seconds = time.perf_counter() - started  # what clustering the data cost, once
         self.sampler = make_sampler(config.sampler, self.labels, config.batch_size, config.seed)
         self.total_steps = config.total_steps(self.sampler.steps_per_epoch)
         if config.ramp_steps >= self.total_steps:
@@ -130,9 +133,10 @@ class Trainer:
     def evaluate(self, part: Part = "validation") -> dict[str, float]:
         """Loss and metrics on one part of the data, in evaluation mode."""
         data: Batch = getattr(self.task.splits(), part)
-        return evaluate(
-            self.model, self.task, data, batch_size=self.config.batch_size, device=self.config.device
-        )
+        with evaluation_weights(self.optimizer):
+            return evaluate(
+                self.model, self.task, data, batch_size=self.config.batch_size, device=self.config.device
+            )
 
     def checkpoint(self) -> Checkpoint:
         """Everything needed to go on. Raises DivergedError where a weight is not finite."""
@@ -184,6 +188,8 @@ class Trainer:
             momentum=config.momentum,
             options=config.strategy_options("optimizer"),
         )
+        if has_modes(base):
+            base.train()
         if not config.uses_hybrid_optimizer:
             return base
         if self.parameter_clusters is None:
@@ -231,6 +237,25 @@ class Trainer:
         torch.set_rng_state(state["random"]["torch"])
         if state["random"]["cuda"]:
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
+
+
+def has_modes(optimizer: Any) -> bool:
+    """Whether an optimizer trains other weights than it ends with, as schedule-free ones do."""
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+
+
+@contextmanager
+def evaluation_weights(optimizer: Any) -> Iterator[None]:
+    """The weights that the optimizer ends with, in place of those that it trains, where they differ."""
+    base = getattr(optimizer, "base", optimizer)
+    if not has_modes(base):
+        yield
+        return
+    base.eval()
+    try:
+        yield
+    finally:
+        base.train()
 
 
 def check_device(device: str) -> None:

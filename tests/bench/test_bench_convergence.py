@@ -59,7 +59,7 @@ def test_arms_differ_in_what_they_add_and_in_nothing_else():
         "adamw, default lr": set(),
         "adamw + schedule": {"lr_controller"},
         "adamw + clustering": {"clusterer", "sampler"},
-        "hybrid": {"hybrid", "lr_controller", "clusterer", "constraint", "sampler"},
+        "hybrid": {"hybrid", "optimizer", "lr_controller", "clusterer", "constraint"},
     }
 
 

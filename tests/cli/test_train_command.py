@@ -88,7 +88,7 @@ def test_a_dry_run_says_what_it_would_be_and_writes_nothing(
     assert run(["train", *HYBRID, "--dry-run", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)["plan"]
     assert planned["total_steps"] == 2 * planned["steps_per_epoch"]
-    assert planned["memory_bytes"] > 4 * 4 * planned["parameters"]
+    assert planned["memory_bytes"] > 3 * 4 * planned["parameters"]  # weights, gradients, momentum
     assert 2.0 <= planned["bits_per_weight"] < 2.2
     assert 0 < planned["quantised_weights"] < planned["parameters"]
     assert run(["train", *HYBRID, "--dry-run"]) == 0

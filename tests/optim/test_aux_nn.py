@@ -12,6 +12,7 @@ import pytest
 from hybridkit.errors import UsageError
 from hybridkit.optim.controllers.aux_nn import AuxiliaryNeuralNetwork, AuxNN
 from hybridkit.optim.controllers.features import Features
+from hybridkit.optim.controllers.schedules import WSD
 from hybridkit.optim.protocol import Outcome, Proposal, TrainingState
 
 
@@ -24,7 +25,7 @@ def state(step: int = 0, **changes) -> TrainingState:
         "loss_trend": -0.01,
         "gradient_variance": 0.04,
         "step_number": step,
-        "max_steps": 1000,
+        "max_steps": 0,  # no schedule around the network
         "trust_radius": 0.1,
     }
     return TrainingState(**(values | changes))
@@ -211,3 +212,36 @@ def test_features_are_scale_free():
     assert rows[1] == [pytest.approx(rows[0][0], rel=1e-6)]
     assert rows[2] == [pytest.approx(rows[0][0], rel=1e-6)]
     assert all(-3 <= value <= 3 for value in rows[0][0])
+
+
+def test_a_known_relative_step_is_corrected_before_anything_is_learned():
+    for given, expected in ((0.03, 1.0), (0.003, 10.0), (0.3, 0.1), (3.0, 0.1), (3e-4, 10.0), (0.0, 1.0)):
+        controller = AuxNN(AuxNN.Options(exploration=1e-9))
+        assert controller.propose(state(relative_step=given)).lr_multiplier == pytest.approx(expected)
+
+
+def test_a_mis_set_rate_takes_the_same_steps():
+    """As long as it is within ten times: what is learned does not depend on it either."""
+    lengths = []
+    for given in (0.006, 0.03, 0.15):
+        proposals, controller = [], AuxNN()
+        for step in range(50):
+            seen = state(step, relative_step=given, max_steps=60)
+            proposals.append(controller.propose(seen))
+            outcome = Outcome(1.0, 1.0 - 0.01 * math.sin(step), proposals[-1], 0.1, False)
+            controller.feedback(seen, outcome)
+        lengths.append([given * p.lr_multiplier for p in proposals])
+    np.testing.assert_allclose(lengths[0], lengths[1], rtol=1e-9)
+    np.testing.assert_allclose(lengths[2], lengths[1], rtol=1e-9)
+
+
+def test_without_a_schedule_it_never_stops():
+    controller = AuxNN(AuxNN.Options(exploration=1e-9, warmup=0.0, decay=0.0))
+    assert controller.propose(state(5000, max_steps=1000)).lr_multiplier == pytest.approx(1.0)
+
+
+def test_the_shape_is_that_of_wsd():
+    options = AuxNN.Options(exploration=1e-9, warmup=0.1, decay=0.4)
+    steps = [AuxNN(options).propose(state(step, max_steps=100)).lr_multiplier for step in range(100)]
+    plan = WSD(WSD.Options(warmup=0.1, decay=0.4))
+    assert steps == pytest.approx([plan.propose(state(s, max_steps=100)).lr_multiplier for s in range(100)])

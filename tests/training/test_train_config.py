@@ -66,7 +66,10 @@ def test_contradictions_and_mistakes_are_usage_errors(flags: dict[str, Any], mes
 def test_hybrid_switches_everything_on_and_each_part_can_be_named() -> None:
     hybrid = resolve(hybrid=True)
     assert None not in (hybrid.lr_controller, hybrid.clusterer, hybrid.constraint)
-    assert hybrid.sampler == "balanced"
+    assert (hybrid.optimizer, hybrid.clusterer, hybrid.sampler) == ("steepest", "none", "shuffle")
+    for asked in ({"data_clusters": 8}, {"sampler": "balanced"}, {"clusterer": "kmeans"}):
+        clustered = resolve(hybrid=True, **asked)
+        assert (clustered.clusterer, clustered.sampler) == ("kmeans", "balanced")
     assert resolve(hybrid=True, lr_controller="cosine").lr_controller == "cosine"
     assert resolve(hybrid=True, sampler="per-cluster").sampler == "per-cluster"
     plain = resolve()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hybridkit.errors import UsageError
 from hybridkit.optim.controllers.features import FEATURES, Features, relative_difference
+from hybridkit.optim.controllers.schedules import WSD, Share
 from hybridkit.optim.protocol import Outcome, Proposal, TrainingState
 from hybridkit.options import option
 
@@ -209,14 +210,22 @@ class AuxiliaryNeuralNetwork:
 
 
 class AuxNN:
-    """The auxiliary network as a controller; its feedback is the relative loss reduction of the step.
+    """The auxiliary network as a controller, around a plan; its feedback is the step's relative loss
+    reduction.
+
+        multiplier = clip(network * c, 0.1, 10) * shape(progress),    c = clip(relative_step / given, 0.1, 10)
+
+    The plan is what a step should change, and is no matter of learning. Where the base optimizer takes
+    relative steps (`steepest`), `given` is what its learning rate stands for, and c makes up for a rate that
+    is up to ten times too small or too large; for other base optimizers c is 1. The shape is a linear warm-up
+    and a linear decay to zero; without `max_steps` there is no decay to plan.
 
     With parameter clusters it gives one multiplier per cluster, from the same weights and the cluster's own
     gradient. The radius's factor is learned from the steps that the constraint shortened; on the others it
     did nothing.
     """
 
-    bounds = (1 / LARGEST_MULTIPLIER, LARGEST_MULTIPLIER)
+    bounds = (0.0, LARGEST_MULTIPLIER)
     uses_update_alignment = False
     per_cluster = True
 
@@ -232,10 +241,16 @@ class AuxNN:
             0.05, "spread of the trials, in tanh's argument"
         )
         pull: Annotated[float, Ge(0.0)] = option(1.0, "how strongly it is drawn back to multiplier 1")
+        relative_step: Annotated[float, Gt(0.0)] = option(
+            0.03, "what a step should change of a matrix, where the base optimizer takes relative steps"
+        )
+        warmup: Share = option(0.05, "share of the run over which the multiplier rises linearly")
+        decay: Share = option(0.6, "share of the run over which it falls to zero at the end")
         seed: Annotated[int, Ge(0)] = option(0, "seed of its weights and its trials")
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = o = options or self.Options()
+        self.shape = WSD(WSD.Options(warmup=o.warmup, decay=o.decay))
         self.network = AuxiliaryNeuralNetwork(
             hidden_size=o.hidden_size,
             learning_rate=o.learning_rate,
@@ -247,8 +262,10 @@ class AuxNN:
     def propose(self, state: TrainingState) -> Proposal:
         """Ask the network. Raises UsageError where the loss is not observed."""
         multipliers, factor = self.network.decide(state)
+        correction, shape = self._plan(state)
+        planned = [_clipped(m * correction) * shape for m in multipliers]
         radius = state.trust_radius * factor if state.trust_radius > 0 else None
-        return Proposal(tuple(multipliers) if len(multipliers) > 1 else multipliers[0], radius)
+        return Proposal(tuple(planned) if len(planned) > 1 else planned[0], radius)
 
     def feedback(self, state: TrainingState, outcome: Outcome) -> None:
         """Let the network learn from the relative reduction of the loss."""
@@ -257,7 +274,21 @@ class AuxNN:
         factor = None
         if outcome.constraint_active and radius is not None:
             factor = radius / state.trust_radius
-        self.network.learn(multipliers, factor, relative_difference(outcome.loss_before, outcome.loss_after))
+        correction, shape = self._plan(state)
+        if shape == 0:
+            return
+        tried = [_clipped(m / (correction * shape)) for m in multipliers]
+        self.network.learn(tried, factor, relative_difference(outcome.loss_before, outcome.loss_after))
+
+    def _plan(self, state: TrainingState) -> tuple[float, float]:
+        """c and the shape."""
+        given = state.relative_step
+        correction = _clipped(self.options.relative_step / given) if given > 0 else 1.0
+        if state.max_steps <= 0:
+            return correction, 1.0
+        shape = self.shape.propose(state).lr_multiplier
+        assert isinstance(shape, float)
+        return correction, shape
 
     def state_dict(self) -> dict[str, Any]:
         """The network's state."""
@@ -266,6 +297,10 @@ class AuxNN:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the network."""
         self.network.load_state_dict(state)
+
+
+def _clipped(multiplier: float) -> float:
+    return min(max(multiplier, 1 / LARGEST_MULTIPLIER), LARGEST_MULTIPLIER)
 
 
 def _deciding(rows: int) -> slice:

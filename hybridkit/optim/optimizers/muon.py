@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Annotated
 
 import torch
@@ -12,7 +11,7 @@ from annotated_types import Ge, Lt
 from hybridkit.errors import UsageError
 from hybridkit.optim.optimizers.adamw import AdamW
 from hybridkit.optim.optimizers.composite import Composite
-from hybridkit.optim.optimizers.recipe import NamedParameters
+from hybridkit.optim.optimizers.recipe import OUTER_NAMES, NamedParameters, outer_matrices
 from hybridkit.options import option
 
 
@@ -21,9 +20,8 @@ class Muon:
 
     Hidden matrices go to `torch.optim.Muon`, with the step scaled to AdamW's usual size (Liu et al. 2025,
     arXiv 2502.16982), so that one learning rate serves both. AdamW takes the rest: vectors, convolutions
-    (torch's Muon is for two dimensions only), embeddings and the output layer. A parameter's name is all
-    that tells an embedding from a hidden matrix here: `adamw_names` lists patterns, and the last
-    matrix of the model counts as the output layer.
+    (torch's Muon is for two dimensions only), embeddings and the output layer, which `outer_matrices` finds
+    by their names.
     """
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,9 +30,7 @@ class Muon:
 
         momentum: Annotated[float, Ge(0.0), Lt(1.0)] = option(0.95, "Muon's momentum (Nesterov)")
         newton_schulz_steps: Annotated[int, Ge(1), Lt(100)] = option(5, "iterations of the orthogonalisation")
-        adamw_names: str = option(
-            "*embed*,*wte*,*wpe*,*head*,*token*,*output*", "name patterns of matrices that AdamW takes"
-        )
+        adamw_names: str = option(OUTER_NAMES, "name patterns of matrices that AdamW takes")
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
@@ -63,6 +59,5 @@ class Muon:
 
     def hidden_matrices(self, named_parameters: NamedParameters) -> set[str]:
         """The names of the parameters that Muon updates."""
-        patterns = [p.strip() for p in self.options.adamw_names.split(",") if p.strip()]
-        matrices = [name for name, p in named_parameters if p.ndim == 2]
-        return {n for n in matrices[:-1] if not any(fnmatchcase(n.lower(), p.lower()) for p in patterns)}
+        outer = outer_matrices(named_parameters, self.options.adamw_names)
+        return {name for name, p in named_parameters if p.ndim == 2 and name not in outer}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -37,6 +38,24 @@ def decay_groups(named_parameters: Iterable[tuple[str, Tensor]], weight_decay: f
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [g for g in groups if g["params"]]
+
+
+OUTER_NAMES = "*embed*,*wte*,*wpe*,*token*,*head*,*output*,*classifier*"
+
+
+def outer_matrices(named_parameters: NamedParameters, patterns: str = OUTER_NAMES) -> set[str]:
+    """The names of the matrices (two dimensions or more) between the network and the outside.
+
+    These are embeddings and the output layer: one-hot vectors go in, or logits come out, so that what suits
+    hidden matrices does not suit them. A recipe sees names only: those that match one of `patterns`
+    (separated by commas), and the last matrix. A number in a name says that the matrix is part of a repeated
+    block, as the output of an attention is; it does not count then, unless nothing else does.
+    """
+    matrices = [name for name, p in named_parameters if p.ndim >= 2]
+    wanted = [p.strip().lower() for p in patterns.split(",") if p.strip()]
+    alone = [name for name in matrices if not any(part.isdigit() for part in name.split("."))]
+    found = {n for n in alone if n == matrices[-1] or any(fnmatchcase(n.lower(), p) for p in wanted)}
+    return found or set(matrices[-1:])
 
 
 def fusable(named_parameters: Iterable[tuple[str, Tensor]]) -> bool:

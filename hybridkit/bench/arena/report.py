@@ -1,0 +1,256 @@
+"""The findings as tables, as one JSON document and as one HTML page with its pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from hybridkit.bench import format
+from hybridkit.bench.arena.cells import Cell
+from hybridkit.bench.arena.findings import CellFindings
+from hybridkit.bench.arena.methods import BASELINE, OURS, OURS_AND_ABLATIONS
+from hybridkit.bench.arena.numbers import Number, numbers
+from hybridkit.bench.arena.plan import Plan
+from hybridkit.bench.arena.trials import Record, Trial
+from hybridkit.bench.machine import Machine
+from hybridkit.bench.statistics import bootstrap_median
+from hybridkit.bench.tables import TextTable
+
+SCHEMA: Final = "hybridkit/arena/1"
+MINE, OTHERS, ABLATED = "#D55E00", "#0072B2", "#E69F00"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that a reader needs. `rates`: each rival's learning rate by cell."""
+
+    machine: Machine
+    plan: Plan
+    cells: list[CellFindings]
+    records: Mapping[Trial, Record]
+    rates: Mapping[tuple[Cell, str], float]
+
+    @property
+    def numbers(self) -> list[Number]:
+        """The numbers that must be reached."""
+        return list(numbers(self.cells))
+
+
+def tables(report: Report) -> Iterator[TextTable]:
+    """The numbers, then one table for each cell."""
+    yield number_table(report)
+    for found in report.cells:
+        yield cell_table(report, found)
+
+
+def number_table(report: Report) -> TextTable:
+    """Every number beside its limit."""
+    rows = []
+    for n in report.numbers:
+        limit = "reported" if n.limit is None else f"{'>=' if n.least else '<='} {n.limit:g}"
+        verdict = {None: "", True: "met", False: "missed"}[n.met]
+        rows.append((n.claim, str(n.cell), format.interval(n.measured, 3), limit, verdict))
+    seeds = len(report.plan.seeds)
+    notes = [
+        f"Medians over {seeds} seeds, compared in pairs of equal seed, with 95 % bootstrap intervals. "
+        "A limit is met by the median; that against the best rival by the whole interval.",
+        "Steps: the shortest run, with a schedule of its own, that ends at the other's final validation "
+        "loss, as a share of the other's steps. Seconds include clustering, controller and constraint.",
+    ]
+    return TextTable("The numbers", ("number", "cell", "measured", "must be", "verdict"), rows, notes)
+
+
+def cell_table(report: Report, found: CellFindings) -> TextTable:
+    """Every method, the best first."""
+    rows = []
+    for s in sorted(found.standings, key=lambda s: s.loss.median):
+        spread = ", ".join(f"{lr:g}: {_loss(loss)}" for lr, loss in s.spread.items())
+        rows.append(
+            (
+                s.method,
+                "-" if s.lr is None else f"{s.lr:g}",
+                format.interval(s.loss),
+                format.interval(s.ratio, 3),
+                format.interval(found.steps[s.method], 2) if s.method in found.steps else "-",
+                format.interval(s.metric, 4),
+                f"{s.seconds:.1f}",
+                spread,
+            )
+        )
+    headings = (
+        "method",
+        "lr",
+        "validation loss",
+        f"over {OURS}'s",
+        f"steps of {OURS} to it",
+        "test metric",
+        "seconds",
+        "median loss by learning rate (2 seeds)",
+    )
+    return TextTable(f"{found.cell}: {found.cell.steps} steps of {found.cell.batch_size}", headings, rows)
+
+
+def _loss(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "diverged"
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Plain values; what is not finite is null."""
+    return {
+        "schema": SCHEMA,
+        "machine": dataclasses.asdict(report.machine),
+        "seeds": list(report.plan.seeds),
+        "numbers": [_plain(dataclasses.asdict(n) | {"met": n.met}) for n in report.numbers],
+        "cells": [_plain(dataclasses.asdict(found)) for found in report.cells],
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def save(report: Report, folder: Path) -> list[Path]:
+    """convergence.json and convergence.html in `folder`, each whole or not at all."""
+    from hybridkit.packing.atomic import atomic_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "convergence.json": json.dumps(to_json(report), indent=1, allow_nan=False) + "\n",
+        "convergence.html": to_html(report),
+    }
+    for name, text in texts.items():
+        with atomic_file(folder / name) as file:
+            file.write(text.encode())
+    return [folder / name for name in texts]
+
+
+# --- the page
+
+
+STYLE: Final = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem;
+  color: #222 }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: 13px }
+th, td { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; vertical-align: top }
+th { background: #f5f5f5 } td.met { color: #006d3c }
+td.missed { color: #b3261e; font-weight: 600 }
+figure { margin: 1rem 0 } img { max-width: 100% } p.note { color: #555; font-size: 13px; max-width: 60rem }
+"""
+
+
+def to_html(report: Report) -> str:
+    """One page; pictures need matplotlib and are left out without it."""
+    from hybridkit.bench.plots import available
+
+    machine = report.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    head = (
+        f"{machine.processor}, {machine.cores} cores, {'/'.join(machine.instruction_set)}, Python "
+        f"{machine.python}, {versions}, commit {machine.git_commit or 'unknown'}; one thread a run"
+    )
+    parts = [f"<h1>Convergence</h1><p class=note>{html.escape(head)}</p>", _table(number_table(report))]
+    for found in report.cells:
+        parts.append(f"<h2>{html.escape(str(found.cell))}</h2>")
+        if available():
+            parts.append(_picture(report, found))
+        parts.append(_table(cell_table(report, found)))
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>Convergence</title><style>{STYLE}</style>"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _table(table: TextTable) -> str:
+    head = "".join(f"<th>{html.escape(c)}</th>" for c in table.columns)
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{f' class={c}' if c in ('met', 'missed') else ''}>{html.escape(c)}</td>" for c in row)
+        + "</tr>"
+        for row in table.rows
+    )
+    notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in table.notes)
+    return f"<h3>{html.escape(table.title)}</h3><table><tr>{head}</tr>{body}</table>{notes}"
+
+
+def _picture(report: Report, found: CellFindings) -> str:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    curves, bars, heat = figure.subplots(1, 3, width_ratios=(1.1, 1, 0.9))
+    _draw_curves(curves, report, found)
+    _draw_bars(bars, found)
+    _draw_mistakes(heat, figure, report, found)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<figure><img alt="{html.escape(str(found.cell))}" src="data:image/png;base64,{data}"></figure>'
+
+
+def _draw_curves(axes: Any, report: Report, found: CellFindings) -> None:
+    """Validation loss over steps with bands: ours, the baseline and the three best rivals."""
+    best = sorted(found.standings, key=lambda s: s.loss.median)
+    rivals = [s for s in best if s.spread][:3]
+    baseline = next(s for s in best if s.method == BASELINE)
+    ours = next(s for s in best if s.method == OURS)
+    colours = (MINE, "#555555", "#0072B2", "#009E73", "#CC79A7")
+    for standing, colour in zip((ours, baseline, *rivals), colours, strict=False):
+        lr = standing.lr if standing.spread else None
+        runs = [report.records[Trial(found.cell, standing.method, s, lr)] for s in report.plan.seeds]
+        common = [r.curve for r in runs if len(r.curve) == max(len(r.curve) for r in runs)]
+        steps = [step for step, _ in common[0]][1:]
+        bands = [bootstrap_median([curve[i + 1][1] for curve in common]) for i in range(len(steps))]
+        axes.plot(steps, [b.median for b in bands], color=colour, label=standing.method)
+        axes.fill_between(steps, [b.low for b in bands], [b.high for b in bands], color=colour, alpha=0.15)
+    axes.set(xlabel="step", ylabel="validation loss", yscale="log")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3, which="both")
+
+
+def _draw_bars(axes: Any, found: CellFindings) -> None:
+    """Final loss of everybody over ours, the best on top."""
+    shown = [s for s in sorted(found.standings, key=lambda s: -s.ratio.median) if math.isfinite(s.ratio.high)]
+    for i, s in enumerate(shown):
+        colour = MINE if s.method == OURS else ABLATED if s.method in OURS_AND_ABLATIONS else OTHERS
+        axes.plot([s.ratio.low, s.ratio.high], [i, i], color=colour, linewidth=2)
+        axes.plot(s.ratio.median, i, "o", color=colour)
+    axes.axvline(1, color="#999999", linewidth=1)
+    axes.set_yticks(range(len(shown)), [s.method for s in shown])
+    axes.set_xlabel(f"final loss over {OURS}'s")
+    axes.grid(alpha=0.3, axis="x")
+
+
+def _draw_mistakes(axes: Any, figure: Any, report: Report, found: CellFindings) -> None:
+    """Heat map of the final loss over learning rate and first radius, relative to the default."""
+    from hybridkit.bench.arena.plan import heat_trial
+
+    factors = sorted({*report.plan.misset, 1.0})
+    seed = report.plan.seeds[0]
+    middle = report.records[Trial(found.cell, OURS, seed)].loss
+    losses = [
+        [report.records[heat_trial(found.cell, seed, lr, radius)].loss / middle - 1 for lr in factors]
+        for radius in factors
+    ]
+    shown = axes.imshow([[100 * v for v in row] for row in losses], cmap="coolwarm", vmin=-5, vmax=5)
+    for y, row in enumerate(losses):
+        for x, value in enumerate(row):
+            text = f"{100 * value:+.1f}" if math.isfinite(value) else "-"
+            axes.text(x, y, text, ha="center", va="center", fontsize=8)
+    names = [f"x {f:g}" for f in factors]
+    axes.set_xticks(range(len(factors)), names)
+    axes.set_yticks(range(len(factors)), names)
+    axes.set(xlabel="learning rate", ylabel="first radius", title="loss against the default, % (one seed)")
+    figure.colorbar(shown, ax=axes, shrink=0.8)

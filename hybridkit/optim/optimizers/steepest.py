@@ -1,0 +1,251 @@
+"""Steepest descent in the norm that fits each parameter, by steps relative to the parameter's own size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Annotated, Any, Literal, overload
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hybridkit.optim.optimizers.orthogonal import orthogonalise
+from hybridkit.optim.optimizers.recipe import NamedParameters, outer_matrices
+from hybridkit.options import option
+
+Norm = Literal["spectral", "adam"]
+TINY = 1e-12
+
+
+class RelativeDescent(Optimizer):
+    """Every step moves a parameter by a share of the size that it began with.
+
+        W <- W - lr * reach * rms(W_0) * D
+
+    so that lr * reach is the relative change of one step, whatever the scale of loss, gradient or layer. D is
+    a direction of descent in the group's `norm`:
+
+    - "spectral", for a matrix [N, K] (a convolution's kernel is one, [N, everything else]): the momentum M of
+      the gradient, looking ahead as Nesterov's, with singular values set to 1 (Bernstein and Newhouse 2024,
+      arXiv 2409.20325; Jordan et al. 2024, "Muon"), then each row over the root of its running mean square
+      (Li et al. 2025, arXiv 2510.05491, "NorMuon"):
+
+          M <- b M + (1 - b) G,    O = orthogonalise((1 - b) G + b M),
+          v <- b' v + (1 - b') mean_k(O^2),    D = O / sqrt(v), scaled to a root mean square of 1
+
+      A matrix whose shorter side is longer than `block` is orthogonalised in blocks of as many rows (or
+      columns, if they are fewer), which costs min(m, n) / block times less. With `keep_norm`, W is scaled
+      back to the Frobenius norm that it had before: it stays on a sphere, so that the relative change of a
+      step stays what it is while others let their weights grow.
+    - "adam": Adam's direction, each entry between -1 and 1 or so. For embeddings, output layers and vectors,
+      which are used entry by entry.
+
+    A parameter that begins at zero (or below `least_size`) counts as that large.
+
+    Args:
+        params: parameters or groups, as for every optimizer.
+        lr: learning rate.
+        norm: of all groups that do not say.
+        reach: relative change of one step per unit of learning rate.
+        momentum: b above, Adam's beta1.
+        row_decay: b' above; 0: no scaling of rows.
+        beta2: Adam's.
+        keep_norm, least_size, block: see above.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        *,
+        norm: Norm = "spectral",
+        reach: float = 20.0,
+        momentum: float = 0.9,
+        row_decay: float = 0.95,
+        beta2: float = 0.99,
+        keep_norm: bool = True,
+        least_size: float = 0.05,
+        block: int = 128,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "norm": norm,
+            "reach": reach,
+            "momentum": momentum,
+            "row_decay": row_decay,
+            "beta2": beta2,
+            "keep_norm": keep_norm,
+            "least_size": least_size,
+            "block": block,
+        }
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                parameters = [p for p in group["params"] if p.grad is not None]
+                if parameters:
+                    self._move(group, parameters)
+        return loss
+
+    def _move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        spectral = group["norm"] == "spectral"
+        directions = (self._spectral if spectral else self._adam)(group, parameters)
+        keep = spectral and group["keep_norm"]
+        before = torch._foreach_norm(parameters) if keep else []
+        length = group["lr"] * group["reach"]
+        for p, direction in zip(parameters, directions, strict=True):
+            scale = length * self.state[p]["size"]
+            if spectral:
+                scale = scale / (_rms(direction) + TINY)
+            p.sub_((direction * scale).view_as(p))
+        if keep:
+            after = torch._foreach_norm(parameters)
+            torch._foreach_mul_(
+                parameters, [b / a.clamp(min=TINY) for b, a in zip(before, after, strict=True)]
+            )
+
+    def _spectral(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
+        momentum, decay = group["momentum"], group["row_decay"]
+        for p in parameters:
+            if not self.state[p]:
+                rows = torch.zeros(len(p), 1, device=p.device)
+                size = _rms(p).clamp(min=TINY)
+                self.state[p].update(step=0, momentum=torch.zeros_like(p), rows=rows, size=size)
+            self.state[p]["step"] += 1
+        gradients = [_gradient(p) for p in parameters]
+        buffers = [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, buffers, momentum)
+        units = _orthogonalised([direction.flatten(1).float() for direction in ahead], group["block"])
+        if decay == 0:
+            return units
+        for p, unit in zip(parameters, units, strict=True):
+            state = self.state[p]
+            state["rows"].lerp_(unit.square().mean(1, keepdim=True), 1 - decay)
+            unit.div_((state["rows"] / (1 - decay ** state["step"])).sqrt().clamp_(min=TINY))
+        return units
+
+    def _adam(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
+        beta1, beta2 = group["momentum"], group["beta2"]
+        directions = []
+        for p in parameters:
+            state = self.state[p]
+            if not state:
+                mean, square = torch.zeros_like(p), torch.zeros_like(p)
+                size = _rms(p).clamp(min=group["least_size"])
+                state.update(step=0, mean=mean, square=square, size=size)
+            state["step"] += 1
+            state["mean"].lerp_(_gradient(p), 1 - beta1)
+            state["square"].lerp_(_gradient(p).square(), 1 - beta2)
+            mean = state["mean"] / (1 - beta1 ** state["step"])
+            directions.append(mean / ((state["square"] / (1 - beta2 ** state["step"])).sqrt() + TINY))
+        return directions
+
+
+def _orthogonalised(matrices: Sequence[Tensor], block: int) -> list[Tensor]:
+    """Each of them in blocks of at most `block` along the shorter side; blocks of one shape together."""
+    found = [torch.empty_like(matrix) for matrix in matrices]
+    pieces = [
+        pair for matrix, into in zip(matrices, found, strict=True) for pair in _blocks(matrix, into, block)
+    ]
+    pieces.sort(key=lambda pair: pair[0].shape)
+    for _, same in groupby(pieces, key=lambda pair: pair[0].shape):
+        members = list(same)
+        units = orthogonalise(torch.stack([piece for piece, _ in members]))
+        for (_, into), unit in zip(members, units, strict=True):
+            into.copy_(unit)
+    return found
+
+
+def _blocks(matrix: Tensor, into: Tensor, block: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of a wide or transposed tall matrix and of its result, block by block."""
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix, into = matrix.mT, into.mT
+    yield from zip(torch.split(matrix, block), torch.split(into, block), strict=True)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None  # step() takes no others
+    return parameter.grad
+
+
+def _rms(tensor: Tensor) -> Tensor:
+    return tensor.float().square().mean().sqrt()
+
+
+class Steepest:
+    """Relative steps: hidden matrices and convolutions in the spectral norm, the rest along Adam's direction.
+
+    A learning rate of 1e-3 changes a hidden matrix by 3 % a step. Embeddings and the output layer move
+    `outer` times as far, vectors (biases, norm weights, quantizer steps) `vector` times. There is no weight
+    decay, as norms are kept. The run's `momentum` is that of all parameters.
+    """
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Options:
+        """Options of `steepest`."""
+
+        reach: Annotated[float, Gt(0.0)] = option(
+            30.0, "relative change of a hidden matrix per unit of the learning rate"
+        )
+        outer: Annotated[float, Gt(0.0)] = option(
+            4.0, "how much further embeddings and the output layer move"
+        )
+        vector: Annotated[float, Gt(0.0)] = option(0.3, "how far vectors move, relative to matrices")
+        row_decay: Annotated[float, Ge(0.0), Lt(1.0)] = option(
+            0.95, "decay of the mean square by which rows are scaled; 0: rows are left alone"
+        )
+        beta2: Annotated[float, Ge(0.0), Lt(1.0)] = option(
+            0.99, "decay of the squared gradient's average (Adam)"
+        )
+        keep_norm: bool = option(True, "hidden matrices keep their Frobenius norm")
+        block: Annotated[int, Ge(1)] = option(
+            128, "longest shorter side of what is orthogonalised as one matrix"
+        )
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or self.Options()
+
+    def build(
+        self, named_parameters: NamedParameters, *, lr: float, weight_decay: float, momentum: float
+    ) -> torch.optim.Optimizer:
+        """The optimizer; `momentum` is that of all parameters."""
+        o, outer = self.options, outer_matrices(named_parameters)
+        kinds: dict[str, tuple[Norm, float]] = {
+            "hidden": ("spectral", 1.0),
+            "outer": ("adam", o.outer),
+            "vector": ("adam", o.vector),
+        }
+        groups = []
+        for kind, (norm, factor) in kinds.items():
+            members = [p for name, p in named_parameters if _kind(name, p, outer) == kind]
+            if members:
+                groups.append({"params": members, "norm": norm, "reach": o.reach * factor})
+        return RelativeDescent(
+            groups,
+            lr,
+            momentum=momentum,
+            row_decay=o.row_decay,
+            beta2=o.beta2,
+            keep_norm=o.keep_norm,
+            block=o.block,
+        )
+
+
+def _kind(name: str, parameter: Tensor, outer: set[str]) -> str:
+    if parameter.ndim < 2:
+        return "vector"
+    return "outer" if name in outer else "hidden"

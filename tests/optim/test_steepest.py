@@ -1,0 +1,149 @@
+"""Relative steps against a few lines of obvious code, and what makes them relative."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hybridkit.optim.base import build_base_optimizer
+from hybridkit.optim.optimizers.recipe import outer_matrices
+from hybridkit.optim.optimizers.steepest import RelativeDescent, Steepest
+
+
+def reference_step(weight, gradient, state, *, length, norm, row_decay, keep, momentum=0.9, beta2=0.99):
+    """One step on one parameter, written as the docstring says, the polar factor by an SVD."""
+    state["step"] = t = state.get("step", 0) + 1
+    state.setdefault("size", weight.square().mean().sqrt().clamp(min=1e-12 if norm == "spectral" else 0.05))
+    state["m"] = m = momentum * state.get("m", 0) + (1 - momentum) * gradient
+    if norm == "adam":
+        state["v"] = v = beta2 * state.get("v", 0) + (1 - beta2) * gradient**2
+        direction = (m / (1 - momentum**t)) / ((v / (1 - beta2**t)).sqrt() + 1e-12)
+        return weight - length * state["size"] * direction
+    ahead = ((1 - momentum) * gradient + momentum * m).flatten(1)
+    u, _, w = torch.linalg.svd(ahead, full_matrices=False)
+    unit = u @ w
+    state["rows"] = rows = row_decay * state.get("rows", 0) + (1 - row_decay) * (unit**2).mean(
+        1, keepdim=True
+    )
+    if row_decay:
+        unit = unit / (rows / (1 - row_decay**t)).sqrt()
+    unit = unit / unit.square().mean().sqrt()
+    moved = weight - (length * state["size"] * unit).view_as(weight)
+    return moved * (weight.norm() / moved.norm()) if keep else moved
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([(4, 6), (6, 4), (5, 5), (3, 2, 3, 3), (1, 7), (7,), (2, 1)]),
+    st.booleans(),
+    st.sampled_from([0.0, 0.95]),
+    st.integers(0, 2**31),
+)
+def test_steps_are_those_of_the_reference(shape, keep, row_decay, seed):
+    generator = torch.Generator().manual_seed(seed)
+    norm = "spectral" if len(shape) > 1 else "adam"
+    weight = torch.randn(shape, generator=generator)
+    parameter = nn.Parameter(weight.clone())
+    optimizer = RelativeDescent([parameter], 1e-3, norm=norm, reach=20.0, row_decay=row_decay, keep_norm=keep)
+    state: dict = {}
+    for _ in range(4):
+        gradient = torch.randn(shape, generator=generator)
+        before = parameter.detach().clone()
+        weight = reference_step(
+            before,
+            gradient,
+            state,
+            length=0.02,
+            norm=norm,
+            row_decay=row_decay,
+            keep=keep and norm == "spectral",
+        )
+        parameter.grad = gradient
+        optimizer.step()
+        # singular values are 1 within 0.2 here, and exactly there: the step is off by a quarter at most
+        error = (parameter - weight).norm() / (weight - before).norm()
+        assert error < (1e-3 if norm == "adam" else 0.45)
+        if keep and norm == "spectral":
+            torch.testing.assert_close(parameter.norm(), before.norm())
+
+
+@settings(deadline=None)
+@given(st.floats(-4, 4), st.floats(-4, 4), st.integers(0, 2**31))
+def test_neither_the_loss_nor_the_weights_have_a_scale(weights, gradients, seed):
+    """Ten to the power of them: the steps, over the weights' size, stay what they are."""
+    shifts = []
+    for weight_scale, gradient_scale in ((1.0, 1.0), (10**weights, 10**gradients)):
+        generator = torch.Generator().manual_seed(seed)
+        start = weight_scale * torch.randn(6, 5, generator=generator)
+        parameter = nn.Parameter(start.clone())
+        optimizer = RelativeDescent([parameter], 1e-3)
+        for _ in range(3):
+            parameter.grad = gradient_scale * torch.randn(6, 5, generator=generator)
+            optimizer.step()
+        shifts.append((parameter.detach() - start) / weight_scale)
+    torch.testing.assert_close(shifts[0], shifts[1], rtol=2e-3, atol=2e-4)
+
+
+def test_a_step_changes_a_matrix_by_what_it_says():
+    parameter = nn.Parameter(torch.randn(32, 16, generator=torch.Generator().manual_seed(0)))
+    before = parameter.detach().clone()
+    parameter.grad = torch.randn(32, 16, generator=torch.Generator().manual_seed(1))
+    RelativeDescent([parameter], 1e-3, reach=30.0, keep_norm=False).step()
+    assert ((parameter - before).norm() / before.norm()).item() == pytest.approx(0.03, rel=1e-3)
+
+
+def test_blocks_are_orthogonalised_on_their_own():
+    gradient = torch.randn(10, 40, generator=torch.Generator().manual_seed(2))
+    whole, halves = (nn.Parameter(torch.ones(10, 40)) for _ in range(2))
+    for parameter, block in ((whole, 10), (halves, 4)):
+        parameter.grad = gradient
+        RelativeDescent([parameter], 1e-3, block=block, row_decay=0.0, keep_norm=False).step()
+    first = nn.Parameter(torch.ones(4, 40))
+    first.grad = gradient[:4]
+    RelativeDescent([first], 1e-3, row_decay=0.0, keep_norm=False).step()
+    a, b = (1 - halves.detach())[:4], 1 - first.detach()
+    torch.testing.assert_close(a / a.norm(), b / b.norm())
+    assert not torch.allclose(whole, halves)
+
+
+def test_zeros_and_missing_gradients():
+    bias, frozen = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.ones(4, 4))
+    optimizer = RelativeDescent([{"params": [bias], "norm": "adam"}, {"params": [frozen]}])
+    bias.grad = torch.ones(4)
+    optimizer.step()
+    assert bias.tolist() == pytest.approx([-1e-3 * 20 * 0.05] * 4)
+    assert (frozen == 1).all()
+    frozen.grad = torch.zeros(4, 4)
+    optimizer.step()
+    torch.testing.assert_close(frozen.detach(), torch.ones(4, 4))
+
+
+def test_what_is_outer():
+    def named(*names):
+        return [(name, torch.zeros((3,) if name.endswith("bias") else (3, 3))) for name in names]
+
+    blocks = "blocks.0.attention.output.weight", "blocks.0.mlp.down.weight"
+    assert outer_matrices(named("embedding.weight", *blocks, "norm.bias")) == {"embedding.weight"}  # tied
+    assert outer_matrices(named("wte.weight", *blocks, "lm_head.weight")) == {"wte.weight", "lm_head.weight"}
+    assert outer_matrices(named("0.weight", "0.bias", "2.weight")) == {"2.weight"}
+    assert outer_matrices(named("hidden.0.weight", "output.weight")) == {"output.weight"}
+    assert outer_matrices(named("bias")) == set()
+
+
+def test_the_recipe_gives_each_kind_its_norm():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
+    options = {"reach": 10.0, "outer": 2.0, "vector": 0.5}
+    optimizer = build_base_optimizer(
+        "steepest", model.named_parameters(), lr=0.1, momentum=0.8, options=options
+    )
+    found = {(g["norm"], g["reach"]): [p.shape for p in g["params"]] for g in optimizer.param_groups}
+    assert {key: len(shapes) for key, shapes in found.items()} == {
+        ("spectral", 10.0): 1,
+        ("adam", 20.0): 1,
+        ("adam", 5.0): 4,
+    }
+    assert all(g["momentum"] == 0.8 for g in optimizer.param_groups)
+    assert isinstance(Steepest().options, Steepest.Options)
