@@ -188,8 +188,9 @@ class Trainer:
             momentum=config.momentum,
             options=config.strategy_options("optimizer"),
         )
-        if has_modes(base):
-            base.train()
+        modes: Any = base
+        if has_modes(modes):
+            modes.train()
         if not config.uses_hybrid_optimizer:
             return base
         if self.parameter_clusters is None:
