@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from concurrent.futures import Future
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hybridkit.bench.arena import run as arena_run
 from hybridkit.bench.arena import store as stores
 from hybridkit.bench.arena.cells import CORE, Cell
 from hybridkit.bench.arena.findings import findings, share_to_reach
 from hybridkit.bench.arena.methods import BASELINE, METHODS, OURS, RIVALS
 from hybridkit.bench.arena.numbers import numbers
 from hybridkit.bench.arena.plan import Plan, best_rates, core, quick
-from hybridkit.bench.arena.report import Report, tables, to_html, to_json
+from hybridkit.bench.arena.report import Report, save, tables, to_html, to_json
 from hybridkit.bench.arena.store import Store
 from hybridkit.bench.arena.trials import Record, Trial, run
 from hybridkit.bench.machine import this_machine
@@ -162,3 +166,36 @@ def test_a_trial_trains(method):
     assert 0 < found.metric <= 1
     assert found.seconds > 0
     assert run(Trial(DIGITS, method, 0, lr, share=0.5)).loss == found.loss
+
+
+class Here:
+    """An executor that works where it is called."""
+
+    def submit(self, call, *arguments):
+        done = Future()
+        done.set_result(call(*arguments))
+        return done
+
+
+def test_a_whole_arena_and_its_second_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(arena_run, "processes", lambda count: nullcontext(Here()))
+    cells = [dataclasses.replace(DIGITS, steps=4), Cell("digits", "fp32", 4, 32)]
+    plan = Plan(cells, range(2), shares=(0.5,), misset=(10.0,), grid=1)
+    ticks: list[str] = []
+
+    def progress(title, total):
+        return lambda: ticks.append(title)
+
+    report = arena_run.run_arena(plan, tmp_path / "trials.jsonl", progress)
+    lines = (tmp_path / "trials.jsonl").read_text().splitlines()
+    assert len(lines) == len(ticks) == len({json.loads(line)["trial"] for line in lines})
+    assert [f.cell for f in report.cells] == cells
+    assert {n.met for n in report.numbers} <= {True, False, None}
+    written = save(report, tmp_path)
+    assert json.loads(written[0].read_text())["cells"][0]["cell"]["task"] == "digits"
+    assert "data:image/png;base64" in written[1].read_text()
+
+    ticks.clear()
+    again = arena_run.run_arena(plan, tmp_path / "trials.jsonl", progress)
+    assert ticks == []
+    assert to_json(again)["cells"] == to_json(report)["cells"]

@@ -35,10 +35,6 @@ class Cell:
 
 
 TASKS: Final = (("digits", 400, 32), ("fashion-mnist", 400, 64), ("text", 300, 16))
-HELD_OUT: Final = (
-    ("hybridkit.tasks.held_out:Letters", 1000, 128),
-    ("hybridkit.tasks.held_out:Austen", 600, 32),
-)
 
 
 def cells(tasks: Sequence[tuple[str, int, int]], precisions: Sequence[Precision]) -> list[Cell]:
