@@ -12,13 +12,16 @@ A document says where a table goes, and which one:
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from hybridkit.bench import tables
+from hybridkit.bench.format import interval
 from hybridkit.bench.results import read
+from hybridkit.bench.statistics import Interval
 from hybridkit.bench.tables import TextTable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,8 +46,30 @@ def blocks() -> dict[str, str]:
         "files": markdown(tables.file_table(bench.inference)),
         "latency": markdown(tables.latency_table(bench.inference)),
         "help-latency": help_latency(),
+        "arena": arena(),
         **kernel_blocks(),
     }
+
+
+def arena() -> str:
+    """The numbers of the convergence bench, and where they were measured."""
+    document = json.loads((RESULTS / "convergence.json").read_text("utf-8"))
+    rows = []
+    for number in document["numbers"]:
+        cell, limit = number["cell"], number["limit"]
+        ends = {k: math.inf if v is None else v for k, v in number["measured"].items()}
+        must = "reported" if limit is None else f"{'>=' if number['least'] else '<='} {limit:g}"
+        verdict = {None: "", True: "met", False: "missed"}[number["met"]]
+        name = f"{cell['task'].rpartition(':')[2]}, {cell['precision']}"
+        rows.append((number["claim"], name, interval(Interval(**ends), 3), must, verdict))
+    machine = document["machine"]
+    notes = [
+        f"Medians over {len(document['seeds'])} seeds with paired 95 % bootstrap intervals. "
+        f"{machine['processor']}, {machine['cores']} cores, torch {machine['versions']['torch']}, "
+        f"commit {machine['git_commit'][:12]}."
+    ]
+    columns = ("number", "cell", "measured", "must be", "verdict")
+    return markdown(TextTable("Convergence: the numbers", columns, rows, notes))
 
 
 def kernel_blocks() -> dict[str, str]:
