@@ -70,7 +70,7 @@ def draw_convergence(figure: Any, result: ConvergenceResult) -> None:
         for arm in (a for a in result.arms if a.precision == precision):
             _curve(panel, arm)
         panel.set(title=f"{precision} weights", xlabel="step")
-        _logarithmic(panel)
+        logarithmic(panel)
         panel.grid(alpha=0.3, which="both")
         panel.legend(frameon=False, title="arm (learning rate)", alignment="left")
     panels[0].set_ylabel("validation loss")
@@ -84,7 +84,7 @@ def _curve(panel: Any, arm: ArmResult) -> None:
     panel.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
 
 
-def _logarithmic(panel: Any) -> None:
+def logarithmic(panel: Any) -> None:
     """A logarithmic y axis with plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -154,6 +154,6 @@ def _bars(panel: Any, rows: Sequence[LatencyResult], names: Sequence[str]) -> No
             bars, fmt="%.3g", fontsize=7, label_type="center", rotation=90, color="white", fontweight="bold"
         )
     panel.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
-    _logarithmic(panel)
+    logarithmic(panel)
     panel.grid(alpha=0.3, axis="y", which="both")
     panel.set_axisbelow(True)

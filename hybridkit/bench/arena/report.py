@@ -202,6 +202,8 @@ def _picture(report: Report, found: CellFindings) -> str:
 
 def _draw_curves(axes: Any, report: Report, found: CellFindings) -> None:
     """Validation loss over steps with bands: ours, the baseline and the three best rivals."""
+    from hybridkit.bench.plots import logarithmic
+
     best = sorted(found.standings, key=lambda s: s.loss.median)
     rivals = [s for s in best if s.spread][:3]
     baseline = next(s for s in best if s.method == BASELINE)
@@ -215,8 +217,9 @@ def _draw_curves(axes: Any, report: Report, found: CellFindings) -> None:
         bands = [bootstrap_median([curve[i + 1][1] for curve in common]) for i in range(len(steps))]
         axes.plot(steps, [b.median for b in bands], color=colour, label=standing.method)
         axes.fill_between(steps, [b.low for b in bands], [b.high for b in bands], color=colour, alpha=0.15)
-    axes.set(xlabel="step", ylabel="validation loss", yscale="log")
-    axes.legend(frameon=False)
+    axes.set(xlabel="step", ylabel="validation loss")
+    logarithmic(axes)
+    axes.legend(frameon=False, fontsize="small")
     axes.grid(alpha=0.3, which="both")
 
 
