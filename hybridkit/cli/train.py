@@ -77,7 +77,9 @@ def command(
     optimizer: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="adamw (default), muon, sgd or package.module:attr.", rich_help_panel=HOW
+            metavar="NAME",
+            help="adamw (with --hybrid: steepest), muon, sgd, module:attr.",
+            rich_help_panel=HOW,
         ),
     ] = None,
     hybrid: Annotated[
@@ -94,7 +96,9 @@ def command(
     ] = None,
     clusterer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="How the data are clustered (kmeans).", rich_help_panel=HYBRID),
+        typer.Option(
+            metavar="NAME", help="How the data are clustered (none; kmeans).", rich_help_panel=HYBRID
+        ),
     ] = None,
     constraint: Annotated[
         str | None,
