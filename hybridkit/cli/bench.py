@@ -50,8 +50,14 @@ def command(
         int, typer.Option(min=1, metavar="N", help="Runs of each arm.", rich_help_panel=WHAT)
     ] = 5,
     epochs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Epochs of each run.", rich_help_panel=WHAT)
-    ] = 10,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Epochs of each run (default: 10; not for convergence).",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -76,6 +82,10 @@ def command(
     """
     section, file = _parse(what, model)
     if section == ("convergence",):
+        if epochs is not None or threads is not None:
+            raise UsageError(
+                "convergence has lengths of its own and one thread a run: drop --epochs, --threads"
+            )
         _arena(task, seeds, quick, out, json)
         return
 
@@ -85,7 +95,7 @@ def command(
         sections=section or SECTIONS,  # type: ignore[arg-type]
         task=task or "digits",
         seeds=seeds,
-        epochs=epochs,
+        epochs=epochs or 10,
         threads=(threads,) if threads else (),
         model=file,
     )

@@ -105,7 +105,6 @@ def test_a_diverged_rival_is_no_obstacle():
         PLAN,
         findings(PLAN, records, best_rates(PLAN, records)),
         records,
-        best_rates(PLAN, records),
     )
     assert "diverged" in " ".join(cell for table in tables(report) for row in table.rows for cell in row)
     json.dumps(to_json(report), allow_nan=False)

@@ -106,7 +106,14 @@ def test_without_matplotlib_there_is_a_note(model, tmp_path, capsys, monkeypatch
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["absent.onnx"], 1), (["--seeds", "0"], 2), (["nothing"], 2), (["--task", "no"], 2)],
+    [
+        (["absent.onnx"], 1),
+        (["--seeds", "0"], 2),
+        (["nothing"], 2),
+        (["--task", "no"], 2),
+        (["convergence", "--epochs", "3"], 2),
+        (["convergence", "--task", "no"], 2),
+    ],
 )
 def test_mistakes_are_one_line(arguments, code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

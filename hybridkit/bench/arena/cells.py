@@ -11,14 +11,12 @@ from hybridkit.bench.runs import QUANTISED, Precision
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
-    """A task in one precision. `model` None: the task's first; `options` of the task, as (name, value)."""
+    """A task, with its first model, in one precision."""
 
     task: str
     precision: Precision
     steps: int
     batch_size: int
-    model: str | None = None
-    options: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.task.rpartition(':')[2]}, {self.precision}"
@@ -27,7 +25,6 @@ class Cell:
         """What it means to `training.config.resolve`."""
         return {
             "task": self.task,
-            "model": self.model,
             "max_steps": steps,
             "batch_size": self.batch_size,
             **QUANTISED[self.precision],

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from hybridkit.bench import format
-from hybridkit.bench.arena.cells import Cell
 from hybridkit.bench.arena.findings import CellFindings
 from hybridkit.bench.arena.methods import BASELINE, OURS, OURS_AND_ABLATIONS
 from hybridkit.bench.arena.numbers import Number, numbers
@@ -30,13 +29,12 @@ MINE, OTHERS, ABLATED = "#D55E00", "#0072B2", "#E69F00"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that a reader needs. `rates`: each rival's learning rate by cell."""
+    """Everything that a reader needs."""
 
     machine: Machine
     plan: Plan
     cells: list[CellFindings]
     records: Mapping[Trial, Record]
-    rates: Mapping[tuple[Cell, str], float]
 
     @property
     def numbers(self) -> list[Number]:

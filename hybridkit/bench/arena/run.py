@@ -52,5 +52,4 @@ def run_arena(plan: Plan, store: Path, progress: Progress) -> Report:
         plan=plan,
         cells=findings(plan, records, rates),
         records=records,
-        rates=rates,
     )
