@@ -19,13 +19,12 @@ import ggml
 import kernel
 import layers
 import limits
-from timed import OrtRun, Timed, compare, ort_session
+from timed import Net, OrtRun, Timed, compare, ort_session
 
 from hybridkit.runtime.native import Native, load
 
 COLD_BYTES = 256 << 20  # of distinct weights in turn; and at least 4 times the last cache
 GGML, ALONE, ALONE_HUGE = "ggml TQ2_0", "kernel alone", "kernel alone, huge pages"
-CALL = "call"
 MODES = {p.name: p.mode for p in layers.PEERS if p.mode} | dict.fromkeys((ALONE, ALONE_HUGE), "int8")
 
 
@@ -99,28 +98,26 @@ class _Shape:
             alone, weights = self._alone(stack, 1), self._weights(stack, 1)
             for m in self.plan.rows:
                 with ExitStack() as graphs:
-                    timed: dict[str, Timed] = {name: OrtRun(s, m) for name, s in sessions.items()}
-                    calls = dict.fromkeys(sessions, CALL)
-                    timed |= {CALL: OrtRun(empty, m), ALONE: alone.products(m, self.threads)}
-                    self._add_ggml(graphs, weights, m, timed, calls)
-                    yield from self._samples(timed, calls, m, cold=False)
+                    timed: dict[str, Timed] = {
+                        name: Net(OrtRun(session, m), OrtRun(empty, m)) for name, session in sessions.items()
+                    }
+                    timed[ALONE] = alone.products(m, self.threads)
+                    self._add_ggml(graphs, weights, m, timed)
+                    yield from self._samples(timed, m, cold=False)
 
     def cold(self) -> Iterator[Sample]:
         """One row, and layer after layer from memory."""
         with ExitStack() as stack:
             timed: dict[str, Timed] = {}
-            calls = {}
             for peer in layers.PEERS:
                 copies = self._copies(peer.weight_bytes(self.n, self.k))
-                timed[peer.name] = OrtRun(self._session(peer, copies), 1)
-                calls[peer.name] = call = f"{CALL} {copies}"
-                if call not in timed:
-                    timed[call] = OrtRun(ort_session(layers.nothing(copies), self.threads), 1)
+                empty = ort_session(layers.nothing(copies), self.threads)
+                timed[peer.name] = Net(OrtRun(self._session(peer, copies), 1), OrtRun(empty, 1))
             copies = self._copies(kernel.code_bytes("ternary", self.n, self.k))
             for name, huge in ((ALONE, False), (ALONE_HUGE, True)):
                 timed[name] = self._alone(stack, copies, huge).products(1, self.threads)
-            self._add_ggml(stack, self._weights(stack, copies), 1, timed, calls)
-            yield from self._samples(timed, calls, 1, cold=True)
+            self._add_ggml(stack, self._weights(stack, copies), 1, timed)
+            yield from self._samples(timed, 1, cold=True)
 
     def pages(self) -> str:
         """On which pages ONNX Runtime has the codes of our layers."""
@@ -145,38 +142,28 @@ class _Shape:
         return stack.enter_context(closing(ggml.Weights(self.ggml, self.n, self.k, copies)))
 
     def _add_ggml(
-        self,
-        stack: ExitStack,
-        weights: ggml.Weights | None,
-        m: int,
-        timed: dict[str, Timed],
-        calls: dict[str, str],
+        self, stack: ExitStack, weights: ggml.Weights | None, m: int, timed: dict[str, Timed]
     ) -> None:
         if weights is None:
             return
-        call = f"ggml {CALL}"
-        timed[GGML] = stack.enter_context(closing(weights.products(m, self.threads)))
-        timed[call] = stack.enter_context(closing(ggml.nothing(self.ggml, weights.copies, self.threads)))
-        calls[GGML] = call
+        products = stack.enter_context(closing(weights.products(m, self.threads)))
+        nothing = stack.enter_context(closing(ggml.nothing(self.ggml, weights.copies, self.threads)))
+        timed[GGML] = Net(products, nothing)
 
     def _copies(self, size: int) -> int:
         return -(-max(COLD_BYTES, 4 * limits.this_machines_caches().l3) // size)
 
-    def _samples(
-        self, timed: Mapping[str, Timed], calls: Mapping[str, str], m: int, *, cold: bool
-    ) -> Iterator[Sample]:
+    def _samples(self, timed: Mapping[str, Timed], m: int, *, cold: bool) -> Iterator[Sample]:
         found = compare(timed, rounds=self.plan.rounds, budget=self.plan.budget)
         sizes = self.n, self.k, m
         for name, one in timed.items():
-            if name in calls.values():
-                continue
-            call = found[calls[name]] if name in calls else 0.0
+            call = one.call if isinstance(one, Net) else 0.0
             ours: tuple[Any, ...] = ()
             if name in MODES:
                 kind: Any = ("ternary", MODES[name])
                 ours = self.native.kernel(*kind, *sizes), self.native.tasks(*kind, *sizes)
-            net = max(found[name] - call, 1e-9) / one.products
-            yield Sample(name, *sizes, self.threads, cold, net, call / one.products, *ours)
+            net, call = found[name] / one.products, call / one.products
+            yield Sample(name, *sizes, self.threads, cold, net, call, *ours)
 
 
 def _huge_bytes() -> int:

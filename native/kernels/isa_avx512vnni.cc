@@ -21,7 +21,7 @@ struct Vector {
   using Int = __m512i;
   static constexpr int lanes = 16, bytes = 64;
   static constexpr int panel = 12, tiles = 2;  // 12 x 2 sums of 32 registers
-  static constexpr int stream_rows = 1;
+  static constexpr int stream_sums = 16;  // of one row
 
   static Int zero() { return _mm512_setzero_si512(); }
   static Int load(const uint8_t* from) { return _mm512_loadu_si512(from); }

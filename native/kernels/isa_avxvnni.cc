@@ -15,7 +15,7 @@ struct Vector {
   using Int = __m256i;
   static constexpr int lanes = 8, bytes = 32;
   static constexpr int panel = 6, tiles = 1;  // 6 x 2 sums of 16 registers
-  static constexpr int stream_rows = 1;
+  static constexpr int stream_sums = 8;  // of one row
 
   static Int zero() { return _mm256_setzero_si256(); }
   static Int load(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }

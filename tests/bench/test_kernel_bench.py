@@ -186,3 +186,23 @@ def test_everybody_takes_turns():
     found = timed.compare({"a": Thing("a", 1.0), "b": Thing("b", 2.0)}, rounds=3, budget=0.1)
     assert found == {"a": 1.0, "b": 2.0}
     assert calls == [*"aabb", *"ab", *"ba", *"ab"]  # slow things need no warm-up
+
+
+def test_a_net_time_is_less_the_call_that_follows_each_product():
+    order = []
+
+    class Thing:
+        products = 3
+
+        def __init__(self, name, times):
+            self.name, self.times = name, iter(times)
+
+        def seconds(self, calls):
+            assert calls == 1
+            order.append(self.name)
+            return next(self.times)
+
+    net = timed.Net(Thing("product", [9.0, 7.0, 8.0]), Thing("nothing", [1.0, 2.0, 6.0]))
+    assert net.seconds(3) == 8.0 - 2.0
+    assert (net.call, net.products) == (2.0, 3)
+    assert order == ["product", "nothing"] * 3
