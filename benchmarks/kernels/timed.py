@@ -55,8 +55,9 @@ class OrtRun:
 class Net:
     """A product without its host's own call: after each product the same host runs a graph that does nothing.
 
-    In turn, because a product's weights push the host's code and data out of the caches, and that belongs to the
-    call: a graph that does nothing, run by itself, takes 2.5 us, and 4.5 us after 2 MB have been read (Zen 4).
+    In turn, because a product's weights push the host's code and data out of the caches, and that belongs to
+    the call: a graph that does nothing, run by itself, takes 2.5 us, and 4.5 us after 2 MB have been read
+    (Zen 4).
     """
 
     def __init__(self, product: Timed, nothing: Timed) -> None:
