@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hybridkit.bench import tables
 from hybridkit.bench.format import interval
-from hybridkit.bench.results import read
+from hybridkit.bench.results import SCHEMA, BenchResults, from_json
 from hybridkit.bench.statistics import Interval
 from hybridkit.bench.tables import TextTable
 
@@ -33,14 +33,17 @@ _BLOCK = re.compile(r"(<!-- bench:begin ([\w-]+) -->\n).*?(<!-- bench:end -->)",
 
 def blocks() -> dict[str, str]:
     """Every table that a document may ask for, as Markdown, by name."""
-    bench = read(RESULTS / "digits.json")
-    assert bench.convergence
+    bench = committed()
     assert bench.quantization
     assert bench.inference
     return {
         "machine": tables.machine_line(bench) + ".\n",
         "claims": markdown(tables.claim_table(bench)),
-        "convergence": markdown(tables.convergence_table(bench.convergence)),
+        "convergence": (
+            markdown(tables.convergence_table(bench.convergence))
+            if bench.convergence
+            else "To be measured again: the committed run compared other methods.\n"
+        ),
         "errors": markdown(tables.error_table(bench.quantization)),
         "sizes": markdown(tables.size_table(bench.quantization)),
         "files": markdown(tables.file_table(bench.inference)),
@@ -49,6 +52,15 @@ def blocks() -> dict[str, str]:
         "arena": arena(),
         **kernel_blocks(),
     }
+
+
+def committed() -> BenchResults:
+    """The committed run. One of the first schema had other methods under convergence and overhead, whose
+    claims are kept as they were judged."""
+    document = json.loads((RESULTS / "digits.json").read_text("utf-8"))
+    if document["schema"] == "hybridkit/bench/1":
+        document |= {"schema": SCHEMA, "convergence": None, "overhead": []}
+    return from_json(document)
 
 
 def arena() -> str:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hybridkit.bench import format
+from hybridkit.bench.arena.methods import BASELINE, OURS
 from hybridkit.bench.convergence import ConvergenceResult
 from hybridkit.bench.overhead import OverheadResult
 from hybridkit.bench.quantization import QuantizationResult
-from hybridkit.bench.runs import HYBRID, UNTUNED
 from hybridkit.bench.statistics import Interval
 from hybridkit.optim.radius import TARGET_SHARE
 
@@ -71,28 +71,29 @@ def judge(
         found += _quantization(quantization)
     for result in overheads:
         how = f"{result.precision}, {result.hybrid_step_ms:.2f} ms a step on {result.base_step_ms:.2f} ms"
-        found.append(_row(OVERHEAD, how, result.overhead, "at most 15 %"))
+        note = f"at most 15 %, on the base optimizer alone; AdamW: {result.adamw_step_ms:.2f} ms"
+        found.append(_row(OVERHEAD, how, result.overhead, note))
     if convergence:
         found += _constrained(convergence)
     return found
 
 
 def _convergence(result: ConvergenceResult) -> Iterator[ClaimResult]:
-    hybrid = [arm for arm in result.arms if arm.arm == HYBRID]
-    plain = {arm.precision: arm for arm in result.arms if arm.arm == UNTUNED}
-    for arm in hybrid:
-        same, count = plain[arm.precision], len(result.seeds)
-        steps = f"{arm.reached}/{count} seeds got there; {_rival(same.faster_steps)}"
-        seconds = f"{arm.reached}/{count} seeds got there; {_rival(same.faster_seconds)}"
-        yield _row(CONVERGENCE, f"{arm.precision}, steps", arm.faster_steps, steps)
-        yield _row(CONVERGENCE, f"{arm.precision}, seconds", arm.faster_seconds, seconds)
-    for arm in hybrid:
-        same = plain[arm.precision]
-        yield _row(LOSS, f"{arm.precision}, validation loss", arm.lower_loss, _rival(same.lower_loss))
-
-
-def _rival(measured: Interval) -> str:
-    return f"AdamW at hybrid's lr: {format.share(measured)}"
+    rows = {(row.precision, row.method): row for row in result.methods}
+    precisions = list(dict.fromkeys(row.precision for row in result.methods))
+    for precision in precisions:
+        base, plain = rows[precision, result.baseline], rows[precision, BASELINE]
+        there = f"{base.reached}/{len(result.seeds)} seeds got there"
+        for unit, saved, untuned in (
+            ("steps", base.fewer_steps, plain.fewer_steps),
+            ("seconds", base.fewer_seconds, plain.fewer_seconds),
+        ):
+            if saved and untuned:
+                note = f"{there}; against {BASELINE}: {format.share(untuned)}"
+                yield _row(CONVERGENCE, f"{precision}, {unit}", saved, note)
+    for precision in precisions:
+        note = f"{BASELINE}: {format.share(rows[precision, BASELINE].lower_loss)}"
+        yield _row(LOSS, f"{precision}, validation loss", rows[precision, OURS].lower_loss, note)
 
 
 def _quantization(result: QuantizationResult) -> Iterator[ClaimResult]:
@@ -109,9 +110,9 @@ def _quantization(result: QuantizationResult) -> Iterator[ClaimResult]:
 
 def _constrained(result: ConvergenceResult) -> Iterator[ClaimResult]:
     note = f"chosen: the radius is a quantile that {100 * TARGET_SHARE:g} % of the updates exceed"
-    for arm in result.arms:
-        if arm.arm == HYBRID and arm.active_rate:
-            yield _row(CONSTRAINED, f"{arm.precision}, of all steps", arm.active_rate, note)
+    for row in result.methods:
+        if row.active_rate:
+            yield _row(CONSTRAINED, f"{row.precision}, of all steps", row.active_rate, note)
 
 
 def _row(claim: Claim, measured_as: str, measured: Interval, note: str = "") -> ClaimResult:

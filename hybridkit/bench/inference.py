@@ -241,7 +241,7 @@ def _latencies(
 
 
 def _output_error(ours: Variant, twin: Variant, work: Workload) -> float:
-    from hybridkit.bench.quantization import relative_error
+    from hybridkit.bench.statistics import relative_error
 
     batch = work.batches((32,))[0]
     [given] = work.feeds(batch, 1)

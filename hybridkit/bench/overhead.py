@@ -1,74 +1,102 @@
 """What the hybrid optimisation adds to the time of a step, measured alone on the machine.
 
-Two trainers, one with its base optimizer only, take turns of one epoch in one process; each pair of
-epochs gives one ratio, and the order changes from pair to pair. Fitting the clusters happens once, before
-the first step, and is reported beside it.
+Three trainers take turns of a few steps in one process: hybrid, its base optimizer alone (no controller, no
+constraint, no clusters), and AdamW for comparison. Each round gives one ratio of the first two, and the order
+turns from round to round. What is done once, before the first step, is reported beside it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from hybridkit.bench.runs import BASELINE, HYBRID, Precision, RunSpec
+from hybridkit.bench.arena.cells import Cell
+from hybridkit.bench.runs import Precision
 from hybridkit.bench.statistics import Interval, bootstrap_median
+from hybridkit.training.config import HYBRID_DEFAULTS, TrainConfig, resolve
+
+STEPS: Final = 10  # of a turn
+BASE, HYBRID, ADAMW = "base", "hybrid", "adamw"
+FLAGS: Final[dict[str, dict[str, object]]] = {
+    ADAMW: {},
+    BASE: {"optimizer": HYBRID_DEFAULTS["optimizer"]},
+    HYBRID: {"hybrid": True},
+}
 
 
 @dataclass(frozen=True, slots=True)
 class OverheadSpec:
-    """Which task and precision, and how many pairs of epochs."""
+    """Which cell, and how many rounds."""
 
-    task: str
-    precision: Precision
-    pairs: int
+    cell: Cell
+    rounds: int
+
+    @property
+    def is_ours(self) -> bool:
+        """It depends on what is ours."""
+        return True
+
+    def key(self) -> str:
+        """Its name in the store."""
+        cell = {k: v for k, v in dataclasses.asdict(self.cell).items() if v is not None}
+        return json.dumps({"cell": cell, "rounds": self.rounds}, sort_keys=True)
+
+    def config(self, which: str) -> TrainConfig:
+        """One of the three, on one thread, long enough for every round and one that is not counted."""
+        return resolve(seed=0, threads=1, **self.cell.flags(STEPS * (self.rounds + 1)), **FLAGS[which])  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
 class OverheadResult:
-    """overhead: (hybrid epoch / base epoch) - 1. Milliseconds are per step, `setup_seconds` once per run."""
+    """overhead: (hybrid / its base optimizer alone) - 1. Milliseconds are per step, `setup_seconds` once."""
 
     precision: Precision
-    pairs: int
+    rounds: int
     overhead: Interval
     base_step_ms: float
     hybrid_step_ms: float
+    adamw_step_ms: float
     setup_seconds: float
 
 
 def measure_overhead(spec: OverheadSpec) -> OverheadResult:
-    """Time `spec.pairs` pairs of epochs after one that is not counted."""
+    """Time `spec.rounds` rounds after one that is not counted."""
     from hybridkit.training.trainer import Trainer
 
     trainers, setup = {}, {}
-    for arm in (BASELINE, HYBRID):
-        run = RunSpec(spec.task, arm, spec.precision, seed=0, epochs=spec.pairs + 1)
-        config = run.config()
+    for which in FLAGS:
+        config = spec.config(which)
         started = time.perf_counter()
-        trainers[arm] = Trainer(config)
-        setup[arm] = time.perf_counter() - started
-    steps = min(t.sampler.steps_per_epoch for t in trainers.values())
-    seconds: dict[str, list[float]] = {arm: [] for arm in trainers}
-    for pair in range(spec.pairs + 1):
-        order = (BASELINE, HYBRID) if pair % 2 else (HYBRID, BASELINE)
-        for arm in order:
+        trainers[which] = Trainer(config)
+        setup[which] = time.perf_counter() - started
+    seconds: dict[str, list[float]] = {which: [] for which in FLAGS}
+    names = list(FLAGS)
+    for turn in range(spec.rounds + 1):
+        for which in names[turn % 3 :] + names[: turn % 3]:
             started = time.perf_counter()
-            for _ in range(steps):
-                trainers[arm].step()
-            seconds[arm].append(time.perf_counter() - started)
-    return summarise(spec, seconds[BASELINE][1:], seconds[HYBRID][1:], steps, setup[HYBRID] - setup[BASELINE])
+            for _ in range(STEPS):
+                trainers[which].step()
+            seconds[which].append(time.perf_counter() - started)
+    counted = {which: values[1:] for which, values in seconds.items()}
+    return summarise(spec, counted, setup[HYBRID] - setup[BASE])
 
 
 def summarise(
-    spec: OverheadSpec, base: Sequence[float], hybrid: Sequence[float], steps: int, setup_seconds: float
+    spec: OverheadSpec, seconds: Mapping[str, Sequence[float]], setup_seconds: float
 ) -> OverheadResult:
-    """The ratio of paired epochs; `base` and `hybrid` are seconds per epoch of `steps` steps."""
-    ratios = [h / b - 1 for h, b in zip(hybrid, base, strict=True)]
+    """The ratio of turns of one round; `seconds`: of each turn of STEPS steps, by trainer."""
+    ratios = [h / b - 1 for h, b in zip(seconds[HYBRID], seconds[BASE], strict=True)]
+    step_ms = {which: 1e3 * bootstrap_median(values).median / STEPS for which, values in seconds.items()}
     return OverheadResult(
-        precision=spec.precision,
-        pairs=len(ratios),
+        precision=spec.cell.precision,
+        rounds=len(ratios),
         overhead=bootstrap_median(ratios),
-        base_step_ms=1e3 * bootstrap_median(base).median / steps,
-        hybrid_step_ms=1e3 * bootstrap_median(hybrid).median / steps,
+        base_step_ms=step_ms[BASE],
+        hybrid_step_ms=step_ms[HYBRID],
+        adamw_step_ms=step_ms[ADAMW],
         setup_seconds=setup_seconds,
     )

@@ -8,17 +8,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from hybridkit.bench.convergence import ArmResult, ConvergenceResult
+from hybridkit.bench.arena import methods as arena
+from hybridkit.bench.convergence import ConvergenceResult, MethodResult
 from hybridkit.bench.inference import InferenceResult, LatencyResult
 from hybridkit.bench.quantization import QuantizationResult
 from hybridkit.bench.results import BenchResults
-from hybridkit.bench.runs import ARMS, BASELINE, UNTUNED
+from hybridkit.bench.runs import BASELINE, HYBRID
 from hybridkit.bench.variants import NAMES
 
 # Okabe and Ito's palette: distinct also for readers who do not see all colours.
-COLOURS: Final = dict(zip(ARMS, ("#555555", "#999999", "#0072B2", "#E69F00", "#D55E00"), strict=True))
-AFTERWARDS: Final = "#56B4E9"
 OURS: Final = "#D55E00"
+ADAMW: Final = "#555555"
+RIVALS: Final = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+TRAINED: Final = {BASELINE: ADAMW, HYBRID: OURS}
+AFTERWARDS: Final = "#56B4E9"
 PEERS: Final = dict(zip(NAMES, ("#B08A5B", "#555555", "#0072B2", "#009E73", "#CC79A7"), strict=True))
 
 
@@ -64,23 +67,26 @@ def _figure(height: float) -> Any:
 
 def draw_convergence(figure: Any, result: ConvergenceResult) -> None:
     """Validation loss over steps: median lines in 95 % bands, one panel per precision."""
-    precisions = list(dict.fromkeys(arm.precision for arm in result.arms))
+    precisions = list(dict.fromkeys(row.precision for row in result.methods))
+    rivals = list(dict.fromkeys(row.method for row in result.methods if row.tuning))
+    colours = {name: RIVALS[i % len(RIVALS)] for i, name in enumerate(rivals)}
+    colours |= {arena.BASELINE: ADAMW, arena.OURS: OURS}
     panels = figure.subplots(1, len(precisions), squeeze=False, sharey=True)[0]
     for panel, precision in zip(panels, precisions, strict=True):
-        for arm in (a for a in result.arms if a.precision == precision):
-            _curve(panel, arm)
+        for row in (r for r in result.methods if r.precision == precision):
+            _curve(panel, row, colours[row.method])
         panel.set(title=f"{precision} weights", xlabel="step")
         logarithmic(panel)
         panel.grid(alpha=0.3, which="both")
-        panel.legend(frameon=False, title="arm (learning rate)", alignment="left")
+        panel.legend(frameon=False, title="method (learning rate)", alignment="left")
     panels[0].set_ylabel("validation loss")
     figure.suptitle(f"{result.task}: median of {len(result.seeds)} seeds, 95 % bootstrap bands")
 
 
-def _curve(panel: Any, arm: ArmResult) -> None:
-    colour, curve = COLOURS[arm.arm], arm.curve
-    style = "--" if arm.arm in (BASELINE, UNTUNED) else "-"
-    panel.plot(curve.steps, curve.median, style, color=colour, label=f"{arm.arm} ({arm.lr:g})", linewidth=1.6)
+def _curve(panel: Any, row: MethodResult, colour: str) -> None:
+    curve, style = row.curve, "-" if row.method == arena.OURS else "--"
+    label = f"{row.method} ({row.lr:g})"
+    panel.plot(curve.steps, curve.median, style, color=colour, label=label, linewidth=1.6)
     panel.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
 
 
@@ -101,7 +107,7 @@ def draw_errors(figure: Any, result: QuantizationResult) -> None:
     for panel, precision in zip(panels, precisions, strict=True):
         rows = [row for row in result.errors if row.precision == precision]
         names = [f"{row.method}\n{'QAT' if row.trained else 'after training'}" for row in rows]
-        colours = [COLOURS[row.method] if row.trained else AFTERWARDS for row in rows]
+        colours = [TRAINED[row.method] if row.trained else AFTERWARDS for row in rows]
         heights = [row.error.median for row in rows]
         reach = [
             [row.error.median - row.error.low for row in rows],

@@ -8,26 +8,46 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 S = TypeVar("S")
+S_contra = TypeVar("S_contra", contravariant=True)
 R = TypeVar("R")
 Tick = Callable[[], None]
+
+
+class Kept(Protocol[S_contra, R]):
+    """Results that outlive the process."""
+
+    def find(self, job: S_contra, /) -> R | None:
+        """A result, if it is known and still valid."""
+        ...
+
+    def add(self, job: S_contra, record: R, /) -> None:
+        """Keep one."""
+        ...
 
 
 class Runs(Generic[S, R]):
     """Results by specification. `measure` is a module-level function that the processes of `executor` call.
 
-    `executor` None works in this process.
+    `executor` None works in this process. What `kept` knows is not measured again, and it is told the rest.
     """
 
-    def __init__(self, measure: Callable[[S], R], executor: Executor | None) -> None:
-        self.measure, self.executor = measure, executor
+    def __init__(
+        self, measure: Callable[[S], R], executor: Executor | None, kept: Kept[S, R] | None = None
+    ) -> None:
+        self.measure, self.executor, self.kept = measure, executor, kept
         self.results: dict[S, R] = {}
 
     def missing(self, specs: Iterable[S]) -> list[S]:
         """The specifications that have no result yet, each once, in order."""
-        return [spec for spec in dict.fromkeys(specs) if spec not in self.results]
+        return [spec for spec in dict.fromkeys(specs) if not self._known(spec)]
+
+    def _known(self, spec: S) -> bool:
+        if spec not in self.results and self.kept and (found := self.kept.find(spec)) is not None:
+            self.results[spec] = found
+        return spec in self.results
 
     def get(self, specs: Iterable[S], tick: Tick = lambda: None) -> dict[S, R]:
         """The result of every specification, in order; what is missing is measured first.
@@ -37,6 +57,8 @@ class Runs(Generic[S, R]):
         specs = list(specs)
         for spec, result in self._measured(self.missing(specs)):
             self.results[spec] = result
+            if self.kept:
+                self.kept.add(spec, result)
             tick()
         return {spec: self.results[spec] for spec in specs}
 

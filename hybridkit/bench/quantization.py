@@ -14,14 +14,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-
-from hybridkit.bench.convergence import Plan
 from hybridkit.bench.pool import Runs, Tick
 from hybridkit.bench.runs import BASELINE, HYBRID, Packed, PackedSizes, Precision, RunRecord, RunSpec
-from hybridkit.bench.statistics import Interval, bootstrap_median
+from hybridkit.bench.statistics import Interval, bootstrap_median, relative_error
 
 LOW_BITS: Final[tuple[Precision, ...]] = ("ternary", "1-bit")
 TRAINED: Final = (BASELINE, HYBRID)
@@ -69,26 +66,40 @@ class QuantizationResult:
     sizes: list[SizeResult]
 
 
-def quantization_runs(plan: Plan, rates: Mapping[str, float]) -> list[RunSpec]:
-    """The quantised runs and their fp32 twins."""
-    precisions: tuple[Precision, ...] = ("fp32", *LOW_BITS)
-    return [
-        plan.run(arm, precision, seed, rates)
-        for seed in plan.seeds
-        for precision in precisions
-        for arm in TRAINED
-    ]
+@dataclass(frozen=True, slots=True)
+class QuantizationPlan:
+    """What is to be compared. rates: AdamW's learning rate by precision; 1-bit takes the ternary one."""
+
+    task: str
+    seeds: Sequence[int]
+    epochs: int
+    rates: Mapping[Precision, float]
+
+    def run(self, arm: str, precision: Precision, seed: int) -> RunSpec:
+        """One arm's run; the hybrid arm has the default rate."""
+        tuned = self.rates["ternary" if precision == "1-bit" else precision]
+        return RunSpec(self.task, arm, precision, seed, self.epochs, tuned if arm == BASELINE else None)
+
+    def runs(self) -> list[RunSpec]:
+        """The quantised runs and their fp32 twins."""
+        precisions: tuple[Precision, ...] = ("fp32", *LOW_BITS)
+        return [
+            self.run(arm, precision, seed)
+            for seed in self.seeds
+            for precision in precisions
+            for arm in TRAINED
+        ]
 
 
 def measure_quantization(
-    plan: Plan, runs: Runs[RunSpec, RunRecord], rates: Mapping[str, float], tick: Tick
+    plan: QuantizationPlan, runs: Runs[RunSpec, RunRecord], tick: Tick
 ) -> QuantizationResult:
     """Run what is missing, and compare."""
-    records = runs.get(quantization_runs(plan, rates), tick)
+    records = runs.get(plan.runs(), tick)
     metric = next(iter(records.values())).metric
 
     def of(arm: str, precision: Precision) -> list[RunRecord]:
-        return [records[plan.run(arm, precision, seed, rates)] for seed in plan.seeds]
+        return [records[plan.run(arm, precision, seed)] for seed in plan.seeds]
 
     twins = {arm: of(arm, "fp32") for arm in TRAINED}
     errors: list[ErrorResult] = []
@@ -107,13 +118,6 @@ def measure_quantization(
             errors.append(_result(precision, method, packed, twin, metric, trained=False))
         sizes += _sizes(precision, trained[HYBRID][0][0])
     return QuantizationResult(plan.task, metric, list(plan.seeds), plan.epochs, best, errors, sizes)
-
-
-def relative_error(output: Any, reference: Any) -> float:
-    """||output - reference||^2 / ||reference||^2 in double precision."""
-    reference = np.asarray(reference, np.float64)
-    difference = np.asarray(output, np.float64) - reference
-    return float(np.square(difference).sum() / np.square(reference).sum())
 
 
 Compared = tuple[list[Packed], list[RunRecord]]

@@ -19,7 +19,7 @@ from hybridkit.bench.overhead import OverheadResult
 from hybridkit.bench.quantization import QuantizationResult
 from hybridkit.errors import FileError
 
-SCHEMA: Final = "hybridkit/bench/1"
+SCHEMA: Final = "hybridkit/bench/2"
 FILE_NAME: Final = "results.json"
 
 

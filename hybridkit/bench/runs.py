@@ -1,11 +1,10 @@
 """One measured training run: what is run, what is kept of it. Runs are made in memory; no files.
 
-The optimisers that are compared (ARMS) differ in nothing else: same initial weights, data and steps.
+Both ARMS start from the same weights and take the same data and steps.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -18,15 +17,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "ternary", "1-bit"]
 BASELINE: Final = "adamw"
-UNTUNED: Final = "adamw, default lr"
 HYBRID: Final = "hybrid"
-ARMS: Final[dict[str, dict[str, Any]]] = {  # what each adds to AdamW at a constant learning rate
-    BASELINE: {},
-    UNTUNED: {},
-    "adamw + schedule": {"lr_controller": "cosine"},
-    "adamw + clustering": {"clusterer": "kmeans"},
-    HYBRID: {"hybrid": True},
-}
+ARMS: Final[dict[str, dict[str, Any]]] = {BASELINE: {}, HYBRID: {"hybrid": True}}
 QUANTISED: Final[dict[Precision, dict[str, Any]]] = {
     "fp32": {},
     "ternary": {"ternary": True, "qat": True},
@@ -50,7 +42,6 @@ class RunSpec:
     seed: int
     epochs: int
     lr: float | None = None
-    evaluations: int = 4  # per epoch
 
     def config(self) -> TrainConfig:
         """The run's configuration, on one thread."""
@@ -84,19 +75,13 @@ class PackedSizes:
 class RunRecord:
     """What came of a run.
 
-    steps, losses, seconds: at each evaluation, the first before any step; `seconds` counts training alone.
-    packed: the network as it trained, under quantisation; in full precision, what each method of AFTERWARDS
-    makes of it. logits: of the trained network on the test data, float32.
-    initial: a hash of the initial weights.
+    test: metrics on the test data. metric: the key of it that a person looks at first. initial: a hash of the
+    initial weights. logits: of the trained network on the test data, float32. packed: the network as it
+    trained, under quantisation; in full precision, what each method of AFTERWARDS makes of it.
     """
 
-    steps: list[int]
-    losses: list[float]
-    seconds: list[float]
     test: dict[str, float]
-    metric: str  # the key of `test` that a person looks at first
-    lr: float
-    active_rate: float | None
+    metric: str
     initial: str
     logits: Any
     packed: dict[Precision, list[Packed]]
@@ -106,29 +91,13 @@ def measure_run(spec: RunSpec) -> RunRecord:
     """Train as `spec` says and measure. Raises DivergedError where the loss is not finite."""
     from hybridkit.training.trainer import Trainer
 
-    config = spec.config()
-    trainer = Trainer(config)
+    trainer = Trainer(spec.config())
     initial = _hash(trainer.model)
-    steps, losses, seconds = [0], [trainer.evaluate()["loss"]], [0.0]
-    every = max(trainer.sampler.steps_per_epoch // spec.evaluations, 1)
-    active, spent = 0, 0.0
     while not trainer.done:
-        started = time.perf_counter()
-        values = trainer.step()
-        spent += time.perf_counter() - started
-        active += bool(values.get("constraint_active", False))
-        if trainer.progress.step % every == 0 or trainer.done:
-            steps.append(trainer.progress.step)
-            losses.append(trainer.evaluate()["loss"])
-            seconds.append(spent)
+        trainer.step()
     return RunRecord(
-        steps=steps,
-        losses=losses,
-        seconds=seconds,
         test=trainer.evaluate("test"),
         metric=trainer.task.metric,
-        lr=config.lr,
-        active_rate=active / trainer.total_steps if config.constraint is not None else None,
         initial=initial,
         logits=_logits(trainer.task, trainer.model),
         packed=_packed(trainer, spec.precision),

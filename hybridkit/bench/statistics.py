@@ -1,11 +1,11 @@
-"""Medians with bootstrap intervals, and when a curve first reaches a level. NumPy only."""
+"""Medians with bootstrap intervals, percentiles and relative errors. NumPy only."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BeforeValidator
@@ -63,9 +63,11 @@ def _median(
         return np.where(lower == upper, lower, lower / 2 + upper / 2)
 
 
-def first_reach(losses: Sequence[float], target: float) -> int | None:
-    """The index of the first loss that is at most `target`; None if there is none."""
-    return next((i for i, loss in enumerate(losses) if loss <= target), None)
+def relative_error(output: Any, reference: Any) -> float:
+    """||output - reference||^2 / ||reference||^2 in double precision, for arrays of one shape."""
+    reference = np.asarray(reference, np.float64)
+    difference = np.asarray(output, np.float64) - reference
+    return float(np.square(difference).sum() / np.square(reference).sum())
 
 
 def latency_percentiles(seconds: Sequence[float]) -> tuple[float, float, float]:

@@ -4,38 +4,42 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
+from hybridkit.bench.arena.findings import findings
+from hybridkit.bench.arena.methods import TUNED
+from hybridkit.bench.arena.plan import Plan, small
+from hybridkit.bench.arena.run import Progress, Trials, check_task, gather, tune
+from hybridkit.bench.arena.store import trial_store
+from hybridkit.bench.arena.trials import run
 from hybridkit.bench.claims import judge
-from hybridkit.bench.convergence import DEFAULT_RATE, LEARNING_RATES, ConvergenceResult, Plan, compare, tune
+from hybridkit.bench.convergence import ConvergenceResult, summarise
 from hybridkit.bench.exported import export_trained
 from hybridkit.bench.inference import InferenceResult, measure_inference, steps
 from hybridkit.bench.latency import Effort
 from hybridkit.bench.machine import available_cores, this_machine
 from hybridkit.bench.overhead import OverheadResult, OverheadSpec, measure_overhead
-from hybridkit.bench.pool import Runs, Tick, processes
-from hybridkit.bench.quantization import QuantizationResult, measure_quantization, quantization_runs
+from hybridkit.bench.pool import Runs, processes
+from hybridkit.bench.quantization import QuantizationPlan, QuantizationResult, measure_quantization
 from hybridkit.bench.results import BenchResults, Settings
-from hybridkit.bench.runs import HYBRID, Precision, RunRecord, RunSpec, measure_run
-from hybridkit.registry import registry
+from hybridkit.bench.runs import HYBRID, RunRecord, RunSpec, measure_run
 
 Section = Literal["convergence", "quantization", "inference"]
 SECTIONS: Final[tuple[Section, ...]] = ("convergence", "quantization", "inference")
 SEEDS: Final = 5
 EPOCHS: Final = 10
 DEFAULT_EFFORT: Final = Effort()
-OVERHEAD_PRECISIONS: Final[tuple[Precision, ...]] = ("ternary", "fp32")
-Progress = Callable[[str, int], Tick]  # a title and how many steps; what it returns is called at each
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """What to measure. `model`: the file whose inference is measured; None trains and exports one.
 
-    rates: learning rates tried for the baseline. pairs: pairs of epochs that the overhead is timed on.
+    grid: learning rates tried for a rival. rounds: of timing the overhead. trials: the file that keeps the
+    runs of convergence.
     """
 
     sections: tuple[Section, ...] = SECTIONS
@@ -44,9 +48,10 @@ class Request:
     epochs: int = EPOCHS
     threads: tuple[int, ...] = ()  # of inference; none: one, and all cores
     model: Path | None = None
-    rates: tuple[float, ...] = LEARNING_RATES
-    pairs: int = 10
+    grid: int = 5
+    rounds: int = 20
     effort: Effort = DEFAULT_EFFORT
+    trials: Path = Path("bench-results/trials.jsonl")
 
     def quick(self) -> Request:
         """A try-out: too little for conclusions."""
@@ -54,8 +59,8 @@ class Request:
             self,
             seeds=min(self.seeds, 2),
             epochs=1,
-            rates=(DEFAULT_RATE,),
-            pairs=2,
+            grid=1,
+            rounds=4,
             effort=Effort(rounds=2, seconds=0.02),
         )
 
@@ -65,18 +70,17 @@ def run_bench(request: Request, progress: Progress) -> BenchResults:
 
     Raises UsageError for a task that does not exist, and what training, export and inference raise.
     """
-    if ":" not in request.task:
-        registry().find("task", request.task)  # before any process is started
+    check_task(request.task)
     started = time.perf_counter()
     workers = available_cores()
     threads = request.threads or tuple(sorted({1, workers}))
-    seeds = list(range(request.seeds))
     convergence = quantization = inference = None
     overheads: list[OverheadResult] = []
     if set(request.sections) & {"convergence", "quantization"}:
-        convergence, quantization = _training(request, seeds, workers, progress)
-    if "convergence" in request.sections:
-        overheads = _overheads(request, progress)
+        plan, metric = _plan(request)
+        convergence, quantization = _training(request, plan, metric, workers, progress)
+        if convergence:
+            overheads = _overheads(request, plan, progress)
     if "inference" in request.sections:
         inference = _inference(request, threads, progress)
     return BenchResults(
@@ -84,7 +88,7 @@ def run_bench(request: Request, progress: Progress) -> BenchResults:
         settings=Settings(
             sections=list(request.sections),
             task=request.task,
-            seeds=seeds,
+            seeds=list(range(request.seeds)),
             epochs=request.epochs,
             workers=workers,
             threads=list(threads),
@@ -98,27 +102,42 @@ def run_bench(request: Request, progress: Progress) -> BenchResults:
     )
 
 
+def _plan(request: Request) -> tuple[Plan, str]:
+    """What the arena does here, and the task's metric; counting the steps of an epoch loads the data."""
+    from hybridkit.tasks.resolve import make_task
+    from hybridkit.training.config import TrainConfig
+
+    task, batch = make_task(request.task), TrainConfig().batch_size
+    epoch = -(-len(task.splits().train[0]) // batch)
+    return small(request.task, request.epochs * epoch, batch, request.seeds, request.grid), task.metric
+
+
 def _training(
-    request: Request, seeds: Sequence[int], workers: int, progress: Progress
+    request: Request, plan: Plan, metric: str, workers: int, progress: Progress
 ) -> tuple[ConvergenceResult | None, QuantizationResult | None]:
-    """Both sections that train, which have runs in common."""
-    plan = Plan(request.task, seeds, request.epochs, request.rates)
+    """Both sections that train; they share the learning rates of AdamW."""
     convergence = quantization = None
     with processes(workers) as executor:
-        runs: Runs[RunSpec, RunRecord] = Runs(measure_run, executor)
-        rates, tuning = tune(plan, runs, progress("Tuning the baseline", len(plan.tuning_runs())))
+        trials: Trials = Runs(run, executor, trial_store(request.trials))
         if "convergence" in request.sections:
-            tick = progress("Convergence", len(runs.missing(plan.runs(rates))))
-            convergence = compare(plan, runs, rates, tuning, tick)
+            rates = gather(plan, trials, progress)
+            found = findings(plan, trials.results, rates)
+            convergence = summarise(plan, found, trials.results, metric)
+        else:
+            rates = tune(replace(plan, among=(TUNED,)), trials, progress)
         if "quantization" in request.sections:
-            tick = progress("Quantisation", len(runs.missing(quantization_runs(plan, rates))))
-            quantization = measure_quantization(plan, runs, rates, tick)
+            tuned = {cell.precision: rates[cell, TUNED] for cell in plan.cells}
+            compared = QuantizationPlan(request.task, plan.seeds, request.epochs, tuned)
+            runs: Runs[RunSpec, RunRecord] = Runs(measure_run, executor)
+            quantization = measure_quantization(
+                compared, runs, progress("Quantisation", len(compared.runs()))
+            )
     return convergence, quantization
 
 
-def _overheads(request: Request, progress: Progress) -> list[OverheadResult]:
+def _overheads(request: Request, plan: Plan, progress: Progress) -> list[OverheadResult]:
     """One process, and nothing else at the same time."""
-    specs = [OverheadSpec(request.task, precision, request.pairs) for precision in OVERHEAD_PRECISIONS]
+    specs = [OverheadSpec(cell, request.rounds) for cell in plan.cells]
     with processes(1) as executor:
         runs: Runs[OverheadSpec, OverheadResult] = Runs(measure_overhead, executor)
         return list(runs.get(specs, progress("Overhead", len(specs))).values())

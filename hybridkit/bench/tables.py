@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hybridkit.bench import format
+from hybridkit.bench.arena.methods import OURS
 from hybridkit.bench.convergence import ConvergenceResult
 from hybridkit.bench.inference import InferenceResult
 from hybridkit.bench.layers import REFERENCE, SLOW
 from hybridkit.bench.quantization import QuantizationResult
 from hybridkit.bench.results import BenchResults
-from hybridkit.bench.runs import BASELINE
 from hybridkit.bench.variants import TWIN
 
 
@@ -57,49 +57,48 @@ def machine_line(results: BenchResults) -> str:
 
 
 def convergence_table(result: ConvergenceResult) -> TextTable:
-    """One row per arm and precision."""
+    """One row per method and precision."""
     rows = []
-    for arm in result.arms:
-        base = arm.arm == BASELINE
+    for row in result.methods:
+        tuning = ", ".join(f"{lr}: {loss:.4f}" for lr, loss in row.tuning.items())
         rows.append(
             (
-                arm.precision,
-                arm.arm,
-                f"{arm.lr:g}",
-                format.interval(arm.final_loss),
-                format.share(arm.test_metric),
-                "-" if base else format.share(arm.faster_steps),
-                "-" if base else f"{arm.reached}/{len(result.seeds)}",
-                format.interval(arm.seconds, 1),
-                format.share(arm.active_rate) if arm.active_rate else "-",
+                row.precision,
+                row.method,
+                f"{row.lr:g}",
+                format.interval(row.final_loss),
+                format.share(row.lower_loss),
+                format.share(row.test_metric),
+                format.share(row.fewer_steps) if row.fewer_steps else "-",
+                f"{row.reached}/{len(result.seeds)}" if row.reached is not None else "-",
+                f"{row.seconds:.1f}",
+                format.share(row.active_rate) if row.active_rate else "-",
+                tuning or "-",
             )
         )
-    tuned = "; ".join(
-        f"{precision}: " + ", ".join(f"{lr} -> {loss:.4f}" for lr, loss in losses.items())
-        for precision, losses in result.tuning.items()
-    )
     start = "same initial weights" if result.same_start else "DIFFERENT initial weights"
-    seeds = ", ".join(str(seed) for seed in result.tuning_seeds)
     return TextTable(
-        f"Convergence on {result.task}: {len(result.seeds)} seeds, {result.epochs} epochs, "
-        f"{result.steps} steps, {start}",
+        f"Convergence on {result.task}: {len(result.seeds)} seeds, {result.steps} steps, {start}",
         (
             "weights",
-            "arm",
+            "method",
             "lr",
             "val. loss",
+            "lower by",
             f"test {result.metric}",
-            "fewer steps",
+            f"steps {OURS} saves",
             "got there",
             "seconds",
             "constrained",
+            "median loss by lr (2 seeds)",
         ),
         rows,
         [
-            "Medians over the seeds with 95 % bootstrap intervals; val. loss: after the last step.",
-            "Fewer steps: to the baseline's last validation loss; 'got there': seeds that reached it.",
-            f"The baseline's learning rate has the least median final validation loss over seeds {seeds} "
-            f"({tuned}); hybrid runs at the default of `train`, untuned.",
+            "Medians over the seeds with 95 % bootstrap intervals; val. loss: after the last step. Lower by: "
+            f"than that of {result.baseline}, the baseline.",
+            f"Steps {OURS} saves: to the method's last validation loss, in runs with a whole schedule each; "
+            "'got there': seeds that reached it.",
+            f"Rivals run at the best learning rate of their grid; {OURS} at the default of `train`, untuned.",
         ],
     )
 

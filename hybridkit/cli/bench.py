@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("convergence", "quantization", "inference")
 WHAT, HOW = "What is measured", "How"
+TRIALS = "trials.jsonl"  # the runs of convergence, each kept as soon as it ends
 
 
 def command(
@@ -47,7 +48,7 @@ def command(
         ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Runs of each arm.", rich_help_panel=WHAT)
+        int, typer.Option(min=1, metavar="N", help="Runs of each method.", rich_help_panel=WHAT)
     ] = 5,
     epochs: Annotated[
         int | None,
@@ -55,6 +56,24 @@ def command(
             min=1,
             metavar="N",
             help="Epochs of each run (default: 10; not for convergence).",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Steps of each run (convergence on a task of yours; default: 600).",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Samples of a step (convergence on a task of yours; default: 32).",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -67,6 +86,14 @@ def command(
     quick: Annotated[
         bool,
         typer.Option("--quick", help="At most 2 seeds, 1 epoch: to try it out.", rich_help_panel=HOW),
+    ] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="With convergence: also the 3 M transformer, 1-bit, distillation and a long tail.",
+            rich_help_panel=WHAT,
+        ),
     ] = False,
     out: Annotated[
         Path,
@@ -86,8 +113,10 @@ def command(
             raise UsageError(
                 "convergence has lengths of its own and one thread a run: drop --epochs, --threads"
             )
-        _arena(task, seeds, quick, out, json)
+        _arena(task, seeds, steps, batch_size, quick, full, out, json)
         return
+    if full or steps or batch_size:
+        raise UsageError("--full, --steps and --batch-size are for hybridkit bench convergence")
 
     from hybridkit.bench.suite import Request, run_bench
 
@@ -98,6 +127,7 @@ def command(
         epochs=epochs or 10,
         threads=(threads,) if threads else (),
         model=file,
+        trials=out / TRIALS,
     )
     with progress() as display:
         results = run_bench(request.quick() if quick else request, _bars(display))
@@ -110,15 +140,28 @@ def command(
         _print(results)
 
 
-def _arena(task: str | None, seeds: int, quick: bool, out: Path, json: bool) -> None:
+def _arena(
+    task: str | None,
+    seeds: int,
+    steps: int | None,
+    batch_size: int | None,
+    quick: bool,
+    full: bool,
+    out: Path,
+    json: bool,
+) -> None:
     from hybridkit.bench.arena.plan import core
     from hybridkit.bench.arena.plan import quick as quick_plan
     from hybridkit.bench.arena.report import save, tables, to_json
     from hybridkit.bench.arena.run import run_arena
 
-    plan = quick_plan() if quick else core(seeds, [task] if task else [])
+    if quick and task is None:
+        task = "digits"
+    plan = core(seeds, task, steps=steps, batch_size=batch_size, full=full)
+    if quick:
+        plan = quick_plan(plan)
     with progress() as display:
-        report = run_arena(plan, out / "trials.jsonl", _bars(display))
+        report = run_arena(plan, out / TRIALS, _bars(display))
     print(f"written: {', '.join(str(path) for path in save(report, out))}", file=sys.stderr)
     if json:
         emit_json("bench", to_json(report))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import pytest
 
+from hybridkit.bench.arena.cells import Cell
+from hybridkit.bench.arena.findings import findings
+from hybridkit.bench.arena.methods import TUNED
+from hybridkit.bench.arena.plan import small
+from hybridkit.bench.arena.run import gather
+from hybridkit.bench.arena.trials import run
 from hybridkit.bench.claims import judge
-from hybridkit.bench.convergence import Plan, compare, tune
+from hybridkit.bench.convergence import summarise
 from hybridkit.bench.inference import measure_inference
 from hybridkit.bench.latency import Effort
 from hybridkit.bench.machine import this_machine
 from hybridkit.bench.overhead import OverheadSpec, measure_overhead
 from hybridkit.bench.pool import Runs
-from hybridkit.bench.quantization import measure_quantization
+from hybridkit.bench.quantization import QuantizationPlan, measure_quantization
 from hybridkit.bench.results import BenchResults, Settings
 from hybridkit.bench.runs import HYBRID, RunSpec, measure_run
 
@@ -23,15 +31,38 @@ def _ignore() -> None:
     pass
 
 
+class Here:
+    """An executor that works where it is called."""
+
+    def submit(self, call, *arguments):
+        done = Future()
+        done.set_result(call(*arguments))
+        return done
+
+
+@pytest.fixture
+def here():
+    """An executor that works where it is called."""
+    return Here()
+
+
 @pytest.fixture(scope="session")
-def trained():
-    """plan, runs, chosen learning rates, convergence result, quantisation result."""
-    plan = Plan(TASK, (0, 1), 1, (1e-3, 3e-3))
+def converged():
+    """plan, trials, chosen learning rates, findings, convergence result."""
+    plan = small(TASK, steps=5, batch_size=32, seeds=2, grid=2)
+    trials = Runs(run, None)
+    rates = gather(plan, trials, lambda title, count: _ignore)
+    found = findings(plan, trials.results, rates)
+    return plan, trials, rates, found, summarise(plan, found, trials.results, "accuracy")
+
+
+@pytest.fixture(scope="session")
+def quantised(converged):
+    """plan, runs, quantisation result."""
+    rates = {cell.precision: converged[2][cell, TUNED] for cell in converged[0].cells}
+    plan = QuantizationPlan(TASK, (0, 1), 1, rates)
     runs = Runs(measure_run, None)
-    rates, tuning = tune(plan, runs, _ignore)
-    convergence = compare(plan, runs, rates, tuning, _ignore)
-    quantization = measure_quantization(plan, runs, rates, _ignore)
-    return plan, runs, rates, convergence, quantization
+    return plan, runs, measure_quantization(plan, runs, _ignore)
 
 
 @pytest.fixture(scope="session")
@@ -51,10 +82,10 @@ def inference(exported):
 
 
 @pytest.fixture(scope="session")
-def results(trained, inference):
+def results(converged, quantised, inference):
     """A whole result document."""
-    *_, convergence, quantization = trained
-    overheads = [measure_overhead(OverheadSpec(TASK, "ternary", 2))]
+    convergence, quantization = converged[-1], quantised[-1]
+    overheads = [measure_overhead(OverheadSpec(Cell(TASK, "ternary", 5, 32), 2))]
     return BenchResults(
         machine=this_machine(),
         settings=Settings(["convergence", "quantization", "inference"], TASK, [0, 1], 1, 1, [1]),

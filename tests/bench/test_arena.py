@@ -5,30 +5,37 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from concurrent.futures import Future
 from contextlib import nullcontext
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridkit.bench.arena import run as arena_run
 from hybridkit.bench.arena import store as stores
 from hybridkit.bench.arena.cells import CORE, Cell
-from hybridkit.bench.arena.findings import findings, share_to_reach
-from hybridkit.bench.arena.methods import BASELINE, METHODS, OURS, RIVALS
+from hybridkit.bench.arena.extras import EXTRAS, Extra, best_rivals
+from hybridkit.bench.arena.findings import findings, rankings, share_to_reach
+from hybridkit.bench.arena.longtail import thinned
+from hybridkit.bench.arena.methods import BALANCED, BASELINE, COSINE, METHODS, MUON, OURS, RIVALS, TUNED
 from hybridkit.bench.arena.numbers import numbers
 from hybridkit.bench.arena.plan import Plan, best_rates, core, quick
 from hybridkit.bench.arena.report import Report, save, tables, to_html, to_json
-from hybridkit.bench.arena.store import Store
+from hybridkit.bench.arena.store import trial_store
 from hybridkit.bench.arena.trials import Record, Trial, run
 from hybridkit.bench.machine import this_machine
+from hybridkit.bench.overhead import OverheadResult
+from hybridkit.bench.statistics import Interval
+from hybridkit.errors import UsageError
+from hybridkit.options import describe_options
+from hybridkit.registry import registry
 
 DIGITS = Cell("digits", "ternary", 20, 32)
 
 
-def record(loss: float, seconds: float = 1.0) -> Record:
-    return Record(loss, 0.5, seconds, ((0, 2.0), (20, loss)), 1.0, 0.25)
+def record(loss: float, seconds: float = 1.0, error: float | None = None) -> Record:
+    return Record(loss, 0.5, seconds, ((0, 2.0), (20, loss)), 1.0, 0.25, error)
 
 
 def made_up(plan: Plan, of_ours: float, of_others: float) -> dict[Trial, Record]:
@@ -38,7 +45,8 @@ def made_up(plan: Plan, of_ours: float, of_others: float) -> dict[Trial, Record]
     found = {}
     for t in trials:
         base = of_others if t.method in RIVALS or t.method == BASELINE else of_ours
-        found[t] = record((base + (abs(math.log10(t.lr / 3e-3)) if t.method in RIVALS else 0)) / t.share)
+        loss = (base + (abs(math.log10(t.lr / 3e-3)) if t.method in RIVALS else 0)) / t.share
+        found[t] = record(loss, error=base / 10 if t.has_twin else None)
     found |= {t: found.get(t, record(of_others)) for t in plan.tuned(best_rates(plan, found))}
     return found
 
@@ -69,8 +77,8 @@ def test_a_lower_loss_never_takes_fewer_steps(losses, one, other):
 
 def test_the_best_rate_is_that_of_the_tuning_seeds():
     rates = best_rates(PLAN, made_up(PLAN, 1.0, 2.0))
-    assert rates[DIGITS, "AdamW, cosine"] == 3e-3
-    assert rates[DIGITS, "Muon, WSD"] == 3e-3
+    assert rates[DIGITS, COSINE] == 3e-3
+    assert rates[DIGITS, MUON] == 3e-3
 
 
 def test_findings_compare_in_pairs():
@@ -84,6 +92,48 @@ def test_findings_compare_in_pairs():
         m for m in METHODS if m not in RIVALS
     }
     assert found.mistakes["lr x 0.1"].median == 1.0
+    assert found.reached[BASELINE] == 3
+    assert found.less_error.median == pytest.approx(0.5)
+    assert {s.method: s.error.median for s in found.standings if s.error} == {
+        OURS: pytest.approx(0.1),
+        BASELINE: pytest.approx(0.2),
+    }
+
+
+def test_ablations_are_for_the_precisions_where_they_make_sense():
+    records = made_up(PLAN, 1.0, 2.0)
+    ternary, full = findings(PLAN, records, best_rates(PLAN, records))
+    assert {s.method for s in ternary.standings} - {s.method for s in full.standings} == {
+        "with a learned quantiser"
+    }
+    assert full.less_error is None
+
+
+@pytest.mark.parametrize("cell", CORE[:2], ids=str)
+def test_every_ablation_changes_something_and_every_method_is_valid(cell):
+    """Also where an option is spelled out that is the default."""
+
+    def meaning(method: str) -> object:
+        config = Trial(cell, method, 0).config()
+        options = {}
+        for kind in ("lr_controller", "optimizer", "constraint", "clusterer", "quantizer"):
+            if (name := getattr(config, kind)) is not None:
+                known = describe_options(registry().load(kind, name))
+                options[kind] = {n: info.default for n, info in known.items()} | config.strategy_options(kind)
+        return repr(dataclasses.replace(config, options=options))
+
+    own = [method for method in core().own(cell) if method != "with a learned multiplier"]
+    assert len({meaning(method) for method in own}) == len(own)
+
+
+def test_a_loss_that_is_infinite_on_both_sides_is_no_error():
+    records = made_up(PLAN, 1.0, 2.0)
+    for trial in list(records):
+        if trial.method in (OURS, BASELINE) and trial.seed == 0:
+            records[trial] = Record(math.inf, math.nan, 1.0, ((0, 2.0),))
+    found = findings(PLAN, records, best_rates(PLAN, records))[0]
+    assert found.lower_loss.low == -math.inf
+    assert found.reached[TUNED] == 2
 
 
 def test_numbers_say_met_and_missed():
@@ -93,6 +143,21 @@ def test_numbers_say_met_and_missed():
         steps = [n for n in rows if n.claim.startswith("steps to the final loss of AdamW, constant")]
         assert [n.met for n in steps] == [met, met]
         assert all(n.met is None for n in rows if n.claim == "constrained steps")
+        errors = [n for n in rows if n.claim.startswith("lower quantisation error")]
+        assert [(n.cell, n.met) for n in errors] == [(DIGITS, met)]
+
+
+def test_the_overhead_has_a_limit_on_text_alone():
+    for task, met in (("text", False), ("digits", None)):
+        plan = dataclasses.replace(PLAN, cells=[Cell(task, "fp32", 20, 32)])
+        records = made_up(plan, 1.0, 2.0)
+        time = OverheadResult("fp32", 2, Interval(0.2, 0.1, 0.3), 10.0, 12.0, 8.0, 0.1)
+        found = findings(plan, records, best_rates(plan, records), {plan.cells[0]: time})
+        [row] = [n for n in numbers(found) if n.claim.startswith("time of controller")]
+        assert (row.measured.median, row.met) == (0.2, met)
+        report = Report(this_machine(), plan, found, records)
+        assert "Time of a step" in [table.title for table in tables(report)]
+        assert "12.00" in to_html(report)
 
 
 def test_a_diverged_rival_is_no_obstacle():
@@ -114,35 +179,165 @@ def test_a_diverged_rival_is_no_obstacle():
 
 
 def test_the_store_keeps_what_was_run(tmp_path):
-    kept, trial = Store(tmp_path / "trials.jsonl"), Trial(DIGITS, OURS, 0, lr=0.1)
+    kept, trial = trial_store(tmp_path / "trials.jsonl"), Trial(DIGITS, OURS, 0, lr=0.1)
     assert kept.find(trial) is None
-    kept.add(trial, Record(math.inf, math.nan, 2.5, ((0, 1.5),)))
+    kept.add(trial, Record(math.inf, math.nan, 2.5, ((0, 1.5),), error=math.inf))
     with kept.path.open("a") as file:
         file.write('{"trial": "half a li')  # as a kill leaves it
-    found = Store(kept.path).find(trial)
+    found = trial_store(kept.path).find(trial)
     assert found is not None
     assert found.loss == math.inf
+    assert found.error == math.inf
     assert found.curve == ((0, 1.5),)
-    assert Store(kept.path).find(Trial(DIGITS, OURS, 1, lr=0.1)) is None
+    assert trial_store(kept.path).find(Trial(DIGITS, OURS, 1, lr=0.1)) is None
 
 
 def test_a_record_of_other_sources_does_not_count(tmp_path, monkeypatch):
-    kept, ours, theirs = Store(tmp_path / "t.jsonl"), Trial(DIGITS, OURS, 0), Trial(DIGITS, BASELINE, 0)
+    kept, ours, theirs = trial_store(tmp_path / "t.jsonl"), Trial(DIGITS, OURS, 0), Trial(DIGITS, BASELINE, 0)
     kept.add(ours, record(1.0))
     kept.add(theirs, record(2.0))
     before = stores.sources(False)
-    monkeypatch.setattr(stores, "sources", lambda mine: "changed" if mine else before)
+    monkeypatch.setattr(stores, "sources", lambda mine, modules: "changed" if mine else before)
     assert kept.find(ours) is None
     assert kept.find(theirs) == record(2.0)
 
 
+def test_a_task_of_ones_own_counts_as_a_source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "own_arena_task.py"
+    found = []
+    for text in ("one = 1", "one = 2"):
+        module.write_text(text)
+        stores.sources.cache_clear()
+        found.append(stores.sources_of(Trial(Cell("own_arena_task:one", "fp32", 5, 32), BASELINE, 0)))
+    assert len({*found, stores.sources_of(Trial(DIGITS, BASELINE, 0))}) == 3
+
+
+def test_keys_of_old_records_hold():
+    old = (
+        '{"cell": {"batch_size": 32, "precision": "ternary", "steps": 20, "task": "digits"}, '
+        '"lr": 0.003, "method": "Muon, WSD", "radius": null, "seed": 1, "share": 1.0}'
+    )
+    assert Trial(DIGITS, MUON, 1, 3e-3).key() == old
+    teacher = dataclasses.replace(DIGITS, teacher="a:b")
+    different = {Trial(DIGITS, OURS, 1), Trial(DIGITS, OURS, 1, share=0.5), Trial(teacher, OURS, 1)}
+    assert len({trial.key() for trial in different}) == 3
+
+
 def test_plans_name_methods_that_exist():
-    for plan in (core(), quick()):
+    for plan in (core(), quick(core(task="digits"))):
         trials = {*plan.ours(), *plan.tuning(), *plan.horizons(), *plan.mistakes(), *plan.heat()}
         assert {t.method for t in trials} <= set(METHODS)
         assert {t.cell for t in trials} == set(plan.cells)
     assert "SGD, cosine" not in core().rivals(CORE[0])
-    assert len(core(tasks=["text"]).cells) == 2
+    assert len(core(task="text").cells) == 2
+    assert core().extras == []
+    assert core(full=True).extras == list(EXTRAS)
+    assert [e.cell.precision for e in core(task="digits", full=True).extras] == ["1-bit"]
+
+
+def test_a_task_of_ones_own_has_the_length_that_is_asked_for():
+    assert core(task="a:b", steps=7, batch_size=3).cells == [
+        Cell("a:b", precision, 7, 3) for precision in ("fp32", "ternary")
+    ]
+    with pytest.raises(UsageError, match="nothing to add to a:b"):
+        core(task="a:b", full=True)
+    for own in ({"steps": 7}, {"batch_size": 3}):
+        with pytest.raises(UsageError, match="of their own"):
+            core(task="digits", **own)
+
+
+def test_the_full_arena_has_what_was_asked_for():
+    names = {str(extra.cell) for extra in EXTRAS}
+    assert names == {
+        "text (transformer-3m), fp32",
+        "text (transformer-3m), ternary",
+        "digits, 1-bit",
+        "fashion-mnist, 1-bit",
+        "text, 1-bit",
+        "fashion-mnist with a teacher, ternary",
+        "fashion-mnist-long-tailed, fp32",
+        "fashion-mnist-long-tailed, ternary",
+    }
+    for extra in EXTRAS:
+        assert extra.like in CORE
+        assert (BALANCED in extra.also) == ("long-tailed" in str(extra.cell))
+
+
+def test_the_best_rivals_go_on_at_their_rates():
+    records = made_up(PLAN, 1.0, 2.0)
+    for trial in list(records):
+        if trial.method in (MUON, TUNED) and trial.lr == 3e-3:
+            records[trial] = record(0.5)
+    rates = best_rates(PLAN, records)
+    found = findings(PLAN, records, rates)
+    assert sorted(best_rivals(found)) == sorted([TUNED, MUON])
+
+    cell = Cell("digits", "1-bit", 20, 32)
+    trials = Extra(cell, DIGITS, (BALANCED,)).trials([MUON], (0, 1), rates)
+    assert trials[MUON] == [Trial(cell, MUON, seed, 3e-3) for seed in (0, 1)]
+    assert trials[OURS] == [Trial(cell, OURS, seed) for seed in (0, 1)]
+    made = records | {t: record(2.0 if t.method == OURS else 1.0) for own in trials.values() for t in own}
+    [ranking] = rankings([trials], made)
+    assert ranking.cell == cell
+    assert {s.method: (s.ratio.median, s.lr) for s in ranking.standings} == {
+        OURS: (1.0, None),
+        BALANCED: (0.5, None),
+        BASELINE: (0.5, 1e-3),
+        MUON: (0.5, 3e-3),
+    }
+    plan = dataclasses.replace(PLAN, seeds=(0, 1))
+    report = Report(this_machine(), plan, findings(plan, made, rates), made, [ranking])
+    assert [table.title for table in tables(report)][-1].startswith("digits, 1-bit")
+    assert to_html(report).count("<h2>") == 3
+    assert to_json(report)["extras"][0]["cell"]["precision"] == "1-bit"
+
+
+def test_a_long_tail_is_thinned_exponentially_and_always_the_same():
+    labels = torch.arange(10).repeat(1_000)
+    kept = thinned(labels, 100)
+    counts = labels[kept].bincount()
+    assert counts[0] == 1_000
+    assert counts[9] == 10
+    shares = counts[1:] / counts[:-1]
+    assert torch.allclose(shares, torch.full((9,), 100 ** (-1 / 9)), rtol=0.05)
+    assert torch.equal(kept, thinned(labels, 100))
+    assert torch.equal(kept, kept.unique())
+
+
+def test_the_long_tail_is_in_the_training_data_alone():
+    pytest.importorskip("torch")
+    from hybridkit.bench.arena.longtail import fashion_mnist_long_tailed
+    from hybridkit.errors import FileError
+    from hybridkit.tasks.fashion_mnist import FashionMNIST
+
+    try:
+        whole = FashionMNIST().splits()
+    except FileError as error:
+        pytest.skip(str(error))
+    task = fashion_mnist_long_tailed()
+    splits = task.splits()
+    counts = splits.train[1].bincount()
+    assert counts[0] == 100 * counts[9]
+    assert torch.equal(splits.validation[0], whole.validation[0])
+    for part in (splits.validation, splits.test):  # so that accuracy is balanced accuracy
+        assert len(part[1].bincount().unique()) == 1
+    assert task.metric == "balanced_accuracy"
+
+
+def test_a_teacher_leaves_the_generators_alone(monkeypatch):
+    from hybridkit.bench.arena import teacher
+
+    real = teacher.resolve
+    monkeypatch.setattr(
+        teacher, "resolve", lambda **flags: real(**{**flags, "task": "digits", "max_steps": 2})
+    )
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    model = teacher.fashion_mnist.__wrapped__()
+    assert torch.equal(torch.rand(3), expected)
+    assert isinstance(model, torch.nn.Module)
 
 
 @pytest.mark.parametrize(
@@ -167,28 +362,50 @@ def test_a_trial_trains(method):
     assert run(Trial(DIGITS, method, 0, lr, share=0.5)).loss == found.loss
 
 
-class Here:
-    """An executor that works where it is called."""
+@pytest.mark.parametrize("precision", ["ternary", "1-bit"])
+def test_the_quantisation_error_is_that_of_packed_network_and_twin(precision):
+    from hybridkit.bench.statistics import relative_error
+    from hybridkit.quant.convert import convert
+    from hybridkit.training.evaluation import outputs
+    from hybridkit.training.packed import packed_twin
+    from hybridkit.training.trainer import Trainer
 
-    def submit(self, call, *arguments):
-        done = Future()
-        done.set_result(call(*arguments))
-        return done
+    trial = Trial(Cell("digits", precision, 6, 32), OURS, 0)
+    assert trial.has_twin
+    assert not Trial(trial.cell, OURS, 0, lr=1e-3).has_twin
+    networks = []
+    for each in (trial, trial.twin()):
+        trainer = Trainer(each.config())
+        while not trainer.done:
+            trainer.step()
+        networks.append(trainer)
+    quantised, twin = networks
+    test = twin.task.splits().test
+    packed = packed_twin(quantised.model, convert(quantised.model))
+    logits = [outputs(model, twin.task, test, batch_size=64).numpy() for model in (packed, twin.model)]
+    assert run(trial).error == pytest.approx(relative_error(*logits), rel=1e-4)
 
 
-def test_a_whole_arena_and_its_second_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(arena_run, "processes", lambda count: nullcontext(Here()))
+def test_a_whole_arena_and_its_second_run(tmp_path, monkeypatch, here):
+    monkeypatch.setattr(arena_run, "processes", lambda count: nullcontext(here))
     cells = [dataclasses.replace(DIGITS, steps=4), Cell("digits", "fp32", 4, 32)]
-    plan = Plan(cells, range(2), shares=(0.5,), misset=(10.0,), grid=1)
+    extras = [Extra(Cell("digits", "1-bit", 4, 32), cells[0])]
+    plan = Plan(cells, range(2), shares=(0.5,), misset=(10.0,), grid=1, rounds=1, extras=extras)
     ticks: list[str] = []
 
     def progress(title, total):
         return lambda: ticks.append(title)
 
     report = arena_run.run_arena(plan, tmp_path / "trials.jsonl", progress)
-    lines = (tmp_path / "trials.jsonl").read_text().splitlines()
+    lines = [
+        line
+        for name in ("trials.jsonl", "overhead.jsonl")
+        for line in (tmp_path / name).read_text().splitlines()
+    ]
     assert len(lines) == len(ticks) == len({json.loads(line)["trial"] for line in lines})
     assert [f.cell for f in report.cells] == cells
+    assert [f.cell for f in report.extras] == [extras[0].cell]
+    assert all(f.overhead for f in report.cells)
     assert {n.met for n in report.numbers} <= {True, False, None}
     written = save(report, tmp_path)
     assert json.loads(written[0].read_text())["cells"][0]["cell"]["task"] == "digits"

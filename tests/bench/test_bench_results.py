@@ -8,7 +8,8 @@ import math
 import pytest
 
 from hybridkit.bench import claims, format, plots, tables
-from hybridkit.bench.overhead import OverheadSpec, summarise
+from hybridkit.bench.arena.cells import Cell
+from hybridkit.bench.overhead import ADAMW, BASE, HYBRID, STEPS, OverheadSpec, summarise
 from hybridkit.bench.results import from_json, read, save, to_json
 from hybridkit.bench.statistics import Interval
 from hybridkit.errors import FileError
@@ -89,26 +90,38 @@ def test_verdicts(claim, low, high, verdict):
     assert claim.verdict(Interval(middle, low, high)) == verdict
 
 
-def test_sections_that_were_not_measured_claim_nothing(trained):
-    *_, convergence, quantization = trained
+def test_sections_that_were_not_measured_claim_nothing(converged, quantised):
+    convergence, quantization = converged[-1], quantised[-1]
     assert claims.judge(None, None, []) == []
     only = {row.claim for row in claims.judge(None, quantization, [])}
     assert only == {claims.ERROR.text, claims.COMPRESSION.text}
     assert claims.OVERHEAD.text not in {row.claim for row in claims.judge(convergence, None, [])}
 
 
-def test_the_overhead_is_the_median_of_paired_ratios():
-    found = summarise(OverheadSpec("digits", "fp32", 3), [1.0, 2.0, 4.0], [1.1, 3.0, 4.8], 100, 0.5)
+def test_the_overhead_is_that_on_top_of_the_base_optimizer_alone():
+    spec = OverheadSpec(Cell("digits", "fp32", 400, 32), 3)
+    assert {
+        which: (c.optimizer, c.uses_hybrid_optimizer)
+        for which in (ADAMW, BASE, HYBRID)
+        if (c := spec.config(which))
+    } == {
+        ADAMW: ("adamw", False),
+        BASE: (spec.config(HYBRID).optimizer, False),
+        HYBRID: (spec.config(BASE).optimizer, True),
+    }
+    seconds = {BASE: [1.0, 2.0, 4.0], HYBRID: [1.1, 3.0, 4.8], ADAMW: [0.5, 0.5, 0.5]}
+    found = summarise(spec, seconds, 0.5)
     assert found.overhead.median == pytest.approx(0.2)
-    assert found.base_step_ms == pytest.approx(20.0)
-    assert found.hybrid_step_ms == pytest.approx(30.0)
-    assert (found.pairs, found.setup_seconds) == (3, 0.5)
+    assert found.base_step_ms == pytest.approx(2e3 / STEPS)
+    assert found.hybrid_step_ms == pytest.approx(3e3 / STEPS)
+    assert found.adamw_step_ms == pytest.approx(5e2 / STEPS)
+    assert (found.rounds, found.setup_seconds) == (3, 0.5)
 
 
 def test_tables_hold_every_result(results):
     found = list(tables.tables(results))
     assert len(found) == 6 + bool(results.inference.layers)
-    assert len(found[0].rows) == len(results.convergence.arms)
+    assert len(found[0].rows) == len(results.convergence.methods)
     assert len(found[-1].rows) == len(results.claims)
     for table in found:
         assert table.rows
@@ -143,8 +156,8 @@ def test_plots_show_the_numbers(results):
     figure = plots._figure(4.5)
     plots.draw_convergence(figure, results.convergence)
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
-    for arm in (a for a in results.convergence.arms if a.precision == "ternary"):
-        assert lines[f"{arm.arm} ({arm.lr:g})"] == arm.curve.median
+    for row in (r for r in results.convergence.methods if r.precision == "ternary"):
+        assert lines[f"{row.method} ({row.lr:g})"] == row.curve.median
     figure = plots._figure(4.5)
     plots.draw_errors(figure, results.quantization)
     heights = [bar.get_height() for panel in figure.axes for bar in panel.patches]

@@ -1,4 +1,4 @@
-"""Medians, intervals and when a curve reaches a level."""
+"""Medians, intervals and percentiles."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridkit.bench.convergence import gain
-from hybridkit.bench.statistics import bootstrap_median, first_reach, latency_percentiles
+from hybridkit.bench.statistics import bootstrap_median, latency_percentiles
 
 NUMBERS = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9)
 quickly = settings(max_examples=25, deadline=None)
@@ -49,31 +48,6 @@ def test_what_was_never_reached_may_be_an_end_or_the_median():
 def test_no_median_without_numbers(values):
     with pytest.raises(ValueError, match="needs numbers"):
         bootstrap_median(values)
-
-
-@quickly
-@given(NUMBERS, st.floats(-1e6, 1e6))
-def test_first_reach_is_the_first_index_at_or_below(losses, target):
-    found = first_reach(losses, target)
-    expected = [i for i, loss in enumerate(losses) if loss <= target]
-    assert found == (expected[0] if expected else None)
-
-
-@pytest.mark.parametrize(
-    ("losses", "base", "expected"),
-    [
-        ([4, 2, 1, 1], [4, 3, 2, 1], 1 / 3),  # there after 20 steps, the baseline after 30
-        ([4, 3, 2, 1], [4, 3, 2, 1], 0.0),
-        ([4, 3, 3, 2], [4, 3, 2, 1], -math.inf),  # never there
-        ([4, 4, 4, 1], [4, 1, 0.5, 1], -2.0),  # the baseline was there after 10 steps already
-        ([1, 2, 2, 2], [4, 3, 2, 1], 1.0),  # there from the start
-        ([1, 2, 2, 2], [1, 2, 2, 1], 0.0),  # both there from the start
-        ([4, 1, 1, 1], [1, 2, 2, 1], -math.inf),
-    ],
-)
-def test_gain_compares_when_both_reach_the_baselines_last_loss(losses, base, expected):
-    cost = [0, 10, 20, 30]
-    assert gain(losses, cost, base, cost) == pytest.approx(expected)
 
 
 @quickly

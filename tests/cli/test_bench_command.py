@@ -67,7 +67,7 @@ def test_json_is_the_saved_document_and_alone_on_stdout(model, tmp_path, capsys)
     printed = capsys.readouterr()
     document = json.loads(printed.out)
     assert document == json.loads((out / "results.json").read_text())
-    assert document["schema"] == "hybridkit/bench/1"
+    assert document["schema"] == "hybridkit/bench/2"
     assert document["settings"]["sections"] == ["inference"]
     assert document["convergence"] is None
     assert document["claims"] == []
@@ -113,6 +113,10 @@ def test_without_matplotlib_there_is_a_note(model, tmp_path, capsys, monkeypatch
         (["--task", "no"], 2),
         (["convergence", "--epochs", "3"], 2),
         (["convergence", "--task", "no"], 2),
+        (["convergence", "--full", "--task", "a.b:c"], 2),
+        (["quantization", "--full"], 2),
+        (["--steps", "5"], 2),
+        (["convergence", "--steps", "5"], 2),
     ],
 )
 def test_mistakes_are_one_line(arguments, code, tmp_path, monkeypatch, capsys):

@@ -8,19 +8,19 @@ import html
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from hybridkit.bench import format
-from hybridkit.bench.arena.findings import CellFindings
-from hybridkit.bench.arena.methods import BASELINE, OURS, OURS_AND_ABLATIONS
+from hybridkit.bench.arena.findings import CellFindings, Ranking, Standing
+from hybridkit.bench.arena.methods import BASELINE, OURS, OURS_AND_ABLATIONS, RIVALS
 from hybridkit.bench.arena.numbers import Number, numbers
 from hybridkit.bench.arena.plan import Plan
 from hybridkit.bench.arena.trials import Record, Trial
+from hybridkit.bench.convergence import curve
 from hybridkit.bench.machine import Machine
-from hybridkit.bench.statistics import bootstrap_median
 from hybridkit.bench.tables import TextTable
 
 SCHEMA: Final = "hybridkit/arena/1"
@@ -35,6 +35,12 @@ class Report:
     plan: Plan
     cells: list[CellFindings]
     records: Mapping[Trial, Record]
+    extras: list[Ranking] = field(default_factory=list)
+
+    @property
+    def everything(self) -> list[Ranking]:
+        """All cells, those of `--full` last."""
+        return [*self.cells, *self.extras]
 
     @property
     def numbers(self) -> list[Number]:
@@ -45,8 +51,10 @@ class Report:
 def tables(report: Report) -> Iterator[TextTable]:
     """The numbers, then one table for each cell."""
     yield number_table(report)
-    for found in report.cells:
-        yield cell_table(report, found)
+    if any(found.overhead for found in report.cells):
+        yield overhead_table(report)
+    for found in report.everything:
+        yield cell_table(found)
 
 
 def number_table(report: Report) -> TextTable:
@@ -66,34 +74,54 @@ def number_table(report: Report) -> TextTable:
     return TextTable("The numbers", ("number", "cell", "measured", "must be", "verdict"), rows, notes)
 
 
-def cell_table(report: Report, found: CellFindings) -> TextTable:
-    """Every method, the best first."""
-    rows = []
-    for s in sorted(found.standings, key=lambda s: s.loss.median):
-        spread = ", ".join(f"{lr:g}: {_loss(loss)}" for lr, loss in s.spread.items())
-        rows.append(
-            (
-                s.method,
-                "-" if s.lr is None else f"{s.lr:g}",
-                format.interval(s.loss),
-                format.interval(s.ratio, 3),
-                format.interval(found.steps[s.method], 2) if s.method in found.steps else "-",
-                format.interval(s.metric, 4),
-                f"{s.seconds:.1f}",
-                spread,
-            )
+def overhead_table(report: Report) -> TextTable:
+    """Milliseconds of a step, and what is added to it."""
+    rows = [
+        (
+            str(found.cell),
+            f"{o.base_step_ms:.2f}",
+            f"{o.hybrid_step_ms:.2f}",
+            format.share(o.overhead),
+            f"{o.adamw_step_ms:.2f}",
+            f"{o.setup_seconds:.2f}",
         )
-    headings = (
-        "method",
-        "lr",
-        "validation loss",
-        f"over {OURS}'s",
-        f"steps of {OURS} to it",
-        "test metric",
-        "seconds",
-        "median loss by learning rate (2 seeds)",
+        for found in report.cells
+        if (o := found.overhead)
+    ]
+    headings = ("cell", "base optimizer, ms", f"{OURS}, ms", "added", "AdamW, ms", "before the first step, s")
+    notes = [
+        f"A step's wall-clock, timed with nothing else running: {OURS}, its base optimizer alone, and AdamW "
+        "take turns. Added: by controller, sampler and constraint."
+    ]
+    return TextTable("Time of a step", headings, rows, notes)
+
+
+def cell_table(found: Ranking) -> TextTable:
+    """Every method, the best first; columns that nobody fills are left out."""
+    columns: dict[str, Callable[[Standing], str]] = {
+        "method": lambda s: s.method,
+        "lr": lambda s: "-" if s.lr is None else f"{s.lr:g}",
+        "validation loss": lambda s: format.interval(s.loss),
+        f"over {OURS}'s": lambda s: format.interval(s.ratio, 3),
+        "test metric": lambda s: format.interval(s.metric, 4),
+        "seconds": lambda s: f"{s.seconds:.1f}",
+    }
+    if isinstance(found, CellFindings):
+        steps = found.steps
+        columns[f"steps of {OURS} to it"] = lambda s: (
+            format.interval(steps[s.method], 2) if s.method in steps else "-"
+        )
+    if any(s.error for s in found.standings):
+        columns["quantisation error"] = lambda s: format.interval(s.error, 3) if s.error else "-"
+    if any(s.spread for s in found.standings):
+        columns["median loss by learning rate (2 seeds)"] = lambda s: ", ".join(
+            f"{lr:g}: {_loss(loss)}" for lr, loss in s.spread.items()
+        )
+    ranked = sorted(found.standings, key=lambda s: s.loss.median)
+    rows = [tuple(text(s) for text in columns.values()) for s in ranked]
+    return TextTable(
+        f"{found.cell}: {found.cell.steps} steps of {found.cell.batch_size}", tuple(columns), rows
     )
-    return TextTable(f"{found.cell}: {found.cell.steps} steps of {found.cell.batch_size}", headings, rows)
 
 
 def _loss(value: float) -> str:
@@ -108,6 +136,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "seeds": list(report.plan.seeds),
         "numbers": [_plain(dataclasses.asdict(n) | {"met": n.met}) for n in report.numbers],
         "cells": [_plain(dataclasses.asdict(found)) for found in report.cells],
+        "extras": [_plain(dataclasses.asdict(found)) for found in report.extras],
     }
 
 
@@ -159,11 +188,13 @@ def to_html(report: Report) -> str:
         f"{machine.python}, {versions}, commit {machine.git_commit or 'unknown'}; one thread a run"
     )
     parts = [f"<h1>Convergence</h1><p class=note>{html.escape(head)}</p>", _table(number_table(report))]
-    for found in report.cells:
+    if any(found.overhead for found in report.cells):
+        parts.append(_table(overhead_table(report)))
+    for found in report.everything:
         parts.append(f"<h2>{html.escape(str(found.cell))}</h2>")
         if available():
             parts.append(_picture(report, found))
-        parts.append(_table(cell_table(report, found)))
+        parts.append(_table(cell_table(found)))
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Convergence</title><style>{STYLE}</style>"
         f"<body>{''.join(parts)}</body></html>\n"
@@ -182,54 +213,60 @@ def _table(table: TextTable) -> str:
     return f"<h3>{html.escape(table.title)}</h3><table><tr>{head}</tr>{body}</table>{notes}"
 
 
-def _picture(report: Report, found: CellFindings) -> str:
+def _picture(report: Report, found: Ranking) -> str:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 5), layout="constrained")
+    figure = Figure(figsize=(15, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     curves, bars, heat = figure.subplots(1, 3, width_ratios=(1.1, 1, 0.9))
     _draw_curves(curves, report, found)
     _draw_bars(bars, found)
-    _draw_mistakes(heat, figure, report, found)
+    if isinstance(found, CellFindings):
+        _draw_mistakes(heat, figure, report, found)
+    else:
+        heat.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<figure><img alt="{html.escape(str(found.cell))}" src="data:image/png;base64,{data}"></figure>'
 
 
-def _draw_curves(axes: Any, report: Report, found: CellFindings) -> None:
+def _draw_curves(axes: Any, report: Report, found: Ranking) -> None:
     """Validation loss over steps with bands: ours, the baseline and the three best rivals."""
     from hybridkit.bench.plots import logarithmic
 
-    best = sorted(found.standings, key=lambda s: s.loss.median)
-    rivals = [s for s in best if s.spread][:3]
-    baseline = next(s for s in best if s.method == BASELINE)
-    ours = next(s for s in best if s.method == OURS)
+    ranked = sorted(found.standings, key=lambda s: s.loss.median)
+    rivals = [s for s in ranked if s.method in RIVALS][:3]
+    baseline = next(s for s in ranked if s.method == BASELINE)
+    ours = next(s for s in ranked if s.method == OURS)
     colours = (MINE, "#555555", "#0072B2", "#009E73", "#CC79A7")
     for standing, colour in zip((ours, baseline, *rivals), colours, strict=False):
-        lr = standing.lr if standing.spread else None
+        lr = standing.lr if standing.method in RIVALS else None
         runs = [report.records[Trial(found.cell, standing.method, s, lr)] for s in report.plan.seeds]
-        common = [r.curve for r in runs if len(r.curve) == max(len(r.curve) for r in runs)]
-        steps = [step for step, _ in common[0]][1:]
-        bands = [bootstrap_median([curve[i + 1][1] for curve in common]) for i in range(len(steps))]
-        axes.plot(steps, [b.median for b in bands], color=colour, label=standing.method)
-        axes.fill_between(steps, [b.low for b in bands], [b.high for b in bands], color=colour, alpha=0.15)
+        band = curve([r.curve for r in runs])
+        steps = band.steps[1:]
+        axes.plot(steps, band.median[1:], color=colour, label=standing.method)
+        axes.fill_between(steps, band.low[1:], band.high[1:], color=colour, alpha=0.15)
     axes.set(xlabel="step", ylabel="validation loss")
     logarithmic(axes)
     axes.legend(frameon=False, fontsize="small")
     axes.grid(alpha=0.3, which="both")
 
 
-def _draw_bars(axes: Any, found: CellFindings) -> None:
-    """Final loss of everybody over ours, the best on top."""
-    shown = [s for s in sorted(found.standings, key=lambda s: -s.ratio.median) if math.isfinite(s.ratio.high)]
+def _draw_bars(axes: Any, found: Ranking) -> None:
+    """Final loss of everybody over ours, the best on top; who diverged is named without a bar."""
+    shown = sorted(found.standings, key=lambda s: -s.ratio.median)
     for i, s in enumerate(shown):
+        if not math.isfinite(s.ratio.high):
+            axes.annotate("diverged", (0.02, i), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+            continue
         colour = MINE if s.method == OURS else ABLATED if s.method in OURS_AND_ABLATIONS else OTHERS
         axes.plot([s.ratio.low, s.ratio.high], [i, i], color=colour, linewidth=2)
         axes.plot(s.ratio.median, i, "o", color=colour)
     axes.axvline(1, color="#999999", linewidth=1)
     axes.set_yticks(range(len(shown)), [s.method for s in shown])
+    axes.set_ylim(-0.5, len(shown) - 0.5)
     axes.set_xlabel(f"final loss over {OURS}'s")
     axes.grid(alpha=0.3, axis="x")
 
@@ -249,7 +286,8 @@ def _draw_mistakes(axes: Any, figure: Any, report: Report, found: CellFindings) 
     for y, row in enumerate(losses):
         for x, value in enumerate(row):
             text = f"{100 * value:+.1f}" if math.isfinite(value) else "-"
-            axes.text(x, y, text, ha="center", va="center", fontsize=8)
+            colour = "white" if abs(value) > 0.03 else "black"
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
     names = [f"x {f:g}" for f in factors]
     axes.set_xticks(range(len(factors)), names)
     axes.set_yticks(range(len(factors)), names)

@@ -7,15 +7,17 @@ import json
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from hybridkit.bench.arena.cells import Cell
-from hybridkit.bench.arena.methods import METHODS
+from hybridkit.bench.arena.methods import BASELINE, METHODS, OURS, is_ours
 
 if TYPE_CHECKING:
     from hybridkit.training.config import TrainConfig
+    from hybridkit.training.trainer import Trainer
 
-POINTS = 5  # evaluations along a run
+POINTS: Final = 5  # evaluations along a run
+TWINS: Final = (OURS, BASELINE)  # whose quantised networks are compared with full-precision twins
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,26 @@ class Trial:
         """How many it takes."""
         return max(round(self.share * self.cell.steps), 1)
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it uses what is ours."""
+        return is_ours(self.method)
+
+    @property
+    def has_twin(self) -> bool:
+        """Whether the same is trained in full precision as well, to measure the quantisation error."""
+        as_given = self.lr is None and self.radius is None and self.share == 1
+        return self.cell.precision != "fp32" and self.method in TWINS and as_given
+
+    def twin(self) -> Trial:
+        """The same in full precision."""
+        return dataclasses.replace(self, cell=dataclasses.replace(self.cell, precision="fp32"))
+
     def key(self) -> str:
-        """Its name in the store."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """Its name in the store. What a cell does not say is left out, as old records have it."""
+        cell = {k: v for k, v in dataclasses.asdict(self.cell).items() if v is not None}
+        twin = {"twin": True} if self.has_twin else {}
+        return json.dumps({**dataclasses.asdict(self), "cell": cell, **twin}, sort_keys=True)
 
     def config(self) -> TrainConfig:
         """As `train` would run it, on one thread."""
@@ -63,7 +82,8 @@ class Record:
 
     loss: on the validation data after the last step. metric: the task's own, on the test data. curve: (step,
     validation loss). seconds: of training, what is done once before the first step (clustering) included,
-    evaluation not. multiplier: its mean; active: share of the steps that the constraint shortened.
+    evaluation not. multiplier: its mean; active: share of the steps that the constraint shortened. error:
+    ||logits(packed) - logits(twin)||^2 / ||logits(twin)||^2 on the test data, where there is a twin.
     """
 
     loss: float
@@ -72,6 +92,7 @@ class Record:
     curve: tuple[tuple[int, float], ...]
     multiplier: float | None = None
     active: float | None = None
+    error: float | None = None
 
 
 def run(trial: Trial) -> Record:
@@ -102,23 +123,49 @@ def run(trial: Trial) -> Record:
         curve=tuple(curve),
         multiplier=progress.multiplier_sum / progress.step if hybrid else None,
         active=progress.active_steps / progress.step if config.constraint is not None else None,
+        error=quantisation_error(trial, trainer) if trial.has_twin else None,
     )
 
 
+def quantisation_error(trial: Trial, trained: Trainer) -> float:
+    """Train the twin of `trial` and compare; infinite where the twin diverges."""
+    from hybridkit.quant.convert import convert
+    from hybridkit.training.evaluation import compare
+    from hybridkit.training.packed import packed_twin
+    from hybridkit.training.trainer import DivergedError, Trainer
+
+    packed = packed_twin(trained.model, convert(trained.model))
+    twin = Trainer(trial.twin().config())
+    try:
+        while not twin.done:
+            twin.step()
+    except DivergedError:
+        return math.inf
+    test = twin.task.splits().test
+    return compare(twin.model, packed, twin.task, test, batch_size=trial.cell.batch_size).error
+
+
 def to_json(record: Record) -> dict[str, Any]:
-    """Plain values; what is not finite becomes None."""
+    """Plain values; what is not finite becomes None, and an error that was not measured is left out."""
     values = dataclasses.asdict(record)
+    if record.error is None:
+        del values["error"]
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def from_json(values: dict[str, Any]) -> Record:
     """What `to_json` made."""
-    loss, metric = (math.inf if values["loss"] is None else values["loss"]), values["metric"]
+    metric = values["metric"]
     return Record(
-        loss=loss,
+        loss=_or_infinite(values["loss"]),
         metric=math.nan if metric is None else metric,
         seconds=values["seconds"],
         curve=tuple((int(step), float(value)) for step, value in values["curve"]),
         multiplier=values["multiplier"],
         active=values["active"],
+        error=_or_infinite(values["error"]) if "error" in values else None,
     )
+
+
+def _or_infinite(value: float | None) -> float:
+    return math.inf if value is None else value
