@@ -12,8 +12,9 @@ from typing import Final, Literal
 from hybridkit.bench.arena.findings import findings
 from hybridkit.bench.arena.methods import TUNED
 from hybridkit.bench.arena.plan import Plan, small
-from hybridkit.bench.arena.run import Progress, Trials, check_task, gather, tune
+from hybridkit.bench.arena.run import Progress, Trials, gather, tune
 from hybridkit.bench.arena.store import trial_store
+from hybridkit.bench.arena.suitable import suited
 from hybridkit.bench.arena.trials import run
 from hybridkit.bench.claims import judge
 from hybridkit.bench.convergence import ConvergenceResult, summarise
@@ -26,6 +27,7 @@ from hybridkit.bench.pool import Runs, processes
 from hybridkit.bench.quantization import QuantizationPlan, QuantizationResult, measure_quantization
 from hybridkit.bench.results import BenchResults, Settings
 from hybridkit.bench.runs import HYBRID, RunRecord, RunSpec, measure_run
+from hybridkit.registry import registry
 
 Section = Literal["convergence", "quantization", "inference"]
 SECTIONS: Final[tuple[Section, ...]] = ("convergence", "quantization", "inference")
@@ -70,7 +72,8 @@ def run_bench(request: Request, progress: Progress) -> BenchResults:
 
     Raises UsageError for a task that does not exist, and what training, export and inference raise.
     """
-    check_task(request.task)
+    if ":" not in request.task:
+        registry().find("task", request.task)  # before any process is started
     started = time.perf_counter()
     workers = available_cores()
     threads = request.threads or tuple(sorted({1, workers}))
@@ -109,7 +112,8 @@ def _plan(request: Request) -> tuple[Plan, str]:
 
     task, batch = make_task(request.task), TrainConfig().batch_size
     epoch = -(-len(task.splits().train[0]) // batch)
-    return small(request.task, request.epochs * epoch, batch, request.seeds, request.grid), task.metric
+    plan = small(request.task, request.epochs * epoch, batch, request.seeds, request.grid)
+    return suited(plan), task.metric
 
 
 def _training(

@@ -23,7 +23,8 @@ from hybridkit.bench.arena.numbers import numbers
 from hybridkit.bench.arena.plan import Plan, best_rates, core, quick
 from hybridkit.bench.arena.report import Report, save, tables, to_html, to_json
 from hybridkit.bench.arena.store import trial_store
-from hybridkit.bench.arena.trials import Record, Trial, run
+from hybridkit.bench.arena.suitable import suited
+from hybridkit.bench.arena.trials import Record, Trial, run, some
 from hybridkit.bench.machine import this_machine
 from hybridkit.bench.overhead import OverheadResult
 from hybridkit.bench.statistics import Interval
@@ -247,6 +248,12 @@ def test_a_task_of_ones_own_has_the_length_that_is_asked_for():
             core(task="digits", **own)
 
 
+def test_a_network_of_convolutions_has_nothing_for_muon():
+    plan = suited(core())
+    assert {c.task for c in plan.cells if MUON not in plan.rivals(c)} == {"fashion-mnist"}
+    assert {c.task for c in plan.cells if "SGD, cosine" in plan.rivals(c)} == {"fashion-mnist"}
+
+
 def test_the_full_arena_has_what_was_asked_for():
     names = {str(extra.cell) for extra in EXTRAS}
     assert names == {
@@ -271,7 +278,11 @@ def test_the_best_rivals_go_on_at_their_rates():
             records[trial] = record(0.5)
     rates = best_rates(PLAN, records)
     found = findings(PLAN, records, rates)
-    assert sorted(best_rivals(found)) == sorted([TUNED, MUON])
+    assert sorted(best_rivals(found, DIGITS)) == sorted([TUNED, MUON])
+    without = dataclasses.replace(PLAN, unsuitable={DIGITS: [MUON]})
+    apart = findings(without, records, rates)
+    assert best_rivals(apart, PLAN.cells[1])[0] in (TUNED, MUON)
+    assert MUON not in best_rivals(apart, DIGITS)
 
     cell = Cell("digits", "1-bit", 20, 32)
     trials = Extra(cell, DIGITS, (BALANCED,)).trials([MUON], (0, 1), rates)
@@ -384,6 +395,15 @@ def test_the_quantisation_error_is_that_of_packed_network_and_twin(precision):
     packed = packed_twin(quantised.model, convert(quantised.model))
     logits = [outputs(model, twin.task, test, batch_size=64).numpy() for model in (packed, twin.model)]
     assert run(trial).error == pytest.approx(relative_error(*logits), rel=1e-4)
+
+
+def test_a_part_of_the_data_is_spread_over_all_of_it():
+    x = torch.arange(1_000)
+    assert [part.tolist() for part in some((x, 2 * x))] == [
+        list(range(0, 1_000, 3)),
+        list(range(0, 2_000, 6)),
+    ]
+    assert len(some((x[:400],))[0]) == 400
 
 
 def test_a_whole_arena_and_its_second_run(tmp_path, monkeypatch, here):

@@ -58,12 +58,14 @@ def _extras() -> Iterator[Extra]:
 EXTRAS: Final = tuple(_extras())
 
 
-def best_rivals(found: Sequence[CellFindings]) -> list[str]:
-    """The BEST rivals by the median over the cells of their loss over ours, of those that run in all."""
+def best_rivals(found: Sequence[CellFindings], cell: Cell) -> list[str]:
+    """The BEST rivals by the median, over all cells, of their loss over ours; of those that run in `cell`."""
     ratios: dict[str, list[float]] = {}
-    for cell in found:
-        for standing in cell.standings:
-            if standing.spread:
-                ratios.setdefault(standing.method, []).append(standing.ratio.median)
-    everywhere: Mapping[str, list[float]] = {n: r for n, r in ratios.items() if len(r) == len(found)}
-    return sorted(everywhere, key=lambda name: statistics.median(everywhere[name]))[:BEST]
+    here: set[str] = set()
+    for each in found:
+        rivals = [s for s in each.standings if s.spread]
+        for s in rivals:
+            ratios.setdefault(s.method, []).append(s.ratio.median)
+        if each.cell == cell:
+            here = {s.method for s in rivals}
+    return sorted(here, key=lambda name: statistics.median(ratios[name]))[:BEST]

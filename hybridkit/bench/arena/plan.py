@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from hybridkit.bench.arena.cells import CORE, Cell, cells
@@ -17,7 +17,7 @@ from hybridkit.errors import UsageError
 
 TUNING_SEEDS: Final = 2
 SHARES: Final = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
-MISSET: Final = (0.1, 0.3, 3.0, 10.0)
+MISSET: Final = (0.1, 10.0)
 ROUNDS: Final = 16
 STEPS, BATCH = 600, 32  # of a task that the arena does not know
 DEFAULT_LR: Final = 1e-3
@@ -44,11 +44,12 @@ class Plan:
     ablations: bool = True
     rounds: int = ROUNDS
     extras: Sequence[Extra] = ()
+    unsuitable: Mapping[Cell, Sequence[str]] = field(default_factory=dict)  # rivals to leave out
 
     def rivals(self, cell: Cell) -> list[str]:
         """Those that are for this cell."""
-        names = self.among or RIVALS
-        return [name for name in names if RIVALS[name].suits(cell.task, cell.precision)]
+        suit = [name for name in self.among or RIVALS if RIVALS[name].suits(cell.task, cell.precision)]
+        return [name for name in suit if name not in self.unsuitable.get(cell, ())]
 
     def own(self, cell: Cell) -> list[str]:
         """Our method and its ablations, those that make sense in this cell."""
@@ -178,7 +179,7 @@ def core(
 def quick(plan: Plan) -> Plan:
     """The same with two seeds and a coarse grid: to see that it works, not to conclude anything."""
     seeds = plan.seeds[:2]
-    return dataclasses.replace(plan, seeds=seeds, shares=(0.5,), misset=(0.1, 10.0), grid=1, rounds=4)
+    return dataclasses.replace(plan, seeds=seeds, shares=(0.5,), grid=1, rounds=4)
 
 
 def small(task: str, steps: int, batch_size: int, seeds: int, grid: int) -> Plan:

@@ -10,11 +10,11 @@ from hybridkit.bench.arena.findings import findings, rankings
 from hybridkit.bench.arena.plan import Plan, Rates, best_rates
 from hybridkit.bench.arena.report import Report
 from hybridkit.bench.arena.store import overhead_store, trial_store
+from hybridkit.bench.arena.suitable import suited
 from hybridkit.bench.arena.trials import Record, Trial, run
 from hybridkit.bench.machine import available_cores, this_machine
 from hybridkit.bench.overhead import OverheadResult, OverheadSpec, measure_overhead
 from hybridkit.bench.pool import R, Runs, S, Tick, processes
-from hybridkit.registry import registry
 
 Progress = Callable[[str, int], Tick]  # a title and how many steps; what it returns is called at each
 Trials = Runs[Trial, Record]
@@ -26,8 +26,7 @@ def run_arena(plan: Plan, store: Path, progress: Progress) -> Report:
     Times of steps are kept beside `store`. Raises UsageError for a task that does not exist, and the first
     failure of a trial; what was done until then is kept.
     """
-    for cell in plan.cells:
-        check_task(cell.task)
+    plan = suited(plan)
     with processes(available_cores()) as executor:
         trials: Trials = Runs(run, executor, trial_store(store))
         rates = gather(plan, trials, progress)
@@ -38,8 +37,7 @@ def run_arena(plan: Plan, store: Path, progress: Progress) -> Report:
         get(times, "Time of a step", plan.overheads(), progress)
     overheads = {spec.cell: result for spec, result in times.results.items()}
     found = findings(plan, trials.results, rates, overheads)
-    best = best_rivals(found)
-    extras = [extra.trials(best, plan.seeds, rates) for extra in plan.extras]
+    extras = [e.trials(best_rivals(found, e.like), plan.seeds, rates) for e in plan.extras]
     with processes(available_cores()) as executor:
         trials.executor = executor
         wanted = [trial for extra in extras for runs in extra.values() for trial in runs]
@@ -51,14 +49,6 @@ def run_arena(plan: Plan, store: Path, progress: Progress) -> Report:
         extras=rankings(extras, trials.results),
         records=trials.results,
     )
-
-
-def check_task(task: str) -> None:
-    """Raise UsageError, before any process is started, unless there is such a task."""
-    if ":" in task:
-        registry().load("task", task)
-    else:
-        registry().find("task", task)
 
 
 def gather(plan: Plan, trials: Trials, progress: Progress) -> Rates:

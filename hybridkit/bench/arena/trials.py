@@ -13,10 +13,12 @@ from hybridkit.bench.arena.cells import Cell
 from hybridkit.bench.arena.methods import BASELINE, METHODS, OURS, is_ours
 
 if TYPE_CHECKING:
+    from hybridkit.tasks.protocol import Batch
     from hybridkit.training.config import TrainConfig
     from hybridkit.training.trainer import Trainer
 
-POINTS: Final = 5  # evaluations along a run
+POINTS: Final = 5  # of a curve, after its start
+GLANCE: Final = 400  # samples at most, evenly spaced, where all of them would take too long
 TWINS: Final = (OURS, BASELINE)  # whose quantised networks are compared with full-precision twins
 
 
@@ -81,9 +83,10 @@ class Record:
     """What a trial came to; a run that diverged has an infinite loss.
 
     loss: on the validation data after the last step. metric: the task's own, on the test data. curve: (step,
-    validation loss). seconds: of training, what is done once before the first step (clustering) included,
-    evaluation not. multiplier: its mean; active: share of the steps that the constraint shortened. error:
-    ||logits(packed) - logits(twin)||^2 / ||logits(twin)||^2 on the test data, where there is a twin.
+    validation loss), on the way on a part of the data. seconds: of training, what is done once before the
+    first step (clustering) included, evaluation not. multiplier: its mean; active: share of the steps that
+    the constraint shortened. error: ||logits(packed) - logits(twin)||^2 / ||logits(twin)||^2 on the test
+    data, or a part of them, where there is a twin.
     """
 
     loss: float
@@ -102,7 +105,7 @@ def run(trial: Trial) -> Record:
     config = trial.config()
     trainer = Trainer(config)
     spent = trainer.setup_seconds
-    curve = [(0, trainer.evaluate()["loss"])]
+    curve = [(0, glance(trainer))]
     every = max(trial.steps // POINTS, 1)
     try:
         while not trainer.done:
@@ -110,8 +113,10 @@ def run(trial: Trial) -> Record:
             trainer.step()
             spent += time.perf_counter() - started
             step = trainer.progress.step
-            if trainer.done or (step % every == 0 and trial.steps - step >= every):
+            if step == trial.steps:
                 curve.append((step, trainer.evaluate()["loss"]))
+            elif step % every == 0 and trial.steps - step >= every:
+                curve.append((step, glance(trainer)))
     except DivergedError:
         return Record(math.inf, math.nan, spent, tuple(curve))
     loss = curve[-1][1]
@@ -125,6 +130,22 @@ def run(trial: Trial) -> Record:
         active=progress.active_steps / progress.step if config.constraint is not None else None,
         error=quantisation_error(trial, trainer) if trial.has_twin else None,
     )
+
+
+def glance(trainer: Trainer) -> float:
+    """The loss on a part of the validation data."""
+    from hybridkit.training.evaluation import evaluate
+    from hybridkit.training.trainer import evaluation_weights
+
+    data = some(trainer.task.splits().validation)
+    with evaluation_weights(trainer.optimizer):
+        found = evaluate(trainer.model, trainer.task, data, batch_size=trainer.config.batch_size)
+    return found["loss"]
+
+
+def some(data: Batch) -> Batch:
+    """GLANCE of the samples at most, evenly spaced."""
+    return tuple(tensor[:: math.ceil(len(data[0]) / GLANCE)] for tensor in data)
 
 
 def quantisation_error(trial: Trial, trained: Trainer) -> float:
@@ -141,7 +162,7 @@ def quantisation_error(trial: Trial, trained: Trainer) -> float:
             twin.step()
     except DivergedError:
         return math.inf
-    test = twin.task.splits().test
+    test = some(twin.task.splits().test)
     return compare(twin.model, packed, twin.task, test, batch_size=trial.cell.batch_size).error
 
 
