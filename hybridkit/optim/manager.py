@@ -161,6 +161,7 @@ class HybridOptimizationManager:
         controller = constraint = None
         if config.use_auxiliary_nn:
             options = {
+                "multiplier": "learned",  # the configuration describes the network: it is wanted
                 "hidden_size": config.auxiliary_nn_hidden_size,
                 "learning_rate": config.auxiliary_nn_learning_rate,
                 # Callers of the manager own their schedule, and may take more steps than max_steps.

@@ -15,6 +15,8 @@ from hybridkit.optim.controllers.features import Features
 from hybridkit.optim.controllers.schedules import WSD
 from hybridkit.optim.protocol import Outcome, Proposal, TrainingState
 
+LEARNED = AuxNN.Options(multiplier="learned")
+
 
 def state(step: int = 0, **changes) -> TrainingState:
     generator = random.Random(step)
@@ -56,7 +58,7 @@ def test_starts_near_one():
     network = AuxiliaryNeuralNetwork()
     assert network.predict_learning_rate(state()) == pytest.approx(1.0, abs=0.5)
     assert network.predict_trust_region(state()) == pytest.approx(0.1, rel=0.15)
-    trials = live(AuxNN(), 100, lambda p: 0.0)
+    trials = live(AuxNN(LEARNED), 100, lambda p: 0.0)
     assert len({p.lr_multiplier for p in trials}) == 100  # it tries something at every step
     assert 0.9 < mean_multiplier(trials) < 1.1
 
@@ -64,7 +66,7 @@ def test_starts_near_one():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_multiplier_moves_to_where_the_loss_falls_more(sign, seed):
-    controller = AuxNN(AuxNN.Options(seed=seed))
+    controller = AuxNN(AuxNN.Options(multiplier="learned", seed=seed))
     before = controller.network.output_weight.copy(), controller.network.hidden_weight.copy()
     proposals = live(controller, 600, noisy(sign))
     late = mean_multiplier(proposals[-100:])
@@ -74,7 +76,7 @@ def test_the_multiplier_moves_to_where_the_loss_falls_more(sign, seed):
 
 
 def test_it_changes_its_mind():
-    controller = AuxNN()
+    controller = AuxNN(LEARNED)
     up = mean_multiplier(live(controller, 500, noisy(1))[-50:])
     down = mean_multiplier(live(controller, 800, noisy(-1), start=500)[-50:])
     assert up > 1.3
@@ -83,14 +85,14 @@ def test_it_changes_its_mind():
 
 def test_without_signal_it_stays_around_one():
     generator = random.Random(3)
-    proposals = live(AuxNN(), 1500, lambda p: generator.gauss(0, 0.1))
+    proposals = live(AuxNN(LEARNED), 1500, lambda p: generator.gauss(0, 0.1))
     blocks = [mean_multiplier(proposals[i : i + 100]) for i in range(0, 1500, 100)]
     assert all(0.7 < block < 1.4 for block in blocks)
 
 
 def test_decisions_depend_on_the_state():
     """The best multiplier depends on the data cluster; the network finds out which is which."""
-    controller = AuxNN(AuxNN.Options(learning_rate=0.01))
+    controller = AuxNN(AuxNN.Options(multiplier="learned", learning_rate=0.01))
     late: dict[int, list[float]] = {0: [], 1: []}
     for step in range(1500):
         cluster = step % 2
@@ -104,7 +106,7 @@ def test_decisions_depend_on_the_state():
 
 
 def test_the_scale_of_the_loss_does_not_matter():
-    small, large = AuxNN(), AuxNN()
+    small, large = AuxNN(LEARNED), AuxNN(LEARNED)
     for step in range(50):
         for controller, scale in ((small, 1.0), (large, 1024.0)):
             seen = state(step)
@@ -123,7 +125,7 @@ def test_the_radius_is_learned_where_the_constraint_acts():
     def gain(proposal):
         return -0.1 * math.log(proposal.trust_radius / 0.1)
 
-    acted, idle = AuxNN(), AuxNN()
+    acted, idle = AuxNN(LEARNED), AuxNN(LEARNED)
     shrunk = live(acted, 800, gain, constraint_active=True)[-50:]
     live(idle, 800, gain, constraint_active=False)
     assert geometric_mean([p.trust_radius for p in shrunk]) < 0.085
@@ -132,7 +134,7 @@ def test_the_radius_is_learned_where_the_constraint_acts():
 
 
 def test_one_multiplier_per_parameter_cluster():
-    controller = AuxNN()
+    controller = AuxNN(LEARNED)
     generator = random.Random(5)
     clusters = (1.0, 2.0, 3.0)
     proposals = live(
@@ -172,18 +174,18 @@ def test_sizes():
 
 
 def test_resumes_exactly():
-    whole, first, second = AuxNN(), AuxNN(), AuxNN(AuxNN.Options(seed=0))
+    whole, first, second = AuxNN(LEARNED), AuxNN(LEARNED), AuxNN(AuxNN.Options(multiplier="learned", seed=0))
     live(whole, 300, noisy(1))
     live(first, 300, noisy(1))
     live(second, 37, noisy(-1))
     second.load_state_dict(first.state_dict())
     assert live(second, 300, noisy(1), start=300) == live(whole, 300, noisy(1), start=300)
     with pytest.raises(UsageError, match="another size"):
-        AuxNN(AuxNN.Options(hidden_size=8)).load_state_dict(first.state_dict())
+        AuxNN(AuxNN.Options(multiplier="learned", hidden_size=8)).load_state_dict(first.state_dict())
 
 
 def test_resumes_between_decision_and_feedback():
-    whole, resumed = AuxNN(), AuxNN()
+    whole, resumed = AuxNN(LEARNED), AuxNN(LEARNED)
     live(whole, 20, noisy(1))
     proposal = whole.propose(state(20))
     resumed.load_state_dict(whole.state_dict())
@@ -194,7 +196,7 @@ def test_resumes_between_decision_and_feedback():
 
 def test_an_unknown_loss_is_an_error():
     with pytest.raises(UsageError, match="observe"):
-        AuxNN().propose(state(current_loss=math.nan))
+        AuxNN(LEARNED).propose(state(current_loss=math.nan))
 
 
 def test_features_are_scale_free():
@@ -216,7 +218,7 @@ def test_features_are_scale_free():
 
 def test_a_known_relative_step_is_corrected_before_anything_is_learned():
     for given, expected in ((0.03, 1.0), (0.003, 10.0), (0.3, 0.1), (3.0, 0.1), (3e-4, 10.0), (0.0, 1.0)):
-        controller = AuxNN(AuxNN.Options(exploration=1e-9))
+        controller = AuxNN(AuxNN.Options(multiplier="learned", exploration=1e-9))
         assert controller.propose(state(relative_step=given)).lr_multiplier == pytest.approx(expected)
 
 
@@ -224,7 +226,7 @@ def test_a_mis_set_rate_takes_the_same_steps():
     """As long as it is within ten times: what is learned does not depend on it either."""
     lengths = []
     for given in (0.006, 0.03, 0.15):
-        proposals, controller = [], AuxNN()
+        proposals, controller = [], AuxNN(LEARNED)
         for step in range(50):
             seen = state(step, relative_step=given, max_steps=60)
             proposals.append(controller.propose(seen))
@@ -236,12 +238,36 @@ def test_a_mis_set_rate_takes_the_same_steps():
 
 
 def test_without_a_schedule_it_never_stops():
-    controller = AuxNN(AuxNN.Options(exploration=1e-9, warmup=0.0, decay=0.0))
+    controller = AuxNN(AuxNN.Options(multiplier="learned", exploration=1e-9, warmup=0.0, decay=0.0))
     assert controller.propose(state(5000, max_steps=1000)).lr_multiplier == pytest.approx(1.0)
 
 
 def test_the_shape_is_that_of_wsd():
-    options = AuxNN.Options(exploration=1e-9, warmup=0.1, decay=0.4)
+    options = AuxNN.Options(multiplier="learned", exploration=1e-9, warmup=0.1, decay=0.4)
     steps = [AuxNN(options).propose(state(step, max_steps=100)).lr_multiplier for step in range(100)]
     plan = WSD(WSD.Options(warmup=0.1, decay=0.4))
     assert steps == pytest.approx([plan.propose(state(s, max_steps=100)).lr_multiplier for s in range(100)])
+
+
+def test_a_constant_multiplier_needs_no_loss_and_leaves_the_radius():
+    controller = AuxNN(AuxNN.Options(multiplier="constant", warmup=0.0, decay=0.0))
+    assert not controller.per_cluster
+    assert controller.propose(state(current_loss=math.nan, trust_radius=1.0)) == Proposal(1.0, None)
+
+
+def test_a_random_multiplier_moves_and_learns_nothing():
+    controller = AuxNN(AuxNN.Options(multiplier="random"))
+    before = controller.network.output_weight.copy()
+    proposals = live(controller, 50, lambda p: 0.1)
+    assert len({p.lr_multiplier for p in proposals}) == 50
+    np.testing.assert_array_equal(controller.network.output_weight, before)
+
+
+def test_a_schedule_of_the_callers_counts():
+    """Only the first learning rate is corrected; what a scheduler makes of it later is wanted."""
+    controller = AuxNN(AuxNN.Options(multiplier="constant", warmup=0.0, decay=0.0))
+    first = controller.propose(state(0, relative_step=0.01)).lr_multiplier
+    assert controller.propose(state(1, relative_step=0.001)).lr_multiplier == first == pytest.approx(3.0)
+    other = AuxNN(AuxNN.Options(multiplier="constant", warmup=0.0, decay=0.0))
+    other.load_state_dict(controller.state_dict())
+    assert other.propose(state(2, relative_step=0.005)).lr_multiplier == first

@@ -16,6 +16,10 @@ from hybridkit.optim.optimizers.steepest import RelativeDescent, Steepest
 def reference_step(weight, gradient, state, *, length, norm, row_decay, keep, momentum=0.9, beta2=0.99):
     """One step on one parameter, written as the docstring says, the polar factor by an SVD."""
     state["step"] = t = state.get("step", 0) + 1
+    state["recent"] = 0.9 * state.get("recent", 0) + 0.1 * gradient.square().sum()
+    state["always"] = 0.999 * state.get("always", 0) + 0.001 * gradient.square().sum()
+    recent, always = state["recent"] / (1 - 0.9**t), state["always"] / (1 - 0.999**t)
+    length = length * min(1.0, (recent / always).sqrt().item())
     state.setdefault("size", weight.square().mean().sqrt().clamp(min=1e-12 if norm == "spectral" else 0.05))
     state["m"] = m = momentum * state.get("m", 0) + (1 - momentum) * gradient
     if norm == "adam":
@@ -49,8 +53,8 @@ def test_steps_are_those_of_the_reference(shape, keep, row_decay, seed):
     parameter = nn.Parameter(weight.clone())
     optimizer = RelativeDescent([parameter], 1e-3, norm=norm, reach=20.0, row_decay=row_decay, keep_norm=keep)
     state: dict = {}
-    for _ in range(4):
-        gradient = torch.randn(shape, generator=generator)
+    for step in range(4):
+        gradient = torch.randn(shape, generator=generator) / (1 + step)  # so that damping has something to do
         before = parameter.detach().clone()
         weight = reference_step(
             before,
@@ -134,16 +138,33 @@ def test_what_is_outer():
 
 
 def test_the_recipe_gives_each_kind_its_norm():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
-    options = {"reach": 10.0, "outer": 2.0, "vector": 0.5}
+    embedded = nn.Embedding(7, 4)
+    model = nn.ModuleDict({"embed": embedded, "conv": nn.Conv2d(1, 4, 3), "norm": nn.BatchNorm2d(4)})
+    model["head"] = nn.Linear(4, 3)
+    options = {"reach": 10.0, "embedding": 3.0, "output": 2.0, "vector": 0.5}
     optimizer = build_base_optimizer(
         "steepest", model.named_parameters(), lr=0.1, momentum=0.8, options=options
     )
     found = {(g["norm"], g["reach"]): [p.shape for p in g["params"]] for g in optimizer.param_groups}
-    assert {key: len(shapes) for key, shapes in found.items()} == {
-        ("spectral", 10.0): 1,
-        ("adam", 20.0): 1,
-        ("adam", 5.0): 4,
-    }
+    assert found[("spectral", 10.0)] == [(4, 1, 3, 3)]
+    assert found[("adam", 30.0)] == [(7, 4)]
+    assert found[("adam", 20.0)] == [(3, 4)]
+    assert len(found[("adam", 5.0)]) == 4
     assert all(g["momentum"] == 0.8 for g in optimizer.param_groups)
     assert isinstance(Steepest().options, Steepest.Options)
+
+
+def test_steps_shrink_with_the_gradient_and_only_with_it():
+    for damped, expected in ((True, 0.35), (False, 1.0)):
+        parameter = nn.Parameter(torch.ones(8, 8))
+        optimizer = RelativeDescent([parameter], 1e-3, damped=damped, keep_norm=False, row_decay=0.0)
+        lengths = []
+        for step in range(60):
+            scale = 1.0 if step < 5 else 1e-3
+            parameter.grad = scale * torch.eye(8)
+            before = parameter.detach().clone()
+            optimizer.step()
+            lengths.append((parameter - before).norm().item())
+        assert lengths[4] == pytest.approx(lengths[0], rel=1e-4)
+        assert lengths[-1] / lengths[0] < expected + 1e-4
+        assert damped or lengths[-1] == pytest.approx(lengths[0], rel=1e-3)

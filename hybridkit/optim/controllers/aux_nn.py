@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -216,23 +216,30 @@ class AuxNN:
         multiplier = clip(network * c, 0.1, 10) * shape(progress),    c = clip(relative_step / given, 0.1, 10)
 
     The plan is what a step should change, and is no matter of learning. Where the base optimizer takes
-    relative steps (`steepest`), `given` is what its learning rate stands for, and c makes up for a rate that
-    is up to ten times too small or too large; for other base optimizers c is 1. The shape is a linear warm-up
-    and a linear decay to zero; without `max_steps` there is no decay to plan.
+    relative steps (`steepest`), `given` is what its learning rate stands for at the first step (so that a
+    scheduler of the caller's still counts), and c makes up for a rate that is up to ten times too small or
+    too large; for other base optimizers c is 1. The shape is a linear warm-up and a linear decay to zero;
+    without `max_steps` there is no decay to plan.
 
     With parameter clusters it gives one multiplier per cluster, from the same weights and the cluster's own
     gradient. The radius's factor is learned from the steps that the constraint shortened; on the others it
     did nothing.
+
+    `multiplier` says what the network's part is: "learned" as above; "random": its trials alone, nothing is
+    learned from them (what learning has to beat); "constant", the default: always 1, which leaves the plan,
+    because learning has not beaten it yet.
     """
 
     bounds = (0.0, LARGEST_MULTIPLIER)
     uses_update_alignment = False
-    per_cluster = True
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Options:
         """Options of `aux-nn`."""
 
+        multiplier: Literal["constant", "learned", "random"] = option(
+            "constant", "the network's part: constant (always 1), learned, or random (no learning)"
+        )
         hidden_size: Annotated[int, Ge(1)] = option(16, "width of the hidden layer")
         learning_rate: Annotated[float, Ge(0.0)] = option(
             1e-3, "learning rate of the auxiliary network itself"
@@ -245,12 +252,14 @@ class AuxNN:
             0.03, "what a step should change of a matrix, where the base optimizer takes relative steps"
         )
         warmup: Share = option(0.05, "share of the run over which the multiplier rises linearly")
-        decay: Share = option(0.6, "share of the run over which it falls to zero at the end")
+        decay: Share = option(0.4, "share of the run over which it falls to zero at the end")
         seed: Annotated[int, Ge(0)] = option(0, "seed of its weights and its trials")
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = o = options or self.Options()
         self.shape = WSD(WSD.Options(warmup=o.warmup, decay=o.decay))
+        self.per_cluster = o.multiplier != "constant"
+        self.given = 0.0  # relative step of the learning rate at the first step
         self.network = AuxiliaryNeuralNetwork(
             hidden_size=o.hidden_size,
             learning_rate=o.learning_rate,
@@ -260,15 +269,19 @@ class AuxNN:
         )
 
     def propose(self, state: TrainingState) -> Proposal:
-        """Ask the network. Raises UsageError where the loss is not observed."""
-        multipliers, factor = self.network.decide(state)
+        """The plan times the network's part. Raises UsageError where that needs a loss nobody observed."""
         correction, shape = self._plan(state)
+        if self.options.multiplier == "constant":
+            return Proposal(correction * shape)
+        multipliers, factor = self.network.decide(state)
         planned = [_clipped(m * correction) * shape for m in multipliers]
         radius = state.trust_radius * factor if state.trust_radius > 0 else None
         return Proposal(tuple(planned) if len(planned) > 1 else planned[0], radius)
 
     def feedback(self, state: TrainingState, outcome: Outcome) -> None:
         """Let the network learn from the relative reduction of the loss."""
+        if self.options.multiplier != "learned":
+            return
         proposed, radius = outcome.proposal.lr_multiplier, outcome.proposal.trust_radius
         multipliers = proposed if isinstance(proposed, tuple) else (proposed,)
         factor = None
@@ -282,8 +295,8 @@ class AuxNN:
 
     def _plan(self, state: TrainingState) -> tuple[float, float]:
         """c and the shape."""
-        given = state.relative_step
-        correction = _clipped(self.options.relative_step / given) if given > 0 else 1.0
+        self.given = self.given or state.relative_step
+        correction = _clipped(self.options.relative_step / self.given) if self.given > 0 else 1.0
         if state.max_steps <= 0:
             return correction, 1.0
         shape = self.shape.propose(state).lr_multiplier
@@ -291,12 +304,13 @@ class AuxNN:
         return correction, shape
 
     def state_dict(self) -> dict[str, Any]:
-        """The network's state."""
-        return self.network.state_dict()
+        """The network's state, and what the learning rate stood for."""
+        return {**self.network.state_dict(), "given": self.given}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the network."""
+        """Restore the network and the plan."""
         self.network.load_state_dict(state)
+        self.given = float(state["given"])
 
 
 def _clipped(multiplier: float) -> float:

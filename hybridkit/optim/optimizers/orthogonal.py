@@ -23,13 +23,29 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """U V^T for U S V^T, float32 [batch, m, n] to the same shape; zero stays zero.
 
     Singular values between a thousandth of the Frobenius norm and the norm come out between 0.8 and 1.2,
-    which is near enough for a direction of descent; smaller ones come out smaller. Five iterations of three
-    products of the shorter side, 2 min(m, n)^2 (2 max(m, n) + min(m, n)) operations each.
+    which is near enough for a direction of descent; smaller ones come out smaller.
+
+    With G = X X^T each iteration is X <- P X, P = a I + b G + c G^2, and P commutes with G: only G and the
+    product of all P change, both of the shorter side m <= n. That is 4 m^2 n operations for the first and
+    the last product with X and about 36 m^3 between them, where five iterations on X itself take 20 m^2 n +
+    10 m^3.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) * _SAFETY + 1e-30)
-    for a, b, c in POLYNOMIALS:
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    gram = x @ x.mT
+    product = _factor(gram, *POLYNOMIALS[0])
+    factor = product
+    for polynomial in POLYNOMIALS[1:]:
+        gram = factor @ gram @ factor
+        factor = _factor(gram, *polynomial)
+        product = factor @ product
+    x = torch.bmm(product, x)
     return x.mT if tall else x
+
+
+def _factor(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    """a I + b G + c G^2, [batch, m, m]."""
+    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=-2, dim2=-1).add_(a)
+    return factor

@@ -40,7 +40,8 @@ def decay_groups(named_parameters: Iterable[tuple[str, Tensor]], weight_decay: f
     return [g for g in groups if g["params"]]
 
 
-OUTER_NAMES = "*embed*,*wte*,*wpe*,*token*,*head*,*output*,*classifier*"
+EMBEDDING_NAMES = "*embed*,*wte*,*wpe*,*token*"
+OUTER_NAMES = f"{EMBEDDING_NAMES},*head*,*output*,*classifier*"
 
 
 def outer_matrices(named_parameters: NamedParameters, patterns: str = OUTER_NAMES) -> set[str]:
@@ -52,10 +53,18 @@ def outer_matrices(named_parameters: NamedParameters, patterns: str = OUTER_NAME
     block, as the output of an attention is; it does not count then, unless nothing else does.
     """
     matrices = [name for name, p in named_parameters if p.ndim >= 2]
-    wanted = [p.strip().lower() for p in patterns.split(",") if p.strip()]
     alone = [name for name in matrices if not any(part.isdigit() for part in name.split("."))]
-    found = {n for n in alone if n == matrices[-1] or any(fnmatchcase(n.lower(), p) for p in wanted)}
+    found = {name for name in alone if name == matrices[-1] or _matches(name, patterns)}
     return found or set(matrices[-1:])
+
+
+def is_embedding(name: str) -> bool:
+    """Whether an outer matrix of this name is an embedding; a tied one is both, and counts as one."""
+    return _matches(name, EMBEDDING_NAMES)
+
+
+def _matches(name: str, patterns: str) -> bool:
+    return any(fnmatchcase(name.lower(), p.strip().lower()) for p in patterns.split(","))
 
 
 def fusable(named_parameters: Iterable[tuple[str, Tensor]]) -> bool:

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hybridkit.optim.optimizers.orthogonal import orthogonalise
-from hybridkit.optim.optimizers.recipe import NamedParameters, outer_matrices
+from hybridkit.optim.optimizers.recipe import NamedParameters, is_embedding, outer_matrices
 from hybridkit.options import option
 
 Norm = Literal["spectral", "adam"]
 TINY = 1e-12
+_RECENT, _ALWAYS = 0.9, 0.999  # decays of the mean squares of gradients that damping compares
 
 
 class RelativeDescent(Optimizer):
@@ -43,6 +44,11 @@ class RelativeDescent(Optimizer):
     - "adam": Adam's direction, each entry between -1 and 1 or so. For embeddings, output layers and vectors,
       which are used entry by entry.
 
+    With `damped` the step is shortened by min(1, g / g'), the root mean square of the norm of the parameter's
+    gradient over the last ten steps or so, and over the last thousand. D has the same length whatever the
+    gradient is: once a network fits its data, gradients vanish, and steps of full length would follow their
+    noise. (Adam's long memory, beta2 = 0.999, has the same effect.)
+
     A parameter that begins at zero (or below `least_size`) counts as that large.
 
     Args:
@@ -53,7 +59,7 @@ class RelativeDescent(Optimizer):
         momentum: b above, Adam's beta1.
         row_decay: b' above; 0: no scaling of rows.
         beta2: Adam's.
-        keep_norm, least_size, block: see above.
+        keep_norm, least_size, block, damped: see above.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class RelativeDescent(Optimizer):
         keep_norm: bool = True,
         least_size: float = 0.05,
         block: int = 128,
+        damped: bool = True,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -80,6 +87,7 @@ class RelativeDescent(Optimizer):
             "keep_norm": keep_norm,
             "least_size": least_size,
             "block": block,
+            "damped": damped,
         }
         super().__init__(params, defaults)
 
@@ -106,8 +114,11 @@ class RelativeDescent(Optimizer):
         keep = spectral and group["keep_norm"]
         before = torch._foreach_norm(parameters) if keep else []
         length = group["lr"] * group["reach"]
-        for p, direction in zip(parameters, directions, strict=True):
-            scale = length * self.state[p]["size"]
+        lengths: Sequence[Tensor | float] = [length] * len(parameters)
+        if group["damped"]:
+            lengths = self._damped(parameters, length)
+        for p, direction, far in zip(parameters, directions, lengths, strict=True):
+            scale = far * self.state[p]["size"]
             if spectral:
                 scale = scale / (_rms(direction) + TINY)
             p.sub_((direction * scale).view_as(p))
@@ -116,6 +127,25 @@ class RelativeDescent(Optimizer):
             torch._foreach_mul_(
                 parameters, [b / a.clamp(min=TINY) for b, a in zip(before, after, strict=True)]
             )
+
+    def _damped(self, parameters: list[Tensor], length: float) -> list[Tensor]:
+        """`length` for each parameter, shortened as its gradient has become small."""
+        states = [self.state[p] for p in parameters]
+        squares = torch._foreach_norm([_gradient(p) for p in parameters])
+        torch._foreach_mul_(squares, squares)
+        for state, square in zip(states, squares, strict=True):
+            if "recent" not in state:
+                state.update(recent=torch.zeros_like(square), always=torch.zeros_like(square))
+        recent, always = ([state[name] for state in states] for name in ("recent", "always"))
+        torch._foreach_lerp_(recent, squares, 1 - _RECENT)
+        torch._foreach_lerp_(always, squares, 1 - _ALWAYS)
+        ratios = torch._foreach_div(recent, torch._foreach_add(always, TINY**2))
+        unbiased = [(1 - _ALWAYS ** s["step"]) / (1 - _RECENT ** s["step"]) for s in states]
+        torch._foreach_mul_(ratios, unbiased)
+        torch._foreach_clamp_max_(ratios, 1.0)
+        torch._foreach_sqrt_(ratios)
+        torch._foreach_mul_(ratios, length)
+        return list(ratios)
 
     def _spectral(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
         momentum, decay = group["momentum"], group["row_decay"]
@@ -189,9 +219,9 @@ def _rms(tensor: Tensor) -> Tensor:
 class Steepest:
     """Relative steps: hidden matrices and convolutions in the spectral norm, the rest along Adam's direction.
 
-    A learning rate of 1e-3 changes a hidden matrix by 3 % a step. Embeddings and the output layer move
-    `outer` times as far, vectors (biases, norm weights, quantizer steps) `vector` times. There is no weight
-    decay, as norms are kept. The run's `momentum` is that of all parameters.
+    A learning rate of 1e-3 changes a hidden matrix by 3 % a step at most. Embeddings move `embedding` times
+    as far, the output layer `output` times, vectors (biases, norm weights, quantizer steps) `vector` times.
+    There is no weight decay, as norms are kept. The run's `momentum` is that of all parameters.
     """
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,9 +231,10 @@ class Steepest:
         reach: Annotated[float, Gt(0.0)] = option(
             30.0, "relative change of a hidden matrix per unit of the learning rate"
         )
-        outer: Annotated[float, Gt(0.0)] = option(
-            4.0, "how much further embeddings and the output layer move"
+        embedding: Annotated[float, Gt(0.0)] = option(
+            4.0, "how far embeddings move, relative to hidden matrices"
         )
+        output: Annotated[float, Gt(0.0)] = option(1.0, "how far the output layer moves")
         vector: Annotated[float, Gt(0.0)] = option(0.3, "how far vectors move, relative to matrices")
         row_decay: Annotated[float, Ge(0.0), Lt(1.0)] = option(
             0.95, "decay of the mean square by which rows are scaled; 0: rows are left alone"
@@ -212,6 +243,7 @@ class Steepest:
             0.99, "decay of the squared gradient's average (Adam)"
         )
         keep_norm: bool = option(True, "hidden matrices keep their Frobenius norm")
+        damped: bool = option(True, "steps shrink where gradients have become small")
         block: Annotated[int, Ge(1)] = option(
             128, "longest shorter side of what is orthogonalised as one matrix"
         )
@@ -226,7 +258,8 @@ class Steepest:
         o, outer = self.options, outer_matrices(named_parameters)
         kinds: dict[str, tuple[Norm, float]] = {
             "hidden": ("spectral", 1.0),
-            "outer": ("adam", o.outer),
+            "embedding": ("adam", o.embedding),
+            "output": ("adam", o.output),
             "vector": ("adam", o.vector),
         }
         groups = []
@@ -242,10 +275,13 @@ class Steepest:
             beta2=o.beta2,
             keep_norm=o.keep_norm,
             block=o.block,
+            damped=o.damped,
         )
 
 
 def _kind(name: str, parameter: Tensor, outer: set[str]) -> str:
     if parameter.ndim < 2:
         return "vector"
-    return "outer" if name in outer else "hidden"
+    if name not in outer:
+        return "hidden"
+    return "embedding" if is_embedding(name) else "output"
