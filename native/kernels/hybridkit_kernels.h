@@ -118,7 +118,7 @@ HYBRIDKIT_API const char* hybridkit_set_isa(const char* name);
 HYBRIDKIT_API const char* hybridkit_isa_warning(void);
 
 /* Which kernel hybridkit_matmul takes for M rows: "stream" (one pass over the packed weights, few rows) or "tile"
- * (tile by tile, each for a block of many rows). */
+ * (some tiles after others, each group for a block of many rows). */
 HYBRIDKIT_API const char* hybridkit_kernel(const hybridkit_matrix* matrix, int64_t M);
 
 /* Into how many parallel tasks hybridkit_matmul cuts M rows: 1 means that more threads do not help. */
