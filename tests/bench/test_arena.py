@@ -123,7 +123,7 @@ def test_every_ablation_changes_something_and_every_method_is_valid(cell):
                 options[kind] = {n: info.default for n, info in known.items()} | config.strategy_options(kind)
         return repr(dataclasses.replace(config, options=options))
 
-    own = [method for method in core().own(cell) if method != "with a learned multiplier"]
+    own = core().own(cell)
     assert len({meaning(method) for method in own}) == len(own)
 
 

@@ -179,7 +179,7 @@ def core(
 def quick(plan: Plan) -> Plan:
     """The same with two seeds and a coarse grid: to see that it works, not to conclude anything."""
     seeds = plan.seeds[:2]
-    return dataclasses.replace(plan, seeds=seeds, shares=(0.5,), grid=1, rounds=4)
+    return dataclasses.replace(plan, seeds=seeds, shares=(0.5,), misset=(10.0,), grid=1, rounds=4)
 
 
 def small(task: str, steps: int, batch_size: int, seeds: int, grid: int) -> Plan:
