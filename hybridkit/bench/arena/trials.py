@@ -84,9 +84,9 @@ class Record:
 
     loss: on the validation data after the last step. metric: the task's own, on the test data. curve: (step,
     validation loss), on the way on a part of the data. seconds: of the processor for training, what is done
-    once before the first step (clustering) included, evaluation not. multiplier: its mean; active: share of the steps that
-    the constraint shortened. error: ||logits(packed) - logits(twin)||^2 / ||logits(twin)||^2 on the test
-    data, or a part of them, where there is a twin.
+    once before the first step (clustering) included, evaluation not. multiplier: its mean; active: share of
+    the steps that the constraint shortened. error: ||logits(packed) - logits(twin)||^2 / ||logits(twin)||^2
+    on the test data, or a part of them, where there is a twin.
     """
 
     loss: float
