@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hybridkit.bench import tables
+from hybridkit.bench.arena.findings import CellFindings, Ranking
+from hybridkit.bench.arena.report import cell_table, overhead_table
 from hybridkit.bench.format import interval
 from hybridkit.bench.results import SCHEMA, BenchResults, from_json
 from hybridkit.bench.statistics import Interval
@@ -50,6 +52,7 @@ def blocks() -> dict[str, str]:
         "latency": markdown(tables.latency_table(bench.inference)),
         "help-latency": help_latency(),
         "arena": arena(),
+        "arena-cells": "\n".join(arena_cells()),
         **kernel_blocks(),
     }
 
@@ -82,6 +85,20 @@ def arena() -> str:
     ]
     columns = ("number", "cell", "measured", "must be", "verdict")
     return markdown(TextTable("Convergence: the numbers", columns, rows, notes))
+
+
+def arena_cells() -> Iterator[str]:
+    """What a step costs, and every method of every cell."""
+    from pydantic import TypeAdapter
+
+    document = json.loads((RESULTS / "convergence.json").read_text("utf-8"))
+    since = {"reached": {}, "less_error": None, "overhead": None}  # a file may be older than these
+    cells = TypeAdapter(list[CellFindings]).validate_python([since | cell for cell in document["cells"]])
+    extras = TypeAdapter(list[Ranking]).validate_python(document.get("extras", []))
+    if any(cell.overhead for cell in cells):
+        yield markdown(overhead_table(cells))
+    for found in (*cells, *extras):
+        yield markdown(cell_table(found))
 
 
 def kernel_blocks() -> dict[str, str]:

@@ -11,17 +11,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from hybridkit.bench.arena import run as arena_run
 from hybridkit.bench.arena import store as stores
 from hybridkit.bench.arena.cells import CORE, Cell
 from hybridkit.bench.arena.extras import EXTRAS, Extra, best_rivals
-from hybridkit.bench.arena.findings import findings, rankings, share_to_reach
+from hybridkit.bench.arena.findings import CellFindings, findings, rankings, share_to_reach
 from hybridkit.bench.arena.longtail import thinned
 from hybridkit.bench.arena.methods import BALANCED, BASELINE, COSINE, METHODS, MUON, OURS, RIVALS, TUNED
 from hybridkit.bench.arena.numbers import numbers
 from hybridkit.bench.arena.plan import Plan, best_rates, core, quick
-from hybridkit.bench.arena.report import Report, save, tables, to_html, to_json
+from hybridkit.bench.arena.report import Report, cell_table, save, tables, to_html, to_json
 from hybridkit.bench.arena.store import trial_store
 from hybridkit.bench.arena.suitable import suited
 from hybridkit.bench.arena.trials import Record, Trial, run, some
@@ -173,7 +174,10 @@ def test_a_diverged_rival_is_no_obstacle():
         records,
     )
     assert "diverged" in " ".join(cell for table in tables(report) for row in table.rows for cell in row)
-    json.dumps(to_json(report), allow_nan=False)
+    document = json.loads(json.dumps(to_json(report), allow_nan=False))
+    read = TypeAdapter(list[CellFindings]).validate_python(document["cells"])
+    assert [cell_table(found) for found in read] == [cell_table(found) for found in report.cells]
+    assert cell_table(read[0]).rows[-1][0] == "Prodigy"
     page = to_html(report)
     assert page.count("<h2>") == 2
     assert "Prodigy" in page

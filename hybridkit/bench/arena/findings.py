@@ -12,7 +12,7 @@ from hybridkit.bench.arena.methods import BASELINE, OURS
 from hybridkit.bench.arena.plan import DEFAULT_LR, DEFAULT_RADIUS, Plan, Rates
 from hybridkit.bench.arena.trials import Record, Trial
 from hybridkit.bench.overhead import OverheadResult
-from hybridkit.bench.statistics import Interval, bootstrap_median
+from hybridkit.bench.statistics import Interval, Number, bootstrap_median
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Standing:
     metric: Interval
     seconds: float
     error: Interval | None = None
-    spread: dict[float, float] = field(default_factory=dict)  # median loss at each rate of its grid
+    spread: dict[float, Number] = field(default_factory=dict)  # median loss by learning rate
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import html
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -52,7 +52,7 @@ def tables(report: Report) -> Iterator[TextTable]:
     """The numbers, then one table for each cell."""
     yield number_table(report)
     if any(found.overhead for found in report.cells):
-        yield overhead_table(report)
+        yield overhead_table(report.cells)
     for found in report.everything:
         yield cell_table(found)
 
@@ -74,7 +74,7 @@ def number_table(report: Report) -> TextTable:
     return TextTable("The numbers", ("number", "cell", "measured", "must be", "verdict"), rows, notes)
 
 
-def overhead_table(report: Report) -> TextTable:
+def overhead_table(cells: Sequence[CellFindings]) -> TextTable:
     """Milliseconds of a step, and what is added to it."""
     rows = [
         (
@@ -85,7 +85,7 @@ def overhead_table(report: Report) -> TextTable:
             f"{o.adamw_step_ms:.2f}",
             f"{o.setup_seconds:.2f}",
         )
-        for found in report.cells
+        for found in cells
         if (o := found.overhead)
     ]
     headings = ("cell", "base optimizer, ms", f"{OURS}, ms", "added", "AdamW, ms", "before the first step, s")
@@ -117,7 +117,7 @@ def cell_table(found: Ranking) -> TextTable:
         columns["median loss by learning rate (2 seeds)"] = lambda s: ", ".join(
             f"{lr:g}: {_loss(loss)}" for lr, loss in s.spread.items()
         )
-    ranked = sorted(found.standings, key=lambda s: s.loss.median)
+    ranked = sorted(found.standings, key=lambda s: (not math.isfinite(s.loss.median), s.loss.median))
     rows = [tuple(text(s) for text in columns.values()) for s in ranked]
     return TextTable(
         f"{found.cell}: {found.cell.steps} steps of {found.cell.batch_size}", tuple(columns), rows
@@ -189,7 +189,7 @@ def to_html(report: Report) -> str:
     )
     parts = [f"<h1>Convergence</h1><p class=note>{html.escape(head)}</p>", _table(number_table(report))]
     if any(found.overhead for found in report.cells):
-        parts.append(_table(overhead_table(report)))
+        parts.append(_table(overhead_table(report.cells)))
     for found in report.everything:
         parts.append(f"<h2>{html.escape(str(found.cell))}</h2>")
         if available():
@@ -217,15 +217,14 @@ def _picture(report: Report, found: Ranking) -> str:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 5.5), layout="constrained")
+    widths = (1.1, 1, 0.9) if isinstance(found, CellFindings) else (1.1, 1)
+    figure = Figure(figsize=(5 * len(widths), 5.5), layout="constrained")
     FigureCanvasAgg(figure)
-    curves, bars, heat = figure.subplots(1, 3, width_ratios=(1.1, 1, 0.9))
-    _draw_curves(curves, report, found)
-    _draw_bars(bars, found)
+    panels = figure.subplots(1, len(widths), width_ratios=widths)
+    _draw_curves(panels[0], report, found)
+    _draw_bars(panels[1], found)
     if isinstance(found, CellFindings):
-        _draw_mistakes(heat, figure, report, found)
-    else:
-        heat.set_axis_off()
+        _draw_mistakes(panels[2], figure, report, found)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     data = base64.b64encode(buffer.getvalue()).decode()
