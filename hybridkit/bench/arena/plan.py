@@ -16,7 +16,7 @@ from hybridkit.bench.overhead import OverheadSpec
 from hybridkit.errors import UsageError
 
 TUNING_SEEDS: Final = 2
-SHARES: Final = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
+SHARES: Final = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
 MISSET: Final = (0.1, 10.0)
 ROUNDS: Final = 16
 STEPS, BATCH = 600, 32  # of a task that the arena does not know
