@@ -22,7 +22,7 @@ from hybridkit.bench import tables
 from hybridkit.bench.arena.findings import CellFindings, Ranking
 from hybridkit.bench.arena.report import cell_table, overhead_table
 from hybridkit.bench.format import interval
-from hybridkit.bench.results import SCHEMA, BenchResults, from_json
+from hybridkit.bench.results import from_json
 from hybridkit.bench.statistics import Interval
 from hybridkit.bench.tables import TextTable
 
@@ -35,17 +35,14 @@ _BLOCK = re.compile(r"(<!-- bench:begin ([\w-]+) -->\n).*?(<!-- bench:end -->)",
 
 def blocks() -> dict[str, str]:
     """Every table that a document may ask for, as Markdown, by name."""
-    bench = committed()
+    bench = from_json(json.loads((RESULTS / "digits.json").read_text("utf-8")))
+    assert bench.convergence
     assert bench.quantization
     assert bench.inference
     return {
         "machine": tables.machine_line(bench) + ".\n",
         "claims": markdown(tables.claim_table(bench)),
-        "convergence": (
-            markdown(tables.convergence_table(bench.convergence))
-            if bench.convergence
-            else "To be measured again: the committed run compared other methods.\n"
-        ),
+        "convergence": markdown(tables.convergence_table(bench.convergence)),
         "errors": markdown(tables.error_table(bench.quantization)),
         "sizes": markdown(tables.size_table(bench.quantization)),
         "files": markdown(tables.file_table(bench.inference)),
@@ -55,15 +52,6 @@ def blocks() -> dict[str, str]:
         "arena-cells": "\n".join(arena_cells()),
         **kernel_blocks(),
     }
-
-
-def committed() -> BenchResults:
-    """The committed run. One of the first schema had other methods under convergence and overhead, whose
-    claims are kept as they were judged."""
-    document = json.loads((RESULTS / "digits.json").read_text("utf-8"))
-    if document["schema"] == "hybridkit/bench/1":
-        document |= {"schema": SCHEMA, "convergence": None, "overhead": []}
-    return from_json(document)
 
 
 def arena() -> str:

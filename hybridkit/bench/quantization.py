@@ -2,17 +2,17 @@
 
 error = ||logits(packed) - logits(fp32 twin)||^2 / ||logits(fp32 twin)||^2 on the test data.
 
-The fp32 twin of a run is the same arm, seed and number of steps in full precision: it starts from the same
-weights. Without training, the twin is the AdamW network that was quantised; the method is the best of those
-tried, with activations in full precision, and it is chosen on the same test data: both favour it. Two
-networks that were trained apart differ by more than rounding, so the error of a trained one contains
-everything that quantised training changed.
+The fp32 twin of a run is the same arm, seed, learning rate and number of steps in full precision: it starts
+from the same weights. AdamW's rate is the one that was best in ternary training. Without training, the twin
+is the AdamW network that was quantised; the method is the best of those tried, with activations in full
+precision, and it is chosen on the same test data: both favour it. Two networks that were trained apart differ
+by more than rounding, so the error of a trained one contains everything that quantised training changed.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,17 +68,17 @@ class QuantizationResult:
 
 @dataclass(frozen=True, slots=True)
 class QuantizationPlan:
-    """What is to be compared. rates: AdamW's learning rate by precision; 1-bit takes the ternary one."""
+    """What is to be compared. lr: AdamW's learning rate, of the quantised runs and of their twins alike."""
 
     task: str
     seeds: Sequence[int]
     epochs: int
-    rates: Mapping[Precision, float]
+    lr: float
 
     def run(self, arm: str, precision: Precision, seed: int) -> RunSpec:
         """One arm's run; the hybrid arm has the default rate."""
-        tuned = self.rates["ternary" if precision == "1-bit" else precision]
-        return RunSpec(self.task, arm, precision, seed, self.epochs, tuned if arm == BASELINE else None)
+        lr = self.lr if arm == BASELINE else None
+        return RunSpec(self.task, arm, precision, seed, self.epochs, lr)
 
     def runs(self) -> list[RunSpec]:
         """The quantised runs and their fp32 twins."""

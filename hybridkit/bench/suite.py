@@ -131,7 +131,7 @@ def _training(
             rates = tune(replace(plan, among=(TUNED,)), trials, progress)
         if "quantization" in request.sections:
             tuned = {cell.precision: rates[cell, TUNED] for cell in plan.cells}
-            compared = QuantizationPlan(request.task, plan.seeds, request.epochs, tuned)
+            compared = QuantizationPlan(request.task, plan.seeds, request.epochs, tuned["ternary"])
             runs: Runs[RunSpec, RunRecord] = Runs(measure_run, executor)
             quantization = measure_quantization(
                 compared, runs, progress("Quantisation", len(compared.runs()))

@@ -60,7 +60,7 @@ def converged():
 def quantised(converged):
     """plan, runs, quantisation result."""
     rates = {cell.precision: converged[2][cell, TUNED] for cell in converged[0].cells}
-    plan = QuantizationPlan(TASK, (0, 1), 1, rates)
+    plan = QuantizationPlan(TASK, (0, 1), 1, rates["ternary"])
     runs = Runs(measure_run, None)
     return plan, runs, measure_quantization(plan, runs, _ignore)
 
