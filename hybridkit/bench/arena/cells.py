@@ -42,7 +42,7 @@ class Cell:
         }
 
 
-TASKS: Final = (("digits", 400, 32), ("fashion-mnist", 400, 64), ("text", 300, 16))
+TASKS: Final = (("digits", 400, 32), ("fashion-mnist", 400, 64), ("text", 200, 16))
 
 
 def cells(tasks: Sequence[tuple[str, int, int]], precisions: Sequence[Precision]) -> list[Cell]:
