@@ -1,6 +1,6 @@
 """Jane Austen's six novels, byte by byte: prose, where `text` is mostly Python.
 
-hybridkit bench convergence --task benchmarks.heldout.austen:austen --steps 600 --batch-size 32
+hybridkit bench convergence --task benchmarks.heldout.austen:austen --steps 200 --batch-size 16
 """
 
 from __future__ import annotations
