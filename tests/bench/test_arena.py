@@ -368,13 +368,23 @@ def test_a_teacher_leaves_the_generators_alone(monkeypatch):
 )
 def test_a_trial_trains(method):
     lr = RIVALS[method].grid[2] if method in RIVALS else None
-    found = run(Trial(DIGITS, method, 0, lr, share=0.5))
-    assert found.curve[0][0] == 0
-    assert found.curve[-1][0] == 10
+    trial = Trial(dataclasses.replace(DIGITS, steps=10), method, 0, lr)
+    found = run(trial)
+    assert [step for step, _ in found.curve] == [0, 2, 4, 6, 8, 10]
     assert found.loss < found.curve[0][1]
     assert 0 < found.metric <= 1
     assert found.seconds > 0
-    assert run(Trial(DIGITS, method, 0, lr, share=0.5)).loss == found.loss
+    assert run(trial).loss == found.loss
+
+
+@pytest.mark.parametrize("unranked", [{"share": 0.5}, {"lr": 1e-4}, {"radius": 0.1}])
+def test_of_a_shorter_run_and_a_wrong_setting_the_loss_is_measured(unranked):
+    trial = Trial(DIGITS, OURS, 0, **unranked)
+    found = run(trial)
+    assert not trial.is_ranked
+    assert [step for step, _ in found.curve] == [0, trial.steps]
+    assert found.loss < found.curve[0][1]
+    assert math.isnan(found.metric)
 
 
 @pytest.mark.parametrize("precision", ["ternary", "1-bit"])

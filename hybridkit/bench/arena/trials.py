@@ -47,9 +47,14 @@ class Trial:
         return is_ours(self.method)
 
     @property
+    def is_ranked(self) -> bool:
+        """Whether it stands beside other methods; shorter runs and wrong settings are about final losses."""
+        return self.share == 1 and self.radius is None and (self.lr is None or not self.is_ours)
+
+    @property
     def has_twin(self) -> bool:
         """Whether the same is trained in full precision as well, to measure the quantisation error."""
-        as_given = self.lr is None and self.radius is None and self.share == 1
+        as_given = self.lr is None and self.is_ranked
         return self.cell.precision != "fp32" and self.method in TWINS and as_given
 
     def twin(self) -> Trial:
@@ -83,7 +88,8 @@ class Record:
     """What a trial came to; a run that diverged has an infinite loss.
 
     loss: on the validation data after the last step. metric: the task's own, on the test data. curve: (step,
-    validation loss), on the way on a part of the data. seconds: of the processor for training, what is done
+    validation loss), on the way on a part of the data. Of a trial that is not ranked there is no metric
+    (NaN), and the curve has two ends only. seconds: of the processor for training, what is done
     once before the first step (clustering) included, evaluation not. multiplier: its mean; active: share of
     the steps that the constraint shortened. error: ||logits(packed) - logits(twin)||^2 / ||logits(twin)||^2
     on the test data, or a part of them, where there is a twin.
@@ -106,7 +112,7 @@ def run(trial: Trial) -> Record:
     trainer = Trainer(config)
     spent = trainer.setup_seconds
     curve = [(0, glance(trainer))]
-    every = max(trial.steps // POINTS, 1)
+    every = max(trial.steps // POINTS, 1) if trial.is_ranked else trial.steps
     try:
         while not trainer.done:
             started = time.process_time()  # one thread: the wall clock of a machine that does nothing else
@@ -123,7 +129,7 @@ def run(trial: Trial) -> Record:
     progress, hybrid = trainer.progress, config.uses_hybrid_optimizer
     return Record(
         loss=loss if math.isfinite(loss) else math.inf,
-        metric=trainer.evaluate("test")[trainer.task.metric],
+        metric=trainer.evaluate("test")[trainer.task.metric] if trial.is_ranked else math.nan,
         seconds=spent,
         curve=tuple(curve),
         multiplier=progress.multiplier_sum / progress.step if hybrid else None,
