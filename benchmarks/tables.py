@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hybridkit.bench import tables
 from hybridkit.bench.arena.findings import CellFindings, Ranking
@@ -49,6 +50,7 @@ def blocks() -> dict[str, str]:
         "latency": markdown(tables.latency_table(bench.inference)),
         "help-latency": help_latency(),
         "arena": arena(),
+        "arena-summary": arena_summary(),
         "arena-cells": "\n".join(arena_cells()),
         **kernel_blocks(),
     }
@@ -59,12 +61,10 @@ def arena() -> str:
     document = json.loads((RESULTS / "convergence.json").read_text("utf-8"))
     rows = []
     for number in document["numbers"]:
-        cell, limit = number["cell"], number["limit"]
         ends = {k: math.inf if v is None else v for k, v in number["measured"].items()}
-        must = "reported" if limit is None else f"{'>=' if number['least'] else '<='} {limit:g}"
         verdict = {None: "", True: "met", False: "missed"}[number["met"]]
-        name = f"{cell['task'].rpartition(':')[2]}, {cell['precision']}"
-        rows.append((number["claim"], name, interval(Interval(**ends), 3), must, verdict))
+        measured = interval(Interval(**ends), 3)
+        rows.append((number["claim"], _cell(number), measured, _limit(number), verdict))
     machine = document["machine"]
     notes = [
         f"Medians over {len(document['seeds'])} seeds with paired 95 % bootstrap intervals. "
@@ -73,6 +73,38 @@ def arena() -> str:
     ]
     columns = ("number", "cell", "measured", "must be", "verdict")
     return markdown(TextTable("Convergence: the numbers", columns, rows, notes))
+
+
+def arena_summary() -> str:
+    """The same numbers, one line for each and one column for each cell: medians."""
+    numbers = json.loads((RESULTS / "convergence.json").read_text("utf-8"))["numbers"]
+    cells = list(dict.fromkeys(map(_cell, numbers)))
+    rows = []
+    for claim in dict.fromkeys(number["claim"] for number in numbers):
+        own = {_cell(number): number for number in numbers if number["claim"] == claim}
+        limits = " or ".join(dict.fromkeys(map(_limit, own.values())))
+        rows.append((claim, limits, *(_median(own[cell]) if cell in own else "" for cell in cells)))
+    notes = [
+        "Medians over the seeds. * misses what must be; against the best rival the upper 95 % bound counts."
+    ]
+    return markdown(
+        TextTable("Convergence: one default against tuned rivals", ("number", "must be", *cells), rows, notes)
+    )
+
+
+def _cell(number: dict[str, Any]) -> str:
+    return f"{number['cell']['task'].rpartition(':')[2]}, {number['cell']['precision']}"
+
+
+def _limit(number: dict[str, Any]) -> str:
+    return (
+        "reported" if number["limit"] is None else f"{'>=' if number['least'] else '<='} {number['limit']:g}"
+    )
+
+
+def _median(number: dict[str, Any]) -> str:
+    median = number["measured"]["median"]
+    return ("never" if median is None else f"{median:.2f}") + ("*" if number["met"] is False else "")
 
 
 def arena_cells() -> Iterator[str]:

@@ -32,7 +32,7 @@ def test_the_documents_are_fresh(tables):
 def test_every_table_is_shown(tables):
     text = (BENCHMARKS / "README.md").read_text("utf-8")
     for name, block in tables.blocks().items():
-        if name == "kernels-first":  # a part of kernels-shapes, for the README
+        if name in ("kernels-first", "arena-summary"):  # parts of kernels-shapes and arena, for the README
             continue
         assert f"<!-- bench:begin {name} -->" in text
         assert block in text
