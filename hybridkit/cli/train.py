@@ -155,10 +155,11 @@ def command(
         float | None,
         typer.Option(help="Mean bits per weight; layers get what they need.", rich_help_panel=QUANT),
     ] = None,
-    ramp_steps: Annotated[
-        int | None,
+    ramp: Annotated[
+        float | None,
         typer.Option(
-            help="Go from full-precision to quantised weights over so many steps.", rich_help_panel=QUANT
+            help="Share of the run from full-precision to quantised weights (0; 0.8 with --hybrid).",
+            rich_help_panel=QUANT,
         ),
     ] = None,
     init_from: Annotated[

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from hybridkit.errors import UsageError
 
-TARGET_SHARE = 0.3
-RATE = 0.1
-FIRST_RATE = 2.0
+TARGET_SHARE: Final = 0.3
+WINDOW: Final = 16
 
 
 class RadiusRule:
-    """The radius tracks a quantile of the unconstrained update's norm n_t.
+    """The radius is a quantile of the norms n_t that recent updates had before they were constrained.
 
-        mu_{t+1} = mu_t * exp(eta_t * (1[n_t > mu_t] - q)),    eta_t = max(0.1, 2 / (t + 1)),    q = 0.3
+        mu_{t+1} = the (1 - q) quantile of n_{t-15} ... n_t,    q = 0.3
 
-    It stands still where P(n_t > mu_t) = q, so in the long run a share q of the steps is shortened, by
-    little. **The constraint activation rate is therefore chosen (30 %), not found**; only the first steps
-    and a changing n_t move it. The geometric quantile estimate is that of Andrew et al. 2021 (arXiv
-    1905.03871, section 2), with a larger rate at first: a radius that is 50 times too small is left within
-    10 steps. No second forward pass is needed.
+    so that a share q of the steps is shortened, by little. **The constraint activation rate is therefore
+    chosen (30 %), not found**; only the first steps and a changing n_t move it: while updates grow more are
+    shortened, while they shrink fewer. Nothing but the first step depends on the first radius. No second
+    forward pass is needed.
 
     There is one radius for each ball of the constraint (one, or one per parameter cluster).
 
@@ -39,8 +37,8 @@ class RadiusRule:
         if not (initial > 0 and math.isfinite(initial)):
             raise UsageError(f"the trust radius has to be a positive number, not {initial}")
         self.radii = [initial / math.sqrt(balls)] * balls
+        self.recent: list[list[float]] = [[] for _ in range(balls)]
         self.adapt = adapt
-        self.updates = 0
 
     @property
     def total(self) -> float:
@@ -48,18 +46,20 @@ class RadiusRule:
         return math.hypot(*self.radii)
 
     def update(self, norms: Sequence[float]) -> None:
-        """Move each radius after a step whose unconstrained update had these norms, one per ball."""
+        """Move each radius after a step whose unconstrained update had these norms, one per ball.
+
+        A norm of zero (nothing moved) or NaN says nothing.
+        """
         if not self.adapt:
             return
-        rate = max(RATE, FIRST_RATE / (self.updates + 1))
         for ball, norm in enumerate(norms):
-            if not math.isnan(norm):
-                self.radii[ball] *= math.exp(rate * ((norm > self.radii[ball]) - TARGET_SHARE))
-        self.updates += 1
+            if norm > 0:
+                self.recent[ball] = [*self.recent[ball], norm][-WINDOW:]
+                self.radii[ball] = _quantile(self.recent[ball])
 
     def state_dict(self) -> dict[str, Any]:
-        """The radii and the number of updates."""
-        return {"radii": list(self.radii), "updates": self.updates}
+        """The radii and the norms that they come from."""
+        return {"radii": list(self.radii), "recent": [list(norms) for norms in self.recent]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
@@ -68,4 +68,8 @@ class RadiusRule:
                 f"the saved state has {len(state['radii'])} radii, this optimizer {len(self.radii)}"
             )
         self.radii = [float(r) for r in state["radii"]]
-        self.updates = int(state["updates"])
+        self.recent = [[float(norm) for norm in norms] for norms in state["recent"]]
+
+
+def _quantile(norms: Sequence[float]) -> float:
+    return sorted(norms)[min(int((1 - TARGET_SHARE) * len(norms)), len(norms) - 1)]

@@ -32,7 +32,7 @@ from hybridkit.training.files import read_json, sha256, to_json, write_synced
 from hybridkit.training.state import flatten, unflatten
 
 FORMAT = "hybridkit-checkpoint"
-VERSION = 1
+VERSION = 2
 MODEL, STATE_TENSORS, STATE, MANIFEST = (
     "model.safetensors",
     "state.safetensors",

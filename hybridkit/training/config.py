@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.hookspecs import KINDS, Kind
@@ -23,6 +23,7 @@ HYBRID_DEFAULTS = {
     "clusterer": "none",  # balanced batches cost accuracy wherever they were measured
     "constraint": "l2",
 }
+HYBRID_RAMP = 0.8
 
 Count = Annotated[int, Ge(1)]
 
@@ -64,7 +65,7 @@ class TrainConfig:
     activations: Literal["int8", "float"] = "int8"
     quantize_all: bool = False
     target_bits: Annotated[float, Ge(1), Le(8)] | None = None
-    ramp_steps: Annotated[int, Ge(0)] = 0  # steps over which the weights go from full precision to quantised
+    ramp: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of the run from full precision to quantised weights
 
     init_from: str | None = None
     teacher: str | None = None
@@ -143,6 +144,8 @@ def resolve(
     if hybrid:
         asked = "data_clusters" in given or given.get("sampler", "shuffle") != "shuffle"
         given = {**HYBRID_DEFAULTS, **({"clusterer": "kmeans"} if asked else {}), **given}
+        if qat:
+            given.setdefault("ramp", HYBRID_RAMP)
     _reject_idle(given, qat=qat, ternary=ternary)
     quantizer = _choose_quantizer(ternary, qat, quantizer, learnable_scale, given.get("target_bits"))
     if given.get("clusterer", "none") != "none":
@@ -208,8 +211,8 @@ def _reject_idle(given: Mapping[str, Any], *, qat: bool, ternary: bool) -> None:
     """A flag that would change nothing is a mistake worth a line."""
     if given.get("quantize_all") and not (qat or ternary):
         raise UsageError("--quantize-all needs --qat or --ternary")
-    if given.get("ramp_steps") and not qat:
-        raise UsageError("--ramp-steps needs --qat")
+    if given.get("ramp") and not qat:
+        raise UsageError("--ramp needs --qat")
     if "teacher" not in given and ("temperature" in given or "alpha" in given):
         raise UsageError("--temperature and --alpha need --teacher")
     if given.get("sampler") == "per-cluster" and given.get("clusterer", "none") == "none":

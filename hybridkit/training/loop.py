@@ -160,12 +160,14 @@ class _Session:
             return False
         self.validation = trainer.evaluate("validation")
         metrics = {f"validation_{name}": value for name, value in self.validation.items()}
-        if self.config.qat and trainer.progress.step >= self.config.ramp_steps:
+        if trainer.is_quantised:
             sample = example_batch(trainer.task, DIFFERENCE_SAMPLES)
             with evaluation_weights(trainer.optimizer):
                 metrics |= packed_difference(trainer.task, trainer.model, sample, self.config.device)
         self.log.write("evaluation", trainer.progress.step, metrics)
         self.tell(Evaluated(trainer.progress.step, metrics))
+        if self.config.qat and not trainer.is_quantised:
+            return False  # on the ramp: not the network that will be packed
         return trainer.progress.improve(metrics["validation_loss"])
 
     def _report_epoch_if_ended(self) -> None:

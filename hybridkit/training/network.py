@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hybridkit.quant.layers import set_ramp
 from hybridkit.tasks.protocol import Task
 from hybridkit.tasks.resolve import make_model, make_task
 from hybridkit.training.checkpoint import Checkpoint
@@ -78,16 +79,8 @@ def rebuilt(config: TrainConfig, task: Task, model: nn.Module, checkpoint: Check
     """A fresh `model`, made what it was when the checkpoint was taken."""
     model = quantised(config, task, model, checkpoint.state["allocation"])
     load_weights(model, checkpoint.model, "the checkpoint")
-    ramp_to(config, model, checkpoint.step)
+    set_ramp(model, checkpoint.state["ramp"])
     return model
-
-
-def ramp_to(config: TrainConfig, model: nn.Module, step: int) -> None:
-    """Set the share of the quantised weights to what it is in step `step` (from 1) of the run."""
-    if config.ramp_steps:
-        from hybridkit.quant.layers import set_ramp
-
-        set_ramp(model, min(1.0, step / config.ramp_steps))
 
 
 def choose_bits(config: TrainConfig, task: Task, model: nn.Module) -> Allocation:

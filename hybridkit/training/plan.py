@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from hybridkit.quant.convert import convert
+from hybridkit.quant.layers import set_ramp
 from hybridkit.training.config import TrainConfig, named_targets
 from hybridkit.training.packed import quantise_afterwards
 from hybridkit.training.trainer import Trainer
@@ -36,6 +37,7 @@ def plan(config: TrainConfig) -> Plan:
     trainer.step()
     sizes = None
     if config.qat:
+        set_ramp(trainer.model, 1)  # what the end of the run will pack
         sizes = convert(trainer.model).sizes()
     elif config.ternary:
         sizes = quantise_afterwards(config, trainer.model).sizes()

@@ -28,6 +28,7 @@ from hybridkit.optim.base import build_base_optimizer
 from hybridkit.optim.hybrid import HybridOptimizer
 from hybridkit.optim.parameter_clusters import cluster_parameters
 from hybridkit.options import describe_options
+from hybridkit.quant.layers import set_ramp
 from hybridkit.registry import registry
 from hybridkit.tasks.protocol import Batch, Task
 from hybridkit.tasks.resolve import make_model
@@ -39,7 +40,6 @@ from hybridkit.training.network import (
     Allocation,
     configured_task,
     fresh_network,
-    ramp_to,
     rebuilt,
     seed_everything,
 )
@@ -74,10 +74,6 @@ class Trainer:
         self.setup_seconds = time.perf_counter() - started  # what clustering the data cost, once
         self.sampler = make_sampler(config.sampler, self.labels, config.batch_size, config.seed)
         self.total_steps = config.total_steps(self.sampler.steps_per_epoch)
-        if config.ramp_steps >= self.total_steps:
-            raise UsageError(
-                f"--ramp-steps {config.ramp_steps} must end before the run's {self.total_steps} steps do"
-            )
         self.parameter_clusters: list[int] | None = restored.state["parameter_clusters"] if restored else None
         self.optimizer = self._optimizer()
         self.objective = self._objective(trusted)
@@ -90,6 +86,11 @@ class Trainer:
     def done(self) -> bool:
         """Whether every step has been taken."""
         return self.progress.step >= self.total_steps
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the last step's weights were what will be packed; not so while the ramp lasts."""
+        return self.config.qat and self._ramp(self.progress.step) == 1
 
     @property
     def epoch(self) -> int:
@@ -110,7 +111,8 @@ class Trainer:
         draw = next(self.sampler)
         batch = self._batch("train", draw.indices)
         self.model.train()
-        ramp_to(self.config, self.model, self.progress.step + 1)
+        if self.config.ramp:
+            set_ramp(self.model, self._ramp(self.progress.step + 1))
         loss = self.objective(self.model(*self.task.inputs(batch)), batch)
         value = float(loss.detach())
         where = f"at step {self.progress.step + 1} (data cluster {draw.cluster_id})"
@@ -148,6 +150,7 @@ class Trainer:
                 )
         state = {
             "allocation": self.allocation,
+            "ramp": self._ramp(self.progress.step),
             "labels": self.labels,
             "parameter_clusters": self.parameter_clusters,
             "sampler": self.sampler.state_dict(),
@@ -161,6 +164,11 @@ class Trainer:
             },
         }
         return Checkpoint(self.progress.step, weights, state)
+
+    def _ramp(self, step: int) -> float:
+        """How far from full precision (0) to quantised (1) the weights are in a step, counted from 1."""
+        length = self.config.ramp * self.total_steps
+        return min(step / length, 1.0) if length else 1.0
 
     def _network(self, restored: Checkpoint | None, trusted: Collection[str]) -> tuple[nn.Module, Allocation]:
         if restored is None:

@@ -106,7 +106,9 @@ def test_ablations_are_for_the_precisions_where_they_make_sense():
     records = made_up(PLAN, 1.0, 2.0)
     ternary, full = findings(PLAN, records, best_rates(PLAN, records))
     assert {s.method for s in ternary.standings} - {s.method for s in full.standings} == {
-        "with a learned quantiser"
+        "with a learned quantiser",
+        "without the quantisation ramp",
+        "AdamW, WSD, quantisation ramp",
     }
     assert full.less_error is None
 

@@ -193,7 +193,7 @@ def test_low_precision_parameters():
 
 def test_double_precision_parameters():
     model = mlp(dtype=torch.float64)
-    optimizer = train(model, lambda m: HybridOptimizer(base_of(m), constraint=constraint("l2")), 3)
+    optimizer = train(model, lambda m: HybridOptimizer(base_of(m), constraint=constraint("l2")), 1)
     assert optimizer.last_step["constraint_active"]
 
 

@@ -9,7 +9,7 @@ import torch
 
 from hybridkit import builtins
 from hybridkit.optim.hybrid import HybridOptimizer
-from hybridkit.optim.radius import FIRST_RATE, RATE, TARGET_SHARE
+from hybridkit.optim.radius import TARGET_SHARE, WINDOW
 
 TEXT = (Path(__file__).parents[2] / "docs" / "hybrid-optimization.md").read_text("utf-8")
 
@@ -38,4 +38,4 @@ def test_every_builtin_strategy_is_named():
 
 
 def test_the_radius_rule_has_its_numbers():
-    assert f"max({RATE}, {FIRST_RATE:g} / (t + 1)),    q = {TARGET_SHARE}" in TEXT
+    assert f"quantile of n_{{t-{WINDOW - 1}}} ... n_t,    q = {TARGET_SHARE}" in TEXT

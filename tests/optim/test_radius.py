@@ -5,33 +5,37 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_networks import batch, mlp
 from torch import nn
 
 from hybridkit.errors import UsageError
 from hybridkit.optim.constraints.l2 import L2Ball
 from hybridkit.optim.hybrid import HybridOptimizer
-from hybridkit.optim.radius import RATE, TARGET_SHARE, RadiusRule
+from hybridkit.optim.radius import TARGET_SHARE, WINDOW, RadiusRule
 
 
-def test_equation():
+@settings(deadline=None)
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=3 * WINDOW))
+def test_it_is_the_quantile_of_the_recent_norms(norms):
     rule = RadiusRule(0.5)
-    rule.update([0.6])
-    assert rule.radii == [pytest.approx(0.5 * math.exp(2.0 * 0.7))]
-    before = rule.radii[0]
-    rule.update([0.0])
-    assert rule.radii == [pytest.approx(before * math.exp(-1.0 * 0.3))]
+    for norm in norms:
+        rule.update([norm])
+    recent = norms[-WINDOW:]
+    assert rule.radii[0] in recent
+    assert (np.array(recent) < rule.radii[0]).mean() <= 1 - TARGET_SHARE + 1e-9
+    assert (np.array(recent) > rule.radii[0]).mean() <= TARGET_SHARE
 
 
-def test_rate_falls_to_its_floor():
-    rule = RadiusRule(1.0)
-    for _ in range(100):
-        rule.update([0.0])
-    before = rule.radii[0]
-    rule.update([0.0])
-    assert rule.radii[0] == pytest.approx(before * math.exp(-RATE * TARGET_SHARE))
+def test_the_first_norm_replaces_the_first_radius():
+    for initial in (1e-6, 1.0, 1e6):
+        rule = RadiusRule(initial)
+        rule.update([0.2])
+        assert rule.radii == [0.2]
 
 
 @pytest.mark.parametrize("spread", [0.05, 0.5])
@@ -45,20 +49,11 @@ def test_follows_the_quantile(spread):
     assert sum(above[100:]) / len(above[100:]) == pytest.approx(TARGET_SHARE, abs=0.03)
 
 
-@pytest.mark.parametrize("true_size", [0.0005, 0.05, 0.5, 5.0])
-def test_a_mis_set_radius_is_left_within_50_steps(true_size):
-    generator = random.Random(1)
-    rule = RadiusRule(0.01)
-    for _ in range(50):
-        rule.update([true_size * generator.lognormvariate(0.0, 0.1)])
-    assert 0.6 * true_size < rule.radii[0] < 1.7 * true_size
-
-
 def test_one_radius_per_ball():
     rule = RadiusRule(0.01, balls=4)
     assert rule.total == pytest.approx(0.01)
-    rule.update([1.0, 0.0, 1.0, 0.0])
-    assert rule.radii[0] == rule.radii[2] > 0.005 > rule.radii[1] == rule.radii[3]
+    rule.update([1.0, 0.001, 1.0, 0.001])
+    assert rule.radii == [1.0, 0.001, 1.0, 0.001]
 
 
 def test_without_adaptation_nothing_moves():
@@ -67,9 +62,10 @@ def test_without_adaptation_nothing_moves():
     assert rule.radii == [0.3]
 
 
-def test_nan_is_ignored():
+def test_steps_that_say_nothing_are_ignored():
     rule = RadiusRule(0.3)
     rule.update([math.nan])
+    rule.update([0.0])
     assert rule.radii == [0.3]
 
 
@@ -116,5 +112,5 @@ def test_real_networks_leave_a_mis_set_radius_and_lose_nothing(network):
         losses[constrained] = loss.item()
         if constrained:
             assert radii[0] == 0.01 < min(norms[:5])
-            assert 0.8 * norms[-1] < radii[-1] < 1.25 * norms[-1]
+            assert 0.8 * norms[-1] < radii[-1] < 1.4 * norms[-1]
     assert losses[True] < losses[False] * 1.1

@@ -40,7 +40,7 @@ def test_what_the_quantisation_flags_mean() -> None:
         ({"target_bits": 2.0, "qat": True, "ternary": True}, "--qat alone"),
         ({"target_bits": 9.0, "qat": True}, "target-bits is 9.0"),
         ({"quantize_all": True}, "--quantize-all needs"),
-        ({"ramp_steps": 5}, "--ramp-steps needs --qat"),
+        ({"ramp": 0.5}, "--ramp needs --qat"),
         ({"alpha": 0.3}, "need --teacher"),
         ({"teacher": "r", "alpha": 1.5}, "alpha is 1.5"),
         ({"sampler": "per-cluster"}, "needs a clusterer"),

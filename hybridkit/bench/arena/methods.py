@@ -56,6 +56,9 @@ RIVALS: Final[dict[str, Method]] = {
         {"optimizer": {"mode": "adaptive", "limit": 0.1}},
         grid=_ADAM,
     ),
+    "AdamW, WSD, quantisation ramp": Method(
+        {"lr_controller": "wsd", "ramp": 0.8}, grid=_ADAM, precisions=("ternary", "1-bit")
+    ),
 }
 BASELINES: Final[dict[str, Method]] = {BASELINE: Method()}
 OURS_AND_ABLATIONS: Final[dict[str, Method]] = {
@@ -66,6 +69,7 @@ OURS_AND_ABLATIONS: Final[dict[str, Method]] = {
     BALANCED: Method({"hybrid": True, "clusterer": "kmeans"}),
     "without parameter clusters": Method({"hybrid": True, "param_clusters": 1}),
     "without the trust region": Method({"hybrid": True, "constraint": "none"}),
+    "without the quantisation ramp": Method({"hybrid": True, "ramp": 0.0}, precisions=("ternary", "1-bit")),
     "with a learned quantiser": Method(
         {"hybrid": True, "quantizer": "ternary-learned"}, precisions=("ternary",)
     ),

@@ -218,8 +218,9 @@ class AuxNN:
     The plan is what a step should change, and is no matter of learning. Where the base optimizer takes
     relative steps (`steepest`), `given` is what its learning rate stands for at the first step (so that a
     scheduler of the caller's still counts), and c makes up for a rate that is up to ten times too small or
-    too large; for other base optimizers c is 1. The shape is a linear warm-up and a linear decay to zero;
-    without `max_steps` there is no decay to plan.
+    too large; for other base optimizers c is 1. The shape is a linear warm-up and a linear decay to zero.
+    Without `max_steps` there is no decay to plan: relative steps then have the shape's mean for good,
+    1 - (warmup + decay) / 2, and others the learning rate that they were given.
 
     With parameter clusters it gives one multiplier per cluster, from the same weights and the cluster's own
     gradient. The radius's factor is learned from the steps that the constraint shortened; on the others it
@@ -249,10 +250,10 @@ class AuxNN:
         )
         pull: Annotated[float, Ge(0.0)] = option(1.0, "how strongly it is drawn back to multiplier 1")
         relative_step: Annotated[float, Gt(0.0)] = option(
-            0.03, "what a step should change of a matrix, where the base optimizer takes relative steps"
+            0.06, "what a step should change of a matrix, where the base optimizer takes relative steps"
         )
         warmup: Share = option(0.05, "share of the run over which the multiplier rises linearly")
-        decay: Share = option(0.4, "share of the run over which it falls to zero at the end")
+        decay: Share = option(0.8, "share of the run over which it falls to zero at the end")
         seed: Annotated[int, Ge(0)] = option(0, "seed of its weights and its trials")
 
     def __init__(self, options: Options | None = None) -> None:
@@ -298,7 +299,8 @@ class AuxNN:
         self.given = self.given or state.relative_step
         correction = _clipped(self.options.relative_step / self.given) if self.given > 0 else 1.0
         if state.max_steps <= 0:
-            return correction, 1.0
+            mean = 1 - (self.options.warmup + self.options.decay) / 2
+            return correction, mean if self.given > 0 else 1.0
         shape = self.shape.propose(state).lr_multiplier
         assert isinstance(shape, float)
         return correction, shape

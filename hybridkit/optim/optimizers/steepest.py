@@ -18,7 +18,7 @@ from hybridkit.options import option
 
 Norm = Literal["spectral", "adam"]
 TINY = 1e-12
-_RECENT, _ALWAYS = 0.9, 0.999  # decays of the mean squares of gradients that damping compares
+_RECENT = 0.9  # decay of the mean square of recent gradients that damping looks at
 
 
 class RelativeDescent(Optimizer):
@@ -40,14 +40,16 @@ class RelativeDescent(Optimizer):
       A matrix whose shorter side is longer than `block` is orthogonalised in blocks of as many rows (or
       columns, if they are fewer), which costs min(m, n) / block times less. With `keep_norm`, W is scaled
       back to the Frobenius norm that it had before: it stays on a sphere, so that the relative change of a
-      step stays what it is while others let their weights grow.
+      step stays what it is while others let their weights grow. `cautious` leaves entries where they are
+      whose direction the gradient of this very step opposes, and moves the others as much further (Liang
+      et al. 2024, arXiv 2411.16085, "Cautious Optimizers").
     - "adam": Adam's direction, each entry between -1 and 1 or so. For embeddings, output layers and vectors,
       which are used entry by entry.
 
-    With `damped` the step is shortened by min(1, g / g'), the root mean square of the norm of the parameter's
-    gradient over the last ten steps or so, and over the last thousand. D has the same length whatever the
-    gradient is: once a network fits its data, gradients vanish, and steps of full length would follow their
-    noise. (Adam's long memory, beta2 = 0.999, has the same effect.)
+    With `damped` the step is shortened by min(1, g / g'), the mean square of the norm of the parameter's
+    gradient over the last ten steps or so, and over all, step t with weight t. D has the same length whatever
+    the gradient is: once a network fits its data, gradients vanish, and steps of full length would follow
+    their noise. (Adam's long memory, beta2 = 0.999, has the same effect.)
 
     A parameter that begins at zero (or below `least_size`) counts as that large.
 
@@ -59,7 +61,7 @@ class RelativeDescent(Optimizer):
         momentum: b above, Adam's beta1.
         row_decay: b' above; 0: no scaling of rows.
         beta2: Adam's.
-        keep_norm, least_size, block, damped: see above.
+        keep_norm, least_size, block, damped, cautious: see above.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class RelativeDescent(Optimizer):
         least_size: float = 0.05,
         block: int = 128,
         damped: bool = True,
+        cautious: bool = True,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -88,6 +91,7 @@ class RelativeDescent(Optimizer):
             "least_size": least_size,
             "block": block,
             "damped": damped,
+            "cautious": cautious,
         }
         super().__init__(params, defaults)
 
@@ -119,9 +123,12 @@ class RelativeDescent(Optimizer):
             lengths = self._damped(parameters, length)
         for p, direction, far in zip(parameters, directions, lengths, strict=True):
             scale = far * self.state[p]["size"]
+            direction = direction.view_as(p)
             if spectral:
+                if group["cautious"]:
+                    direction = direction * (direction * _gradient(p) > 0)
                 scale = scale / (_rms(direction) + TINY)
-            p.sub_((direction * scale).view_as(p))
+            p.sub_(direction * scale)
         if keep:
             after = torch._foreach_norm(parameters)
             torch._foreach_mul_(
@@ -135,15 +142,14 @@ class RelativeDescent(Optimizer):
         torch._foreach_mul_(squares, squares)
         for state, square in zip(states, squares, strict=True):
             if "recent" not in state:
-                state.update(recent=torch.zeros_like(square), always=torch.zeros_like(square))
-        recent, always = ([state[name] for state in states] for name in ("recent", "always"))
+                state.update(recent=torch.zeros_like(square), past=torch.zeros_like(square))
+        recent, past = ([state[name] for state in states] for name in ("recent", "past"))
         torch._foreach_lerp_(recent, squares, 1 - _RECENT)
-        torch._foreach_lerp_(always, squares, 1 - _ALWAYS)
-        ratios = torch._foreach_div(recent, torch._foreach_add(always, TINY**2))
-        unbiased = [(1 - _ALWAYS ** s["step"]) / (1 - _RECENT ** s["step"]) for s in states]
-        torch._foreach_mul_(ratios, unbiased)
+        for state, square in zip(states, squares, strict=True):
+            state["past"].lerp_(square, 2 / (state["step"] + 1))  # weights 1, 2, 3, ..., over their sum
+        ratios = torch._foreach_div(recent, torch._foreach_add(past, TINY**2))
+        torch._foreach_div_(ratios, [1 - _RECENT ** s["step"] for s in states])
         torch._foreach_clamp_max_(ratios, 1.0)
-        torch._foreach_sqrt_(ratios)
         torch._foreach_mul_(ratios, length)
         return list(ratios)
 
@@ -219,7 +225,7 @@ def _rms(tensor: Tensor) -> Tensor:
 class Steepest:
     """Relative steps: hidden matrices and convolutions in the spectral norm, the rest along Adam's direction.
 
-    A learning rate of 1e-3 changes a hidden matrix by 3 % a step at most. Embeddings move `embedding` times
+    A learning rate of 1e-3 changes a hidden matrix by 6 % a step at most. Embeddings move `embedding` times
     as far, the output layer `output` times, vectors (biases, norm weights, quantizer steps) `vector` times.
     There is no weight decay, as norms are kept. The run's `momentum` is that of all parameters.
     """
@@ -229,13 +235,13 @@ class Steepest:
         """Options of `steepest`."""
 
         reach: Annotated[float, Gt(0.0)] = option(
-            30.0, "relative change of a hidden matrix per unit of the learning rate"
+            60.0, "relative change of a hidden matrix per unit of the learning rate"
         )
         embedding: Annotated[float, Gt(0.0)] = option(
             4.0, "how far embeddings move, relative to hidden matrices"
         )
         output: Annotated[float, Gt(0.0)] = option(1.0, "how far the output layer moves")
-        vector: Annotated[float, Gt(0.0)] = option(0.3, "how far vectors move, relative to matrices")
+        vector: Annotated[float, Gt(0.0)] = option(0.1, "how far vectors move, relative to matrices")
         row_decay: Annotated[float, Ge(0.0), Lt(1.0)] = option(
             0.95, "decay of the mean square by which rows are scaled; 0: rows are left alone"
         )
@@ -244,6 +250,7 @@ class Steepest:
         )
         keep_norm: bool = option(True, "hidden matrices keep their Frobenius norm")
         damped: bool = option(True, "steps shrink where gradients have become small")
+        cautious: bool = option(True, "hidden weights whose direction the gradient opposes stay")
         block: Annotated[int, Ge(1)] = option(
             128, "longest shorter side of what is orthogonalised as one matrix"
         )
@@ -276,6 +283,7 @@ class Steepest:
             keep_norm=o.keep_norm,
             block=o.block,
             damped=o.damped,
+            cautious=o.cautious,
         )
 
 
