@@ -240,7 +240,7 @@ class Steepest:
         embedding: Annotated[float, Gt(0.0)] = option(
             8.0, "how far embeddings move, relative to hidden matrices"
         )
-        output: Annotated[float, Gt(0.0)] = option(1.0, "how far the output layer moves")
+        output: Annotated[float, Gt(0.0)] = option(0.5, "how far the output layer moves")
         vector: Annotated[float, Gt(0.0)] = option(0.1, "how far vectors move, relative to matrices")
         row_decay: Annotated[float, Ge(0.0), Lt(1.0)] = option(
             0.95, "decay of the mean square by which rows are scaled; 0: rows are left alone"
