@@ -250,7 +250,7 @@ class AuxNN:
         )
         pull: Annotated[float, Ge(0.0)] = option(1.0, "how strongly it is drawn back to multiplier 1")
         relative_step: Annotated[float, Gt(0.0)] = option(
-            0.07, "what a step should change of a matrix, where the base optimizer takes relative steps"
+            0.06, "what a step should change of a matrix, where the base optimizer takes relative steps"
         )
         warmup: Share = option(0.05, "share of the run over which the multiplier rises linearly")
         decay: Share = option(0.8, "share of the run over which it falls to zero at the end")

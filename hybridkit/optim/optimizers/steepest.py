@@ -225,7 +225,7 @@ def _rms(tensor: Tensor) -> Tensor:
 class Steepest:
     """Relative steps: hidden matrices and convolutions in the spectral norm, the rest along Adam's direction.
 
-    A learning rate of 1e-3 changes a hidden matrix by 7 % a step at most. Embeddings move `embedding` times
+    A learning rate of 1e-3 changes a hidden matrix by 6 % a step at most. Embeddings move `embedding` times
     as far, the output layer `output` times, vectors (biases, norm weights, quantizer steps) `vector` times.
     There is no weight decay, as norms are kept. The run's `momentum` is that of all parameters.
     """
@@ -235,12 +235,12 @@ class Steepest:
         """Options of `steepest`."""
 
         reach: Annotated[float, Gt(0.0)] = option(
-            70.0, "relative change of a hidden matrix per unit of the learning rate"
+            60.0, "relative change of a hidden matrix per unit of the learning rate"
         )
         embedding: Annotated[float, Gt(0.0)] = option(
             8.0, "how far embeddings move, relative to hidden matrices"
         )
-        output: Annotated[float, Gt(0.0)] = option(0.5, "how far the output layer moves")
+        output: Annotated[float, Gt(0.0)] = option(1.0, "how far the output layer moves")
         vector: Annotated[float, Gt(0.0)] = option(0.1, "how far vectors move, relative to matrices")
         row_decay: Annotated[float, Ge(0.0), Lt(1.0)] = option(
             0.95, "decay of the mean square by which rows are scaled; 0: rows are left alone"
