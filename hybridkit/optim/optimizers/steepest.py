@@ -138,8 +138,8 @@ class RelativeDescent(Optimizer):
     def _damped(self, parameters: list[Tensor], length: float) -> list[Tensor]:
         """`length` for each parameter, shortened as its gradient has become small."""
         states = [self.state[p] for p in parameters]
-        squares = torch._foreach_norm([_gradient(p) for p in parameters])
-        torch._foreach_mul_(squares, squares)
+        norms = torch._foreach_norm([_gradient(p) for p in parameters])
+        squares = [norm.float().square() for norm in norms]
         for state, square in zip(states, squares, strict=True):
             if "recent" not in state:
                 state.update(recent=torch.zeros_like(square), past=torch.zeros_like(square))
