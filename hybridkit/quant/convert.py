@@ -118,8 +118,8 @@ def _holds(codec: Codec, layer: QATLayer) -> bool:
 def _layer_source(name: str, layer: QATLayer, wanted: Codec | None) -> LayerSource:
     if layer.ramp < 1:
         raise UsageError(
-            f"layer {name!r} is on the ramp from full precision; train on (hybridkit train --resume RUN), or end "
-            "it with set_ramp(model, 1)"
+            f"layer {name!r} is on the ramp from full precision; train on (hybridkit train --resume RUN) or "
+            "end it with set_ramp(model, 1)"
         )
     codec = wanted if wanted and _holds(wanted, layer) else codec_for(layer.quantizer.levels)
     spec = LayerSpec(
