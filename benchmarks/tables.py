@@ -49,16 +49,18 @@ def blocks() -> dict[str, str]:
         "files": markdown(tables.file_table(bench.inference)),
         "latency": markdown(tables.latency_table(bench.inference)),
         "help-latency": help_latency(),
-        "arena": arena(),
+        "arena": arena("convergence"),
         "arena-summary": arena_summary(),
-        "arena-cells": "\n".join(arena_cells()),
+        "arena-cells": "\n".join(arena_cells("convergence")),
+        "letters": arena("letters"),
+        "letters-cells": "\n".join(arena_cells("letters")),
         **kernel_blocks(),
     }
 
 
-def arena() -> str:
-    """The numbers of the convergence bench, and where they were measured."""
-    document = json.loads((RESULTS / "convergence.json").read_text("utf-8"))
+def arena(file: str) -> str:
+    """The numbers of a convergence bench, and where they were measured."""
+    document = json.loads((RESULTS / f"{file}.json").read_text("utf-8"))
     rows = []
     for number in document["numbers"]:
         ends = {k: math.inf if v is None else v for k, v in number["measured"].items()}
@@ -107,11 +109,11 @@ def _median(number: dict[str, Any]) -> str:
     return ("never" if median is None else f"{median:.2f}") + ("*" if number["met"] is False else "")
 
 
-def arena_cells() -> Iterator[str]:
+def arena_cells(file: str) -> Iterator[str]:
     """What a step costs, and every method of every cell."""
     from pydantic import TypeAdapter
 
-    document = json.loads((RESULTS / "convergence.json").read_text("utf-8"))
+    document = json.loads((RESULTS / f"{file}.json").read_text("utf-8"))
     since = {"reached": {}, "less_error": None, "overhead": None}  # a file may be older than these
     cells = TypeAdapter(list[CellFindings]).validate_python([since | cell for cell in document["cells"]])
     extras = TypeAdapter(list[Ranking]).validate_python(document.get("extras", []))
