@@ -114,9 +114,8 @@ def arena_cells(file: str) -> Iterator[str]:
     from pydantic import TypeAdapter
 
     document = json.loads((RESULTS / f"{file}.json").read_text("utf-8"))
-    since = {"reached": {}, "less_error": None, "overhead": None}  # a file may be older than these
-    cells = TypeAdapter(list[CellFindings]).validate_python([since | cell for cell in document["cells"]])
-    extras = TypeAdapter(list[Ranking]).validate_python(document.get("extras", []))
+    cells = TypeAdapter(list[CellFindings]).validate_python(document["cells"])
+    extras = TypeAdapter(list[Ranking]).validate_python(document["extras"])
     if any(cell.overhead for cell in cells):
         yield markdown(overhead_table(cells))
     for found in (*cells, *extras):
