@@ -7,23 +7,12 @@ hybridkit bench convergence --task benchmarks.heldout.letters:letters --steps 10
 
 from __future__ import annotations
 
-from typing import Final
-
-import torch
 from torch import Tensor
 
-from benchmarks.heldout.data import Package, read_files, read_r
+from benchmarks.heldout.mlbench import read_table, standardised_splits
 from hybridkit.tasks.models.mlp import MLP
-from hybridkit.tasks.protocol import Batch, Splits
-from hybridkit.tasks.splits import stratified_splits
+from hybridkit.tasks.protocol import Splits
 from hybridkit.tasks.supervised import SupervisedTask
-
-PACKAGE: Final = Package(  # the data are the same on every architecture
-    "r/r-cran-mlbench/r-cran-mlbench_2.1-3-1_amd64.deb",
-    "2f1127f7b5e7d08703b13b52ef1976a0c355a7660d6ac575e29b87b13921bc06",
-)
-SPLIT_SEED: Final = 20_000
-PART: Final = 1 / 12  # of every letter, for validation and for test
 
 
 def letters() -> SupervisedTask:
@@ -39,20 +28,10 @@ def network() -> MLP:
 
 
 def load() -> Splits:
-    """The splits, fixed by `SPLIT_SEED`. Raises FileError if the data are out of reach."""
-    splits = stratified_splits(*read_letters(), validation=PART, test=PART, seed=SPLIT_SEED)
-    # in float64, so that the order of the sum, which depends on the processor, does not show
-    deviation, mean = (x.float() for x in torch.std_mean(splits.train[0].double(), dim=0))
-
-    def standardised(part: Batch) -> Batch:
-        return (part[0] - mean) / deviation, part[1]
-
-    return Splits(*map(standardised, (splits.train, splits.validation, splits.test)))
+    """The fixed splits. Raises FileError if the data are out of reach."""
+    return standardised_splits(*read_letters(), part=1 / 12, seed=20_000)
 
 
 def read_letters() -> tuple[Tensor, Tensor]:
     """Measurements float32 [20000, 16], whole numbers from 0 to 15, and letters int64 [20000]."""
-    (content,) = read_files(PACKAGE, "mlbench/data/LetterRecognition.rda")
-    table = read_r(content, "rda")["LetterRecognition"]
-    targets = torch.tensor(table.pop("lettr").cat.codes.to_numpy(), dtype=torch.int64)
-    return torch.tensor(table.to_numpy(), dtype=torch.float32), targets
+    return read_table("LetterRecognition", "lettr")

@@ -17,14 +17,14 @@ from hybridkit.tasks.resolve import make_model, make_task
 
 sys.path.append(str(Path(__file__).parents[2]))
 
-from benchmarks.heldout import austen, data, letters
+from benchmarks.heldout import austen, data, letters, mlbench, satellite
 
 
-def loaded(module):
+def loaded(module, package):
     """The task, or a skipped test where Debian cannot be reached."""
     name = module.__name__
     try:
-        data.fetch(module.PACKAGE)
+        data.fetch(package)
     except FileError as error:
         if "cannot get" not in str(error):
             raise
@@ -48,7 +48,7 @@ def network_fits(task):
 
 @pytest.mark.network
 def test_austen():
-    task = loaded(austen)
+    task = loaded(austen, austen.PACKAGE)
     novels = austen.read_novels()
     stream = "".join(novels.values()).encode()
     assert [len(text) // 1000 for text in novels.values()] == [673, 684, 883, 883, 433, 466]
@@ -70,7 +70,7 @@ def test_austen():
 
 @pytest.mark.network
 def test_letters():
-    task = loaded(letters)
+    task = loaded(letters, mlbench.PACKAGE)
     measured, targets = letters.read_letters()
     counts = torch.bincount(targets)
     assert measured.shape == (20_000, 16)
@@ -78,20 +78,40 @@ def test_letters():
     assert "".join(chr(ord("A") + i) for i in targets[:5].tolist()) == "TIDNG"
     assert (len(counts), int(counts.min()), int(counts.max())) == (26, 734, 813)
 
-    parts = parts_of(task.splits())
     assert task.provenance()["samples"] == {"train": 16_667, "validation": 1_667, "test": 1_666}
     assert task.provenance()["sha256"].startswith("7a1dbbb39ff9e1db")
+    are_standardised_parts(task.splits(), measured, targets, part=1 / 12)
+    assert network_fits(task) == (4, 26)
+
+
+@pytest.mark.network
+def test_satellite():
+    task = loaded(satellite, mlbench.PACKAGE)
+    measured, targets = satellite.read_satellite()
+    assert measured.shape == (6_435, 36)
+    assert (measured.min(), measured.max()) == (27, 157)
+    assert torch.equal(measured, measured.round())
+    assert torch.bincount(targets).tolist() == [1533, 703, 1358, 626, 707, 1508]
+
+    assert task.provenance()["samples"] == {"train": 4_289, "validation": 1_072, "test": 1_074}
+    assert task.provenance()["sha256"].startswith("f7fcb6b31dd92c2b")
+    are_standardised_parts(task.splits(), measured, targets, part=1 / 6)
+    assert network_fits(task) == (4, 6)
+
+
+def are_standardised_parts(splits, measured, targets, part):
+    """`splits` are the data, every class shared out alike, inputs of mean 0 and deviation 1."""
+    parts, counts = parts_of(splits), torch.bincount(targets)
     for _, labels in parts[1:]:
-        assert ((torch.bincount(labels) - counts / 12).abs() <= 1).all()
+        assert ((torch.bincount(labels) - counts * part).abs() <= 1).all()
     deviation, mean = torch.std_mean(parts[0][0], 0)
-    torch.testing.assert_close(mean, torch.zeros(16), atol=1e-4, rtol=0)
-    torch.testing.assert_close(deviation, torch.ones(16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
+    torch.testing.assert_close(deviation, torch.ones_like(mean), atol=1e-4, rtol=0)
 
     # Together the parts are the data, every row as often as there: none is in two of them. Ranks are what
     # standardising keeps.
     together = map(torch.cat, zip(*parts, strict=True))
     assert rows(*together) == rows(measured, targets)
-    assert network_fits(task) == (4, 26)
 
 
 def rows(inputs, targets):
