@@ -237,6 +237,24 @@ def test_a_mis_set_rate_takes_the_same_steps():
     np.testing.assert_allclose(lengths[2], lengths[1], rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("max_steps", "expected"),
+    [(1, 0.08), (168, 0.08), (300, 0.06), (600, 0.0424264), (1_200, 0.03), (10**9, 0.03)],
+)
+@pytest.mark.parametrize("given", [0.006, 0.06, 0.6])
+def test_relative_steps_are_shorter_in_longer_runs(given, max_steps, expected):
+    controller = AuxNN(AuxNN.Options(warmup=0.0, decay=0.0))
+    multiplier = controller.propose(state(relative_step=given, max_steps=max_steps)).lr_multiplier
+    low, high = controller.bounds
+    assert low <= multiplier <= high
+    assert given * multiplier == pytest.approx(expected, rel=1e-2)
+
+
+def test_other_steps_do_not_depend_on_the_length():
+    controller = AuxNN(AuxNN.Options(warmup=0.0, decay=0.0))
+    assert controller.propose(state(max_steps=10_000)).lr_multiplier == 1
+
+
 def test_without_a_schedule_it_never_stops():
     controller = AuxNN(AuxNN.Options(multiplier="learned", exploration=1e-9, warmup=0.0, decay=0.0))
     assert controller.propose(state(5000, max_steps=1000)).lr_multiplier == pytest.approx(1.0)

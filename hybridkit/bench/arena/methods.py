@@ -67,7 +67,7 @@ OURS_AND_ABLATIONS: Final[dict[str, Method]] = {
     "with a learned multiplier": Method({"hybrid": True}, {"lr_controller": {"multiplier": "learned"}}),
     "with a random multiplier": Method({"hybrid": True}, {"lr_controller": {"multiplier": "random"}}),
     BALANCED: Method({"hybrid": True, "clusterer": "kmeans"}),
-    "without parameter clusters": Method({"hybrid": True, "param_clusters": 1}),
+    "with a radius for each parameter cluster": Method({"hybrid": True, "constraint": "per-cluster"}),
     "without the trust region": Method({"hybrid": True, "constraint": "none"}),
     "without the quantisation ramp": Method({"hybrid": True, "ramp": 0.0}, precisions=("ternary", "1-bit")),
     "with a learned quantiser": Method(

@@ -21,6 +21,8 @@ from hybridkit.options import option
 Array = NDArray[np.float64]
 
 LARGEST_MULTIPLIER = 10.0
+REFERENCE_STEPS = 300
+SHORTEST_STEP, LONGEST_STEP = 1 / 2, 4 / 3  # of the step in a run of that many: runs of 1,200 and of 170
 LARGEST_RADIUS_FACTOR = 2.0
 _BASELINE_RATE = 0.05
 _NOISE_BLOCK = 256
@@ -218,9 +220,10 @@ class AuxNN:
     The plan is what a step should change, and is no matter of learning. Where the base optimizer takes
     relative steps (`steepest`), `given` is what its learning rate stands for at the first step (so that a
     scheduler of the caller's still counts), and c makes up for a rate that is up to ten times too small or
-    too large; for other base optimizers c is 1. The shape is a linear warm-up and a linear decay to zero.
-    Without `max_steps` there is no decay to plan: relative steps then have the shape's mean for good,
-    1 - (warmup + decay) / 2, and others the learning rate that they were given.
+    too large; for other base optimizers c is 1. The shape is a linear warm-up and a linear decay to zero, for
+    relative steps times the root of 300 / max_steps, within 1/2 and 4/3. Without `max_steps` there is no
+    decay to plan: relative steps then have the shape's mean for good, 1 - (warmup + decay) / 2, and others
+    the learning rate that they were given.
 
     With parameter clusters it gives one multiplier per cluster, from the same weights and the cluster's own
     gradient. The radius's factor is learned from the steps that the constraint shortened; on the others it
@@ -231,7 +234,7 @@ class AuxNN:
     because learning has not beaten it yet.
     """
 
-    bounds = (0.0, LARGEST_MULTIPLIER)
+    bounds = (0.0, LARGEST_MULTIPLIER * LONGEST_STEP)
     uses_update_alignment = False
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -250,7 +253,9 @@ class AuxNN:
         )
         pull: Annotated[float, Ge(0.0)] = option(1.0, "how strongly it is drawn back to multiplier 1")
         relative_step: Annotated[float, Gt(0.0)] = option(
-            0.06, "what a step should change of a matrix, where the base optimizer takes relative steps"
+            0.06,
+            "what a step changes of a matrix in a run of 300 steps, where the base optimizer takes relative"
+            " steps; in longer runs it is less",
         )
         warmup: Share = option(0.05, "share of the run over which the multiplier rises linearly")
         decay: Share = option(0.8, "share of the run over which it falls to zero at the end")
@@ -303,7 +308,7 @@ class AuxNN:
             return correction, mean if self.given > 0 else 1.0
         shape = self.shape.propose(state).lr_multiplier
         assert isinstance(shape, float)
-        return correction, shape
+        return correction, shape * (_step_for(state.max_steps) if self.given > 0 else 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """The network's state, and what the learning rate stood for."""
@@ -313,6 +318,15 @@ class AuxNN:
         """Restore the network and the plan."""
         self.network.load_state_dict(state)
         self.given = float(state["given"])
+
+
+def _step_for(max_steps: int) -> float:
+    """Relative steps in a run of `max_steps` (> 0) over those of 300: by the inverse root of its length.
+
+    Where gradients are noisy, the best constant step falls with the root of their number (Nemirovski et al.
+    2009, "Robust Stochastic Approximation", section 2.2). The bounds are what trials showed.
+    """
+    return min(max(math.sqrt(REFERENCE_STEPS / max_steps), SHORTEST_STEP), LONGEST_STEP)
 
 
 def _clipped(multiplier: float) -> float:

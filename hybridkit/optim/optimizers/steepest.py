@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -126,9 +127,10 @@ class RelativeDescent(Optimizer):
             direction = direction.view_as(p)
             if spectral:
                 if group["cautious"]:
-                    direction = direction * (direction * _gradient(p) > 0)
+                    agrees = (direction * _gradient(p)).sign_().clamp_(min=0)  # faster than a mask of bools
+                    direction.mul_(agrees)
                 scale = scale / (_rms(direction) + TINY)
-            p.sub_(direction * scale)
+            p.sub_(direction.mul_(scale))
         if keep:
             after = torch._foreach_norm(parameters)
             torch._foreach_mul_(
@@ -170,7 +172,8 @@ class RelativeDescent(Optimizer):
             return units
         for p, unit in zip(parameters, units, strict=True):
             state = self.state[p]
-            state["rows"].lerp_(unit.square().mean(1, keepdim=True), 1 - decay)
+            rows = torch.linalg.vector_norm(unit, dim=1, keepdim=True)
+            state["rows"].lerp_(rows.square_().div_(unit.shape[1]), 1 - decay)
             unit.div_((state["rows"] / (1 - decay ** state["step"])).sqrt().clamp_(min=TINY))
         return units
 
@@ -219,7 +222,8 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 
 def _rms(tensor: Tensor) -> Tensor:
-    return tensor.float().square().mean().sqrt()
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float32)
+    return norm / math.sqrt(tensor.numel())
 
 
 class Steepest:
