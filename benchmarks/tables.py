@@ -52,6 +52,8 @@ def blocks() -> dict[str, str]:
         "arena": arena("convergence"),
         "arena-summary": arena_summary(),
         "arena-cells": "\n".join(arena_cells("convergence")),
+        "satellite": arena("satellite"),
+        "satellite-cells": "\n".join(arena_cells("satellite")),
         "letters": arena("letters"),
         "letters-cells": "\n".join(arena_cells("letters")),
         **kernel_blocks(),
