@@ -61,6 +61,10 @@ class TestQuantizers(testing.QuantizerContract):
 class TestOptimizers(testing.OptimizerContract):
     choose = variants("optimizer")
 
+    @property
+    def lr(self):
+        return 0.001 if self.name == "steepest" else 0.02  # whose unit is relative: 6 % of a matrix a step
+
     def make(self):
         return registry().create("optimizer", f"hybridkit:{self.name}", self.options)
 
