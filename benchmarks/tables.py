@@ -49,6 +49,7 @@ def blocks() -> dict[str, str]:
         "files": markdown(tables.file_table(bench.inference)),
         "latency": markdown(tables.latency_table(bench.inference)),
         "help-latency": help_latency(),
+        "gpu-steps": markdown(gpu_steps()),
         "arena": arena("convergence"),
         "arena-summary": arena_summary(),
         "arena-cells": "\n".join(arena_cells("convergence")),
@@ -174,6 +175,30 @@ def help_latency() -> str:
         f"`hybridkit --help` {seconds['hybridkit --help']} (target {found['target_seconds']} s: {verdict}); "
         f"{rivals}. Medians of {found['rounds']} rounds on {found['machine']['processor']}.\n"
     )
+
+
+def gpu_steps() -> TextTable:
+    """A step on a GPU, each way."""
+    found = json.loads((RESULTS / "gpu-steps.json").read_text("utf-8"))
+    ways = ("adamw", "muon", "base", "hybrid")
+    rows = [
+        (
+            f"{row['model']}, {row['precision']}",
+            str(row["batch_size"]),
+            *(f"{row[f'{way}_ms']:.1f}" for way in ways),
+            *(
+                interval(Interval(middle, low, high), 3)
+                for low, middle, high in (row["overhead"], row["over_muon"])
+            ),
+        )
+        for row in found["rows"]
+    ]
+    columns = ("network", "batch", *(f"{way}, ms" for way in ways), "hybrid / base", "hybrid / muon")
+    notes = [
+        f"Medians of {found['rounds']} rounds with 95 % bootstrap intervals. {found['device']}, "
+        f"torch {found['torch']}."
+    ]
+    return TextTable("Training steps of a byte-level transformer on a GPU", columns, rows, notes)
 
 
 def filled(text: str, found: dict[str, str]) -> str:

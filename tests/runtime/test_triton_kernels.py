@@ -108,8 +108,8 @@ def test_zeros_no_rows_strides_and_more_dimensions():
 @pytest.mark.parametrize("activations", ["int8", "float"])
 def test_operators_take_the_kernels_on_a_gpu(activations):
     weight = to_device(packed("ternary", activations, 20, 50, 0))
-    assert ops._gpu(torch.zeros(1, 50, device=DEVICE), weight) is kernels
     x = torch.randn(4, 50, device=DEVICE, dtype=torch.float16)
+    assert ops._gpu(x, weight) is kernels
     operator = getattr(torch.ops.hybridkit, f"ternary_matmul_{activations}")
     y = operator(x, weight.codes, weight.scale, weight.bias, 50, 20, 1)
     assert torch.equal(y, kernels.matmul(x, weight))
