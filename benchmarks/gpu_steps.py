@@ -58,7 +58,8 @@ def measure(model: str, batch_size: int, precision: Precision, device: str, roun
         )
         for way, flags in WAYS.items()
     }
-    names, seconds = list(WAYS), {way: [] for way in WAYS}
+    names = list(WAYS)
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(rounds + 2):
         first = number % len(names)
         for way in names[first:] + names[:first]:
