@@ -100,6 +100,23 @@ def test_neither_the_loss_nor_the_weights_have_a_scale(weights, gradients, seed)
     torch.testing.assert_close(shifts[0], shifts[1], rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-4), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("norm", ["spectral", "adam"])
+def test_other_precisions_take_the_steps_of_float32(dtype, tolerance, norm):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(6, 5, generator=generator).to(dtype)
+    parameters = [nn.Parameter(start.clone()), nn.Parameter(start.float())]
+    optimizers = [RelativeDescent([p], 1e-2, norm=norm) for p in parameters]
+    for _ in range(4):
+        gradient = torch.randn(6, 5, generator=generator)
+        for parameter, optimizer in zip(parameters, optimizers, strict=True):
+            parameter.grad = gradient.to(parameter.dtype)
+            optimizer.step()
+    other, float32 = (p.detach() for p in parameters)
+    assert other.dtype == dtype
+    assert (other.float() - float32).norm() <= tolerance * (float32 - start.float()).norm()
+
+
 def test_a_step_changes_a_matrix_by_what_it_says():
     parameter = nn.Parameter(torch.randn(32, 16, generator=torch.Generator().manual_seed(0)))
     before = parameter.detach().clone()

@@ -117,38 +117,38 @@ class RelativeDescent(Optimizer):
         spectral = group["norm"] == "spectral"
         directions = (self._spectral if spectral else self._adam)(group, parameters)
         keep = spectral and group["keep_norm"]
-        before = torch._foreach_norm(parameters) if keep else []
+        before = torch._foreach_norm(parameters) if keep else ()
         length = group["lr"] * group["reach"]
-        lengths: Sequence[Tensor | float] = [length] * len(parameters)
-        if group["damped"]:
-            lengths = self._damped(parameters, length)
-        for p, direction, far in zip(parameters, directions, lengths, strict=True):
-            scale = far * self.state[p]["size"]
-            direction = direction.view_as(p)
-            if spectral:
-                if group["cautious"]:
-                    agrees = (direction * _gradient(p)).sign_().clamp_(min=0)  # faster than a mask of bools
-                    direction.mul_(agrees)
-                scale = scale / (_rms(direction) + TINY)
-            p.sub_(direction.mul_(scale))
+        sizes = [self.state[p]["size"] for p in parameters]
+        lengths = self._damped(parameters, length) if group["damped"] else length
+        scales = torch._foreach_mul(sizes, lengths)
+        directions = [d.view_as(p) for d, p in zip(directions, parameters, strict=True)]
+        if spectral:
+            if group["cautious"]:
+                agrees = torch._foreach_mul(directions, [_gradient(p) for p in parameters])
+                torch._foreach_sign_(agrees)
+                torch._foreach_clamp_min_(agrees, 0)
+                torch._foreach_mul_(directions, agrees)
+            torch._foreach_div_(scales, torch._foreach_add(_rms(directions), TINY))
+        torch._foreach_mul_(directions, scales)
+        torch._foreach_sub_(parameters, directions)
         if keep:
             after = torch._foreach_norm(parameters)
-            torch._foreach_mul_(
-                parameters, [b / a.clamp(min=TINY) for b, a in zip(before, after, strict=True)]
-            )
+            torch._foreach_clamp_min_(after, TINY)
+            torch._foreach_mul_(parameters, torch._foreach_div(before, after))
 
     def _damped(self, parameters: list[Tensor], length: float) -> list[Tensor]:
         """`length` for each parameter, shortened as its gradient has become small."""
         states = [self.state[p] for p in parameters]
-        norms = torch._foreach_norm([_gradient(p) for p in parameters])
-        squares = [norm.float().square() for norm in norms]
+        norms = [norm.float() for norm in torch._foreach_norm([_gradient(p) for p in parameters])]
+        squares = torch._foreach_mul(norms, norms)
         for state, square in zip(states, squares, strict=True):
             if "recent" not in state:
                 state.update(recent=torch.zeros_like(square), past=torch.zeros_like(square))
         recent, past = ([state[name] for state in states] for name in ("recent", "past"))
         torch._foreach_lerp_(recent, squares, 1 - _RECENT)
-        for state, square in zip(states, squares, strict=True):
-            state["past"].lerp_(square, 2 / (state["step"] + 1))  # weights 1, 2, 3, ..., over their sum
+        # weights 1, 2, 3, ..., over their sum
+        torch._foreach_lerp_(past, squares, [2 / (state["step"] + 1) for state in states])
         ratios = torch._foreach_div(recent, torch._foreach_add(past, TINY**2))
         torch._foreach_div_(ratios, [1 - _RECENT ** s["step"] for s in states])
         torch._foreach_clamp_max_(ratios, 1.0)
@@ -160,38 +160,49 @@ class RelativeDescent(Optimizer):
         for p in parameters:
             if not self.state[p]:
                 rows = torch.zeros(len(p), 1, device=p.device)
-                size = _rms(p).clamp(min=TINY)
+                size = _rms([p])[0].clamp(min=TINY)
                 self.state[p].update(step=0, momentum=torch.zeros_like(p), rows=rows, size=size)
             self.state[p]["step"] += 1
+        states = [self.state[p] for p in parameters]
         gradients = [_gradient(p) for p in parameters]
-        buffers = [self.state[p]["momentum"] for p in parameters]
+        buffers = [state["momentum"] for state in states]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, buffers, momentum)
         units = _orthogonalised([direction.flatten(1).float() for direction in ahead], group["block"])
         if decay == 0:
             return units
-        for p, unit in zip(parameters, units, strict=True):
-            state = self.state[p]
-            rows = torch.linalg.vector_norm(unit, dim=1, keepdim=True)
-            state["rows"].lerp_(rows.square_().div_(unit.shape[1]), 1 - decay)
-            unit.div_((state["rows"] / (1 - decay ** state["step"])).sqrt().clamp_(min=TINY))
+        means = [torch.linalg.vector_norm(unit, dim=1, keepdim=True) for unit in units]
+        torch._foreach_mul_(means, means)
+        torch._foreach_div_(means, [float(unit.shape[1]) for unit in units])
+        averages = [state["rows"] for state in states]
+        torch._foreach_lerp_(averages, means, 1 - decay)
+        scales = torch._foreach_div(averages, [1 - decay ** state["step"] for state in states])
+        torch._foreach_sqrt_(scales)
+        torch._foreach_clamp_min_(scales, TINY)
+        for unit, scale in zip(units, scales, strict=True):
+            unit.div_(scale)
         return units
 
     def _adam(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
         beta1, beta2 = group["momentum"], group["beta2"]
-        directions = []
         for p in parameters:
             state = self.state[p]
             if not state:
                 mean, square = torch.zeros_like(p), torch.zeros_like(p)
-                size = _rms(p).clamp(min=group["least_size"])
+                size = _rms([p])[0].clamp(min=group["least_size"])
                 state.update(step=0, mean=mean, square=square, size=size)
             state["step"] += 1
-            state["mean"].lerp_(_gradient(p), 1 - beta1)
-            state["square"].lerp_(_gradient(p).square(), 1 - beta2)
-            mean = state["mean"] / (1 - beta1 ** state["step"])
-            directions.append(mean / ((state["square"] / (1 - beta2 ** state["step"])).sqrt() + TINY))
-        return directions
+        states = [self.state[p] for p in parameters]
+        gradients = [_gradient(p) for p in parameters]
+        means, squares = ([state[name] for state in states] for name in ("mean", "square"))
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - beta2)
+        directions = torch._foreach_div(means, [1 - beta1 ** state["step"] for state in states])
+        roots = torch._foreach_div(squares, [1 - beta2 ** state["step"] for state in states])
+        torch._foreach_sqrt_(roots)
+        torch._foreach_add_(roots, TINY)
+        torch._foreach_div_(directions, roots)
+        return list(directions)
 
 
 def _orthogonalised(matrices: Sequence[Tensor], block: int) -> list[Tensor]:
@@ -204,8 +215,7 @@ def _orthogonalised(matrices: Sequence[Tensor], block: int) -> list[Tensor]:
     for _, same in groupby(pieces, key=lambda pair: pair[0].shape):
         members = list(same)
         units = orthogonalise(torch.stack([piece for piece, _ in members]))
-        for (_, into), unit in zip(members, units, strict=True):
-            into.copy_(unit)
+        torch._foreach_copy_([into for _, into in members], list(units.unbind()))
     return found
 
 
@@ -221,9 +231,12 @@ def _gradient(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def _rms(tensor: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float32)
-    return norm / math.sqrt(tensor.numel())
+def _rms(tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    """The root mean square of each, 0-d; float32, or float64 for float64."""
+    wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    norms = torch._foreach_norm(tensors, 2, dtype=wide)
+    torch._foreach_div_(norms, [math.sqrt(t.numel()) for t in tensors])
+    return norms
 
 
 class Steepest:
