@@ -53,6 +53,8 @@ def blocks() -> dict[str, str]:
         "arena": arena("convergence"),
         "arena-summary": arena_summary(),
         "arena-cells": "\n".join(arena_cells("convergence")),
+        "austen": arena("austen"),
+        "austen-cells": "\n".join(arena_cells("austen")),
         "satellite": arena("satellite"),
         "satellite-cells": "\n".join(arena_cells("satellite")),
         "letters": arena("letters"),
