@@ -32,6 +32,7 @@ COSINE: Final = "AdamW, cosine"
 MUON: Final = "Muon, WSD"
 OURS: Final = "hybrid"
 BALANCED: Final = "with balanced data clusters"
+UNCONSTRAINED: Final = "without the trust region"
 RIVALS: Final[dict[str, Method]] = {
     TUNED: Method(grid=(1e-4, *_ADAM[:4])),
     COSINE: Method({"lr_controller": "cosine"}, grid=_ADAM),
@@ -68,7 +69,7 @@ OURS_AND_ABLATIONS: Final[dict[str, Method]] = {
     "with a random multiplier": Method({"hybrid": True}, {"lr_controller": {"multiplier": "random"}}),
     BALANCED: Method({"hybrid": True, "clusterer": "kmeans"}),
     "with a radius for each parameter cluster": Method({"hybrid": True, "constraint": "per-cluster"}),
-    "without the trust region": Method({"hybrid": True, "constraint": "none"}),
+    UNCONSTRAINED: Method({"hybrid": True, "constraint": "none"}),
     "without the quantisation ramp": Method({"hybrid": True, "ramp": 0.0}, precisions=("ternary", "1-bit")),
     "with a learned quantiser": Method(
         {"hybrid": True, "quantizer": "ternary-learned"}, precisions=("ternary",)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from hybridkit.bench.arena.cells import Cell
-from hybridkit.bench.arena.methods import BASELINE, METHODS, OURS, is_ours
+from hybridkit.bench.arena.methods import BASELINE, METHODS, OURS, UNCONSTRAINED, is_ours
 
 if TYPE_CHECKING:
     from hybridkit.tasks.protocol import Batch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 POINTS: Final = 5  # of a curve, after its start
 GLANCE: Final = 400  # samples at most, evenly spaced, where all of them would take too long
-TWINS: Final = (OURS, BASELINE)  # whose quantised networks are compared with full-precision twins
+TWINS: Final = (OURS, UNCONSTRAINED, BASELINE)  # their quantised networks are compared with full-precision twins
 
 
 @dataclass(frozen=True, slots=True)
