@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 POINTS: Final = 5  # of a curve, after its start
 GLANCE: Final = 400  # samples at most, evenly spaced, where all of them would take too long
-TWINS: Final = (OURS, UNCONSTRAINED, BASELINE)  # their quantised networks are compared with full-precision twins
+TWINS: Final = (OURS, UNCONSTRAINED, BASELINE)  # compared with their full-precision twins, if quantised
 
 
 @dataclass(frozen=True, slots=True)
