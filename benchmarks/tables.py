@@ -53,6 +53,8 @@ def blocks() -> dict[str, str]:
         "arena": arena("convergence"),
         "arena-summary": arena_summary(),
         "arena-cells": "\n".join(arena_cells("convergence")),
+        "digits-30": arena("digits-30"),
+        "digits-30-cells": "\n".join(arena_cells("digits-30")),
         "austen": arena("austen"),
         "austen-cells": "\n".join(arena_cells("austen")),
         "satellite": arena("satellite"),
