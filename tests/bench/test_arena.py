@@ -19,7 +19,17 @@ from hybridkit.bench.arena.cells import CORE, Cell
 from hybridkit.bench.arena.extras import EXTRAS, Extra, best_rivals
 from hybridkit.bench.arena.findings import CellFindings, findings, rankings, share_to_reach
 from hybridkit.bench.arena.longtail import thinned
-from hybridkit.bench.arena.methods import BALANCED, BASELINE, COSINE, METHODS, MUON, OURS, RIVALS, TUNED
+from hybridkit.bench.arena.methods import (
+    BALANCED,
+    BASELINE,
+    COSINE,
+    METHODS,
+    MUON,
+    OURS,
+    RIVALS,
+    TUNED,
+    UNCONSTRAINED,
+)
 from hybridkit.bench.arena.numbers import numbers
 from hybridkit.bench.arena.plan import Plan, best_rates, core, quick
 from hybridkit.bench.arena.report import Report, cell_table, save, tables, to_html, to_json
@@ -98,6 +108,7 @@ def test_findings_compare_in_pairs():
     assert found.less_error.median == pytest.approx(0.5)
     assert {s.method: s.error.median for s in found.standings if s.error} == {
         OURS: pytest.approx(0.1),
+        UNCONSTRAINED: pytest.approx(0.1),
         BASELINE: pytest.approx(0.2),
     }
 
