@@ -16,18 +16,13 @@ from pathlib import Path
 
 import torch
 
+from hybridkit.bench.overhead import FLAGS, STEPS
 from hybridkit.bench.runs import QUANTISED, Precision
 from hybridkit.bench.statistics import bootstrap_median
-from hybridkit.training.config import HYBRID_DEFAULTS, resolve
+from hybridkit.training.config import resolve
 from hybridkit.training.trainer import Trainer
 
-STEPS = 10  # of a turn
-WAYS = {
-    "adamw": {},
-    "muon": {"optimizer": "muon"},
-    "base": {"optimizer": HYBRID_DEFAULTS["optimizer"]},
-    "hybrid": {"hybrid": True},
-}
+WAYS = {**FLAGS, "muon": {"optimizer": "muon"}}
 MODELS = (("transformer-0.4m", 16), ("transformer-3m", 16), ("transformer-3m", 256))
 
 
