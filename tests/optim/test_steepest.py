@@ -180,6 +180,14 @@ def test_the_recipe_gives_each_kind_its_norm():
     assert isinstance(Steepest().options, Steepest.Options)
 
 
+def test_wide_embeddings_move_less():
+    model = nn.ModuleDict({f"embed{width}": nn.Embedding(5, width) for width in (3, 128, 512)})
+    options = {"reach": 10.0, "embedding": 3.0}
+    optimizer = build_base_optimizer("steepest", model.named_parameters(), lr=0.1, options=options)
+    found = {g["reach"]: [p.shape[1] for p in g["params"]] for g in optimizer.param_groups}
+    assert found == {30.0: [3, 128], 7.5: [512]}
+
+
 def test_steps_shrink_with_the_gradient_and_only_with_it():
     for damped, expected in ((True, 0.35), (False, 1.0)):
         parameter = nn.Parameter(torch.ones(8, 8))

@@ -19,6 +19,7 @@ from hybridkit.options import option
 
 Norm = Literal["spectral", "adam"]
 TINY = 1e-12
+_WIDTH = 128  # of the embeddings that `embedding` was found with
 _RECENT = 0.9  # decay of the mean square of recent gradients that damping looks at
 
 
@@ -125,6 +126,7 @@ class RelativeDescent(Optimizer):
         directions = [d.view_as(p) for d, p in zip(directions, parameters, strict=True)]
         if spectral:
             if group["cautious"]:
+                # signs clamped to 0 and 1: a comparison has no foreach, and a mask is one tensor at a time
                 agrees = torch._foreach_mul(directions, [_gradient(p) for p in parameters])
                 torch._foreach_sign_(agrees)
                 torch._foreach_clamp_min_(agrees, 0)
@@ -244,7 +246,9 @@ class Steepest:
 
     A learning rate of 1e-3 changes a hidden matrix by 6 % a step at most. Embeddings move `embedding` times
     as far, the output layer `output` times, vectors (biases, norm weights, quantizer steps) `vector` times.
-    There is no weight decay, as norms are kept. The run's `momentum` is that of all parameters.
+    Embeddings wider than 128 move 128 / width as far as that: a tied one makes the logits, to which all
+    columns add up, so that the same step of each would change wider networks more (Yang et al. 2022, arXiv
+    2203.03466). There is no weight decay, as norms are kept. The run's `momentum` is that of all parameters.
     """
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,7 +259,7 @@ class Steepest:
             60.0, "relative change of a hidden matrix per unit of the learning rate"
         )
         embedding: Annotated[float, Gt(0.0)] = option(
-            8.0, "how far embeddings move, relative to hidden matrices"
+            8.0, "how far embeddings of up to 128 columns move, relative to hidden matrices"
         )
         output: Annotated[float, Gt(0.0)] = option(1.0, "how far the output layer moves")
         vector: Annotated[float, Gt(0.0)] = option(0.1, "how far vectors move, relative to matrices")
@@ -286,11 +290,17 @@ class Steepest:
             "output": ("adam", o.output),
             "vector": ("adam", o.vector),
         }
+        members: dict[tuple[str, float], list[Tensor]] = {}
+        for name, p in named_parameters:
+            kind = _kind(name, p, outer)
+            narrowing = _WIDTH / max(p.shape[-1], _WIDTH) if kind == "embedding" else 1.0
+            members.setdefault((kind, narrowing), []).append(p)
         groups = []
         for kind, (norm, factor) in kinds.items():
-            members = [p for name, p in named_parameters if _kind(name, p, outer) == kind]
-            if members:
-                groups.append({"params": members, "norm": norm, "reach": o.reach * factor})
+            for (of, narrowing), parameters in members.items():
+                if of == kind:
+                    reach = o.reach * factor * narrowing
+                    groups.append({"params": parameters, "norm": norm, "reach": reach})
         return RelativeDescent(
             groups,
             lr,
