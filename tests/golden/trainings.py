@@ -1,0 +1,137 @@
+"""Short trainings whose results are written down to the bit: `python tests/golden/trainings.py --write`.
+
+A change that is not meant to change behaviour leaves every digest where it is. Bits depend on the kernels that
+torch picks; the environment below makes it pick those that every x86-64 processor has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+GOLDEN = Path(__file__).with_name("golden.json")
+SAME_KERNELS = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "MKL_CBWR": "COMPATIBLE",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_CORETYPE": "NEHALEM",
+}
+HYBRID_TERNARY = ("--hybrid", "--ternary", "--qat", "--threads", "1", "--seed", "5")
+RUNS: dict[str, tuple[str, ...]] = {
+    "digits": ("--task", "digits", "--max-steps", "60"),
+    "fashion-mnist": ("--task", "fashion-mnist", "--max-steps", "12"),
+    # a text that comes with the very version of torch the bits are for
+    "text": ("--task", "text", "--max-steps", "12", "--batch-size", "8", "--data-dir", "{torch}/_tensor_docs.py"),
+}
+
+
+def torch_version() -> str:
+    """Bits are promised for one version of torch."""
+    from importlib.metadata import version
+
+    return version("torch").partition("+")[0]
+
+
+def torch_folder() -> Path:
+    """Where torch is installed."""
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def comparable() -> bool:
+    """Whether this machine can give the bits that were written down."""
+    return platform.machine() == "x86_64" and json.loads(GOLDEN.read_text())["torch"] == torch_version()
+
+
+def digest(parts: Iterable[tuple[str, Any]]) -> str:
+    """A hash of named arrays, types and shapes included."""
+    import numpy as np
+
+    found = hashlib.sha256()
+    for name, value in parts:
+        array = np.ascontiguousarray(value)
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()[:24]
+
+
+def of_packed(path: Path) -> str:
+    """Of everything a packed network computes with: codes and scales of its layers, its other tensors."""
+    from hybridkit.packing.model import PackedModel
+
+    packed = PackedModel.load(path)
+    parts: list[tuple[str, Any]] = []
+    for name, layer in sorted(packed.layers.items()):
+        parts += [(f"{name} {layer.bits} {layer.activations} {layer.group_size}", layer.unpack())]
+        parts += [(f"{name} scale", layer.scale)]
+    parts += [(name, value) for name, value in sorted(packed.tensors.items())]
+    return digest(parts)
+
+
+def of_onnx(path: Path) -> str:
+    """Of nodes, attributes and constants of an ONNX file; names and metadata may change."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(str(path))
+    parts: list[tuple[str, Any]] = []
+    for node in model.graph.node:
+        said = sorted(
+            (a.name, a.SerializeToString()) for a in node.attribute if not a.HasField("t") and not a.HasField("g")
+        )
+        parts += [(f"{node.domain}:{node.op_type} {len(node.input)} {len(node.output)} {said}", 0)]
+    constants = sorted(digest([("", numpy_helper.to_array(c))]) for c in model.graph.initializer)
+    return digest([*parts, *((text, 0) for text in constants)])
+
+
+def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Train, export, resume, with the command line, in an environment that fixes the kernels."""
+    environment = {**os.environ, **SAME_KERNELS, "HYBRIDKIT_RUNS": str(folder)}
+
+    def hybridkit(*words: str) -> Mapping[str, Any]:
+        command = [sys.executable, "-m", "hybridkit", *words, "--json"]
+        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(words)}: {done.stderr}")
+        found: Mapping[str, Any] = json.loads(done.stdout)
+        return found
+
+    found: dict[str, str] = {}
+    for name in names:
+        words = [word.format(torch=torch_folder()) for word in RUNS[name]]
+        run = Path(hybridkit("train", *HYBRID_TERNARY, *words)["run"])
+        found[f"{name} packed"] = of_packed(run / "model.hk.safetensors")
+        hybridkit("export", str(folder / f"{name}.onnx"), "--from", str(run))
+        found[f"{name} onnx"] = of_onnx(folder / f"{name}.onnx")
+        if name == "digits":
+            hybridkit("train", "--resume", str(run), "--max-steps", "90")
+            found[f"{name} resumed"] = of_packed(run / "model.hk.safetensors")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write down what comes out")
+    with tempfile.TemporaryDirectory() as folder:
+        found = {"torch": torch_version(), "digests": digests(Path(folder), RUNS)}
+    text = json.dumps(found, indent=2) + "\n"
+    print(text)
+    if parser.parse_args().write:
+        GOLDEN.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
