@@ -23,10 +23,10 @@ const char* problem(int32_t codec, const Attributes& a, const uint8_t* codes, si
   return hybridkit_check_codes(codec, static_cast<int32_t>(a.layout), codes, bytes, a.N, a.K);
 }
 
-void tile(int32_t codec, const Attributes& a, const uint8_t* codes, uint8_t* out) {
+const char* tile(int32_t codec, const Attributes& a, const uint8_t* codes, uint8_t* out) {
   if (!a.convolution) return hybridkit_tile(codec, codes, a.N, a.K, out);
   const int64_t taps = a.K / (a.convolution->channels / a.group());
-  hybridkit_conv_tile(codec, codes, a.N, a.K, a.group(), taps, out);
+  return hybridkit_conv_tile(codec, codes, a.N, a.K, a.group(), taps, out);
 }
 
 }  // namespace
@@ -48,7 +48,7 @@ Codes::Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor)
   if (const char* wrong = problem(codec, attributes, data_, given)) throw std::runtime_error(wrong);
   if (attributes.layout != kRowMajor) return;
   std::shared_ptr<uint8_t> tiles = allocate_codes(bytes_);
-  tile(codec, attributes, data_, tiles.get());
+  if (const char* wrong = tile(codec, attributes, data_, tiles.get())) throw std::runtime_error(wrong);
   give_up(data_, given);
   data_ = tiles.get();
   own_ = std::move(tiles);
