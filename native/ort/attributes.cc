@@ -78,6 +78,11 @@ Attributes read(const Source& source, bool convolution) {
   fail(std::string("attribute ") + name + " is missing or has another type");
 }
 
+// The runtime gives no numbers for an attribute of another type; none of ours has none.
+void check_given(const char* name, size_t numbers) {
+  if (numbers == 0) fail(std::string("attribute ") + name + " is missing, empty or has another type");
+}
+
 bool ok(const OrtApi* api, OrtStatus* status) {
   if (status == nullptr) return true;
   ReleaseStatus(api, status);
@@ -102,8 +107,9 @@ int64_t KernelAttributes::integer(const char* name) const {
 std::vector<int64_t> KernelAttributes::integers(const char* name) const {
   size_t size = 0;
   if (!ok(api, KernelInfoGetAttributeArray_int64(api, info, name, nullptr, &size))) missing(name);
+  check_given(name, size);
   std::vector<int64_t> values(size);
-  if (size > 0) check(api, KernelInfoGetAttributeArray_int64(api, info, name, values.data(), &size));
+  check(api, KernelInfoGetAttributeArray_int64(api, info, name, values.data(), &size));
   return values;
 }
 
@@ -124,6 +130,7 @@ std::vector<int64_t> InferenceAttributes::integers(const char* name) const {
   if (!ok(api, ShapeInferContext_GetAttribute(api, context, name, &attribute)) || attribute == nullptr)
     missing(name);
   check(api, ReadOpAttr(api, attribute, kAttributeInts, values, sizeof values, &bytes));
+  check_given(name, bytes);
   return std::vector<int64_t>(values, values + bytes / sizeof(int64_t));
 }
 
