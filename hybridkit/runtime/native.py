@@ -350,8 +350,8 @@ def _sizes(names: str, *numbers: int) -> tuple[int, ...]:
 
 
 def _rows(M: int) -> int:
-    if not 0 <= M <= _MAX_ROWS:
-        raise UsageError(f"M must be from 0 to {_MAX_ROWS}, got {M}")
+    if not isinstance(M, int) or not 0 <= M <= _MAX_ROWS:
+        raise UsageError(f"M must be an integer from 0 to {_MAX_ROWS}, got {M!r}")
     return M
 
 
