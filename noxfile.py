@@ -89,6 +89,7 @@ def native(session: nox.Session) -> None:
     tests = ("pool_", "matmul_from_several_threads")
     environment = {"TSAN_OPTIONS": "die_after_fork=0"}  # a test forks while threads run
     session.run(folder / "native/tests/kernels_test", *tests, env=environment, external=True)
+    session.run(folder / "native/tests/fuzz_kernels", "--cases", "5000", external=True)
 
 
 @nox.session(venv_backend="none")
@@ -111,18 +112,22 @@ def aarch64(session: nox.Session) -> None:
     folder = build_native_tests(session, "native-aarch64", "-DCMAKE_TOOLCHAIN_FILE=native/aarch64.cmake")
     session.run("ctest", "--test-dir", folder, "-j2", "--output-on-failure", external=True)
     on_a53 = ("qemu-aarch64", "-cpu", "cortex-a53", "-L", "/usr/aarch64-linux-gnu")
-    program = folder / "native/tests/kernels_test"
-    session.run(*on_a53, program, "isa_", "matmul_every", "conv_as_networks", external=True)
+    programs = folder / "native/tests"
+    tests = ("isa_", "matmul_every", "conv_as_networks")
+    session.run(*on_a53, programs / "kernels_test", *tests, external=True)
+    session.run(*on_a53, programs / "fuzz_kernels", "--cases", "5000", external=True)
 
 
 @nox.session(venv_backend="none")
 def processors(session: nox.Session) -> None:
     """Native tests on x86-64 processors that lack something, under qemu-user: nothing illegal is executed."""
     need(session, "cmake", "c++", "qemu-x86_64")
-    program = build_native_tests(session, "native-plain") / "native/tests/kernels_test"
+    programs = build_native_tests(session, "native-plain") / "native/tests"
     for processor in ("Nehalem", "Haswell"):  # neither AVX nor AVX2; both
         tests = ("isa_", "layout_", "conv_", "matmul_every")
-        session.run("qemu-x86_64", "-cpu", processor, program, *tests, external=True)
+        emulated = ("qemu-x86_64", "-cpu", processor)
+        session.run(*emulated, programs / "kernels_test", *tests, external=True)
+        session.run(*emulated, programs / "fuzz_kernels", "--cases", "5000", external=True)
 
 
 @nox.session
