@@ -22,8 +22,7 @@ inline int64_t product(std::initializer_list<int64_t> factors, int64_t most) {
     if (factor == 0) return 0;
   }
   for (const int64_t factor : factors) {
-    if (factor > most / result) return -1;
-    result *= factor;
+    if (__builtin_mul_overflow(result, factor, &result) || result > most) return -1;
   }
   return result;
 }
