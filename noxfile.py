@@ -62,18 +62,19 @@ def need(session: nox.Session, *programs: str) -> None:
 
 
 def build_native_tests(session: nox.Session, name: str, *options: str) -> Path:
-    """Build kernels_test in build/`name`; the folder."""
+    """Build kernels_test and fuzz_kernels in build/`name`; the folder."""
     folder = BUILDS / name
     generator = ("-G", "Ninja") if shutil.which("ninja") else ()
     options = ("-DHYBRIDKIT_TESTS=ON", "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON", *options)
     session.run("cmake", "-S", ".", "-B", folder, *generator, *options, external=True, silent=True)
-    session.run("cmake", "--build", folder, "--target", "kernels_test", "-j2", external=True, silent=True)
+    targets = ("--target", "kernels_test", "fuzz_kernels")
+    session.run("cmake", "--build", folder, *targets, "-j2", external=True, silent=True)
     return folder
 
 
 @nox.session(venv_backend="none")
 def native(session: nox.Session) -> None:
-    """Native tests under sanitizers; AVX-512 VNNI and AVX-VNNI emulated where SIMDe is installed."""
+    """Native tests and random calls under sanitizers; VNNI kernels emulated where SIMDe is installed."""
     need(session, "cmake", "c++")
     emulate = Path("/usr/include/simde/x86/avx512.h").exists()
     if not emulate:
@@ -82,10 +83,26 @@ def native(session: nox.Session) -> None:
     options = (sanitize, f"-DHYBRIDKIT_EMULATE={'ON' if emulate else 'OFF'}", *CHECKED)
     folder = build_native_tests(session, "native-sanitized", *options)
     session.run("ctest", "--test-dir", folder, "-j2", "--output-on-failure", external=True)
+    cases = ("--seed", "2", "--cases", "100000")  # half a minute; ctest has run others
+    session.run(folder / "native/tests/fuzz_kernels", *cases, external=True)
     folder = build_native_tests(session, "native-threads", "-DHYBRIDKIT_SANITIZE=thread", *CHECKED)
     tests = ("pool_", "matmul_from_several_threads")
     environment = {"TSAN_OPTIONS": "die_after_fork=0"}  # a test forks while threads run
     session.run(folder / "native/tests/kernels_test", *tests, env=environment, external=True)
+    session.run(folder / "native/tests/fuzz_kernels", "--cases", "5000", external=True)
+
+
+@nox.session(venv_backend="none")
+def fuzz(session: nox.Session) -> None:
+    """The random calls guided by libFuzzer, as long as you like: `nox -s fuzz -- -max_total_time=600`."""
+    need(session, "cmake", "clang++")
+    options = ("-DCMAKE_CXX_COMPILER=clang++", "-DHYBRIDKIT_SANITIZE=address,undefined,fuzzer-no-link")
+    checked = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1")
+    folder = build_native_tests(session, "native-fuzz", *options, *checked)
+    corpus = folder / "corpus"
+    corpus.mkdir(exist_ok=True)
+    found = (f"-artifact_prefix={folder}/", "-max_len=256", "-timeout=20")
+    session.run(folder / "native/tests/fuzz_kernels", corpus, *found, *session.posargs, external=True)
 
 
 @nox.session(venv_backend="none")
@@ -95,18 +112,22 @@ def aarch64(session: nox.Session) -> None:
     folder = build_native_tests(session, "native-aarch64", "-DCMAKE_TOOLCHAIN_FILE=native/aarch64.cmake")
     session.run("ctest", "--test-dir", folder, "-j2", "--output-on-failure", external=True)
     on_a53 = ("qemu-aarch64", "-cpu", "cortex-a53", "-L", "/usr/aarch64-linux-gnu")
-    program = folder / "native/tests/kernels_test"
-    session.run(*on_a53, program, "isa_", "matmul_every", "conv_as_networks", external=True)
+    programs = folder / "native/tests"
+    tests = ("isa_", "matmul_every", "conv_as_networks")
+    session.run(*on_a53, programs / "kernels_test", *tests, external=True)
+    session.run(*on_a53, programs / "fuzz_kernels", "--cases", "5000", external=True)
 
 
 @nox.session(venv_backend="none")
 def processors(session: nox.Session) -> None:
     """Native tests on x86-64 processors that lack something, under qemu-user: nothing illegal is executed."""
     need(session, "cmake", "c++", "qemu-x86_64")
-    program = build_native_tests(session, "native-plain") / "native/tests/kernels_test"
+    programs = build_native_tests(session, "native-plain") / "native/tests"
     for processor in ("Nehalem", "Haswell"):  # neither AVX nor AVX2; both
         tests = ("isa_", "layout_", "conv_", "matmul_every")
-        session.run("qemu-x86_64", "-cpu", processor, program, *tests, external=True)
+        emulated = ("qemu-x86_64", "-cpu", processor)
+        session.run(*emulated, programs / "kernels_test", *tests, external=True)
+        session.run(*emulated, programs / "fuzz_kernels", "--cases", "5000", external=True)
 
 
 @nox.session

@@ -31,7 +31,8 @@ class Layer:
         self, native: Native, n: int, k: int, *, codec: str, mode: str, copies: int, huge: bool = True
     ) -> None:
         self.native, self.n, self.k, self.copies = native, n, k, copies
-        step = -(-code_bytes(codec, n, k) // 64) * 64
+        size = code_bytes(codec, n, k)
+        step = -(-size // 64) * 64
         self._codes = limits.native().bench_allocate(step * copies, int(huge))
         if not self._codes:
             raise MemoryError
@@ -40,7 +41,7 @@ class Layer:
         self._scale, self._bias = np.full(n, 0.01, np.float32), np.zeros(n, np.float32)
         kind, vectors = (CODECS[codec], ACTIVATIONS[mode]), (self._scale.ctypes.data, self._bias.ctypes.data)
         self.matrices = (Matrix * copies)(
-            *(Matrix(*kind, n, k, self._codes + i * step, *vectors) for i in range(copies))
+            *(Matrix(*kind, n, k, self._codes + i * step, *vectors, size) for i in range(copies))
         )
 
     def products(self, m: int, threads: int) -> Products:

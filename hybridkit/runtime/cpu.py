@@ -59,7 +59,8 @@ class _Kept:
             w = w._replace(codes=torch.from_numpy(tiles))
         self.tensors = w.tiles(group)
         at = (tensor.data_ptr() for tensor in self.tensors)
-        self.matrix = c.Matrix(c.CODECS[w.kind], c.ACTIVATIONS[w.activations], w.N, w.K, *at)
+        size = self.tensors[0].numel()
+        self.matrix = c.Matrix(c.CODECS[w.kind], c.ACTIVATIONS[w.activations], w.N, w.K, *at, code_bytes=size)
 
 
 @functools.lru_cache(maxsize=1024)

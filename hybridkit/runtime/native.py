@@ -1,7 +1,8 @@
 """The native library's kernels through ctypes; native/kernels/hybridkit_kernels.h says what they compute.
 
-`load()` gives a `Native`: its methods take NumPy arrays, `matmul_at` and `conv_at` take addresses and check
-nothing. Python's lock is released while a kernel runs.
+`load()` gives a `Native`: its methods take NumPy arrays, `matmul_at` and `conv_at` take addresses. Sizes and
+attributes are checked here for what ctypes would cut off without a word, and by the library for what works.
+Python's lock is released while a kernel runs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import functools
 import itertools
 import math
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_void_p
@@ -28,15 +30,21 @@ Activations = Literal["int8", "float"]
 DType = Literal["float32", "float16", "bfloat16"]
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+_NONE: Final = np.empty(0, np.uint8)
 
 CODECS: Final = {"ternary": 0, "binary": 1}
 ACTIVATIONS: Final = {"int8": 0, "float": 1}
 DTYPES: Final = {"float32": 0, "float16": 1, "bfloat16": 2}
+_MAX_SIZE: Final = 2**31 - 1  # HYBRIDKIT_MAX_SIZE: the largest N; no other size or attribute is larger
+_MAX_ROWS: Final = 2**63 - 1
 _NUMPY: Final = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
 class Matrix(ctypes.Structure):
-    """`hybridkit_matrix`: a packed matrix [N, K] at addresses that the caller keeps alive."""
+    """`hybridkit_matrix`: a packed matrix [N, K] at addresses that the caller keeps alive.
+
+    `code_bytes` is the size of the codes: the kernels refuse codes that N and K do not fit.
+    """
 
     _fields_ = (
         ("codec", c_int32),
@@ -46,6 +54,7 @@ class Matrix(ctypes.Structure):
         ("codes", c_void_p),
         ("scale", c_void_p),
         ("bias", c_void_p),
+        ("code_bytes", c_size_t),
     )
 
 
@@ -80,18 +89,20 @@ class Geometry(ctypes.Structure):
         if not (1 <= axes <= 3 and len(kernel) == len(strides) == len(dilations) == axes == len(pads) / 2):
             raise UsageError("a convolution has 1 to 3 spatial axes and as many numbers of each kind")
         vectors = (size, kernel, strides, dilations, pads[:axes], pads[axes:])
-        return cls(axes, channels, group, *((c_int64 * 3)(*vector) for vector in vectors))
+        numbers = (_sizes("sizes, kernels, strides, dilations and pads", *vector) for vector in vectors)
+        channels, group = _sizes("channels and group", channels, group)
+        return cls(axes, channels, group, *((c_int64 * 3)(*vector) for vector in numbers))
 
 
 _FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
     "code_bytes": (c_size_t, [c_int32, c_int32, c_int64, c_int64]),
     "check_codes": (c_char_p, [c_int32, c_int32, c_void_p, c_size_t, c_int64, c_int64]),
-    "tile": (None, [c_int32, c_void_p, c_int64, c_int64, c_void_p]),
+    "tile": (c_char_p, [c_int32, c_void_p, c_int64, c_int64, c_void_p]),
     "matmul": (c_char_p, [POINTER(Matrix), c_int32, c_void_p, c_int64, c_void_p, c_void_p]),
     "conv_shape": (c_char_p, [POINTER(Geometry), c_int64, c_int64 * 3]),
     "conv_code_bytes": (c_size_t, [c_int32, c_int64, c_int64, c_int64]),
     "check_conv_codes": (c_char_p, [c_int32, c_void_p, c_size_t, c_int64, c_int64, c_int64]),
-    "conv_tile": (None, [c_int32, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p]),
+    "conv_tile": (c_char_p, [c_int32, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p]),
     "conv": (
         c_char_p,
         [POINTER(Matrix), POINTER(Geometry), c_int32, c_void_p, c_int64, c_void_p, c_void_p],
@@ -178,46 +189,54 @@ class Native:
 
     def kernel(self, codec: Codec, activations: Activations, N: int, K: int, M: int) -> str:
         """Which kernel multiplies M rows: "stream" or "tile"."""
-        return _text(self._call["kernel"](_matrix(codec, activations, N, K), M))
+        name = self._call["kernel"](_matrix(codec, activations, N, K), _rows(M))
+        if name is None:
+            raise UsageError(f"there is no product of {M} rows with a matrix [{N}, {K}]")
+        return _text(name)
 
     def tasks(self, codec: Codec, activations: Activations, N: int, K: int, M: int) -> int:
         """Into how many parallel tasks a product of M rows is cut."""
-        return int(self._call["tasks"](_matrix(codec, activations, N, K), M))
+        tasks = int(self._call["tasks"](_matrix(codec, activations, N, K), _rows(M)))
+        if tasks == 0:
+            raise UsageError(f"there is no product of {M} rows with a matrix [{N}, {K}]")
+        return tasks
 
     def parallel(self, threads: int) -> int | None:
         """The address of the pool of `threads` threads; None is the calling thread alone."""
-        address: int | None = self._pool(threads) if threads > 1 else None
+        address: int | None = self._pool(min(threads, _MAX_SIZE)) if threads > 1 else None
         return address
 
     def tile(self, codec: Codec, codes: Bytes, K: int) -> Bytes:
         """Row-major codes [N, bytes] -> tiles [ceil(N / 16), blocks, 16, 4]: layout 0 to 1."""
-        N = len(codes)
+        N, K = _sizes("N and K", len(codes), K)
         rows = self._codes(codec, codes, self._call["code_bytes"](CODECS[codec], 0, N, K))
         size = self._call["code_bytes"](CODECS[codec], 1, N, K)
         out = np.empty((-(-N // 16), size // 64 // -(-N // 16), 16, 4), np.uint8)
-        self._call["tile"](CODECS[codec], rows.ctypes.data, N, K, out.ctypes.data)
+        _check(self._call["tile"](CODECS[codec], rows.ctypes.data, N, K, out.ctypes.data))
         return out
 
     def conv_tile(self, codec: Codec, codes: Bytes, K: int, group: int, taps: int) -> Bytes:
         """Row-major codes [N, bytes] -> tiles of a convolution with `taps` kernel positions: layout 2."""
-        N = len(codes)
+        N, K, group, taps = _sizes("N, K, group and taps", len(codes), K, group, taps)
         size = self._call["conv_code_bytes"](CODECS[codec], N, K, group)
         if size == 0 or taps < 1 or K % taps:
             raise UsageError(f"a matrix [{N}, {K}] is no convolution of {group} groups and {taps} positions")
         rows = self._codes(codec, codes, self._call["code_bytes"](CODECS[codec], 0, N, K))
         tiles = group * -(-(N // group) // 16)
         out = np.empty((tiles, size // 64 // tiles, 16, 4), np.uint8)
-        self._call["conv_tile"](CODECS[codec], rows.ctypes.data, N, K, group, taps, out.ctypes.data)
+        at, to = rows.ctypes.data, out.ctypes.data
+        _check(self._call["conv_tile"](CODECS[codec], at, N, K, group, taps, to))
         return out
 
     def check(self, codec: Codec, layout: Literal[0, 1], codes: Bytes, N: int, K: int) -> None:
         """Raise UsageError for codes of a wrong size or with an invalid digit."""
-        codes = np.ascontiguousarray(codes, np.uint8)
+        codes, (N, K) = np.ascontiguousarray(codes, np.uint8), _sizes("N and K", N, K)
         _check(self._call["check_codes"](CODECS[codec], layout, codes.ctypes.data, codes.nbytes, N, K))
 
     def check_conv(self, codec: Codec, codes: Bytes, N: int, K: int, group: int) -> None:
         """The same for layout 2."""
         codes = np.ascontiguousarray(codes, np.uint8)
+        N, K, group = _sizes("N, K and group", N, K, group)
         _check(self._call["check_conv_codes"](CODECS[codec], codes.ctypes.data, codes.nbytes, N, K, group))
 
     def matmul(
@@ -236,12 +255,14 @@ class Native:
 
         dtype "bfloat16" stands for arrays of uint16 that hold its bits.
         """
+        if x.ndim == 0:
+            raise UsageError("x must have the shape [..., K], got []")
         x = np.ascontiguousarray(x, _NUMPY[dtype])
-        N, K = len(scale), x.shape[-1]
-        tiles = self._codes(codec, codes, self._call["code_bytes"](CODECS[codec], 1, N, K))
         scale, bias = _vectors(scale, bias)
+        N, K = _sizes("N and K", len(scale), x.shape[-1])
+        tiles = self._codes(codec, codes, self._call["code_bytes"](CODECS[codec], 1, N, K))
         y = np.empty((*x.shape[:-1], N), x.dtype)
-        matrix = _matrix(codec, activations, N, K, tiles.ctypes.data, scale.ctypes.data, bias.ctypes.data)
+        matrix = _matrix(codec, activations, N, K, tiles, scale, bias)
         rows = math.prod(x.shape[:-1])
         self.matmul_at(matrix, DTYPES[dtype], x.ctypes.data, rows, y.ctypes.data, self.parallel(threads))
         return y
@@ -260,30 +281,31 @@ class Native:
         threads: int = 1,
     ) -> NDArray[Any]:
         """x [batch, C, *size] with tiles of layout 2, scale and bias [N] -> [batch, N, *out] of x's type."""
-        x = np.ascontiguousarray(x, _NUMPY[dtype])
+        scale, bias = _vectors(scale, bias)
+        out, N = self.conv_shape(geometry, len(scale)), len(scale)
         if x.shape[1:] != (geometry.channels, *geometry.size[: geometry.axes]):
             raise UsageError(f"the geometry is of another input than {list(x.shape)}")
-        N = len(scale)
+        x = np.ascontiguousarray(x, _NUMPY[dtype])
         K = geometry.channels // geometry.group * math.prod(geometry.kernel[: geometry.axes])
-        y = np.empty((len(x), N, *self.conv_shape(geometry, N)), x.dtype)
+        N, K = _sizes("N and K", N, K)
         size = self._call["conv_code_bytes"](CODECS[codec], N, K, geometry.group)
         tiles = self._codes(codec, codes, size)
-        scale, bias = _vectors(scale, bias)
-        matrix = _matrix(codec, activations, N, K, tiles.ctypes.data, scale.ctypes.data, bias.ctypes.data)
+        y = np.empty((len(x), N, *out), x.dtype)
+        matrix = _matrix(codec, activations, N, K, tiles, scale, bias)
         at, to = x.ctypes.data, y.ctypes.data
         self.conv_at(matrix, geometry, DTYPES[dtype], at, len(x), to, self.parallel(threads))
         return y
 
     def conv_shape(self, geometry: Geometry, N: int) -> tuple[int, ...]:
         """The spatial sizes of the output. Raises UsageError for a geometry that does not work."""
-        out = (c_int64 * 3)()
+        out, (N,) = (c_int64 * 3)(), _sizes("N", N)
         _check(self._call["conv_shape"](geometry, N, out))
         return tuple(out[: geometry.axes])
 
     def matmul_at(
         self, matrix: Matrix, dtype: int, x: int, M: int, y: int, parallel: int | None = None
     ) -> None:
-        """`hybridkit_matmul` on addresses of contiguous memory, none of which is checked."""
+        """`hybridkit_matmul` on addresses of contiguous memory, which are taken as they are."""
         _check(self._matmul(matrix, dtype, x, M, y, parallel))
 
     def conv_at(
@@ -296,7 +318,7 @@ class Native:
         y: int,
         parallel: int | None = None,
     ) -> None:
-        """`hybridkit_conv` on addresses of contiguous memory, none of which is checked."""
+        """`hybridkit_conv` on addresses of contiguous memory, which are taken as they are."""
         _check(self._conv(matrix, geometry, dtype, x, batch, y, parallel))
 
     def _codes(self, codec: Codec, codes: Bytes, size: int) -> Bytes:
@@ -307,9 +329,30 @@ class Native:
 
 
 def _matrix(
-    codec: Codec, activations: Activations, N: int, K: int, codes: int = 0, scale: int = 0, bias: int = 0
+    codec: Codec, activations: Activations, N: int, K: int, codes: Bytes = _NONE, *vectors: Floats
 ) -> Matrix:
-    return Matrix(CODECS[codec], ACTIVATIONS[activations], N, K, codes, scale, bias)
+    """A matrix of arrays that the caller keeps alive; without them it has types and sizes only."""
+    N, K = _sizes("N and K", N, K)
+    arrays: tuple[NDArray[Any], ...] = (codes, *vectors)
+    at = (array.ctypes.data for array in arrays)
+    return Matrix(CODECS[codec], ACTIVATIONS[activations], N, K, *at, code_bytes=codes.nbytes)
+
+
+def _sizes(names: str, *numbers: int) -> tuple[int, ...]:
+    """The numbers, for ctypes, which cuts larger ones off. Raises UsageError, naming them by `names`."""
+    try:
+        found = tuple(map(operator.index, numbers))
+    except TypeError:
+        raise UsageError(f"{names} must be integers, got {list(numbers)}") from None
+    if any(not 0 <= number <= _MAX_SIZE for number in found):
+        raise UsageError(f"{names} must be from 0 to {_MAX_SIZE}, got {list(found)}")
+    return found
+
+
+def _rows(M: int) -> int:
+    if not isinstance(M, int) or not 0 <= M <= _MAX_ROWS:
+        raise UsageError(f"M must be an integer from 0 to {_MAX_ROWS}, got {M!r}")
+    return M
 
 
 def _vectors(scale: Floats, bias: Floats) -> tuple[Floats, Floats]:

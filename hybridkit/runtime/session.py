@@ -16,6 +16,8 @@ from hybridkit.runtime.library import register
 if TYPE_CHECKING:
     import onnxruntime
 
+_MOST_THREADS = 1024  # as of the native library's pools
+
 # Without native operators ONNX Runtime unpacks a two-bit weight to fp32 when it loads (constant folding) and
 # keeps what it needed on the way: 70 bytes of memory per byte of file. Told to leave the operators' bodies
 # alone, it unpacks at every run instead. Measured with 16 layers of 2048 x 2048 (17 MB), ORT 1.32, 1 thread,
@@ -81,9 +83,9 @@ def _threads(threads: int | None) -> int:
     """0 lets ONNX Runtime choose."""
     if threads is None:
         first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-        return int(first) if first.isdecimal() else 0
-    if threads < 1:
-        raise UsageError(f"threads={threads}: there must be at least one")
+        return min(int(first), _MOST_THREADS) if first.isdecimal() else 0
+    if not 1 <= threads <= _MOST_THREADS:
+        raise UsageError(f"threads={threads}: there must be at least one and at most {_MOST_THREADS}")
     return threads
 
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "door.h"
 #include "half.h"
 #include "hybridkit_kernels.h"
 #include "isa.h"
@@ -360,16 +361,38 @@ bool convolve_depthwise(const Call& call, bool int8, const void* x, int64_t batc
       });
 }
 
-const char* problem(const hybridkit_matrix* matrix, const hybridkit_geometry* geometry, int32_t dtype) {
-  if (hybridkit_conv_code_bytes(matrix->codec, matrix->N, matrix->K, geometry->group) == 0) {
-    return "codec, group, N or K is out of range";
+// What is wrong with one axis, or NULL and the padded and the output's size.
+const char* problem_with_axis(const hybridkit_geometry& g, int axis, int64_t* padded, int64_t* out) {
+  constexpr int64_t most = HYBRIDKIT_MAX_SIZE;
+  if (!between(g.kernel[axis], 1, HYBRIDKIT_MAX_K)) return "a kernel's size must be from 1 to 4194304";
+  if (!between(g.stride[axis], 1, most) || !between(g.dilation[axis], 1, most)) {
+    return "strides and dilations must be from 1 to 2147483647";
   }
-  if (matrix->activations != HYBRIDKIT_INT8 && matrix->activations != HYBRIDKIT_FLOAT) return "unknown activations";
-  if (dtype < HYBRIDKIT_F32 || dtype > HYBRIDKIT_BF16) return "unknown dtype";
-  int64_t taps = 1;
-  for (int axis = 0; axis < geometry->axes; ++axis) taps *= geometry->kernel[axis];
-  return geometry->channels / geometry->group * taps == matrix->K ? nullptr
-                                                                  : "K is not channels / group * kernel size";
+  if (!between(g.size[axis], 0, most) || !between(g.pad_begin[axis], 0, most) || !between(g.pad_end[axis], 0, most)) {
+    return "sizes and pads must be from 0 to 2147483647";
+  }
+  const int64_t extent = g.dilation[axis] * (g.kernel[axis] - 1) + 1;
+  *padded = g.size[axis] + g.pad_begin[axis] + g.pad_end[axis];
+  if (*padded < extent) return "the kernel is larger than the padded input";
+  *out = (*padded - extent) / g.stride[axis] + 1;
+  return nullptr;
+}
+
+// What is wrong with a convolution whose geometry, of `shape`, is right, or NULL.
+const char* problem(const hybridkit_matrix& matrix, const Shape& shape, int32_t dtype, const void* x, int64_t batch,
+                    const void* y) {
+  const int64_t N = matrix.N, K = matrix.K;
+  if (const char* wrong = problem_with_sizes(matrix.codec, N, K, shape.group)) return wrong;
+  const int64_t* kernel = shape.kernel;
+  if (product({shape.channels / shape.group, kernel[0], kernel[1], kernel[2]}, HYBRIDKIT_MAX_K) != K) {
+    return "K is not channels / group * kernel size";
+  }
+  const size_t bytes = hybridkit_conv_code_bytes(matrix.codec, N, K, shape.group);
+  if (const char* wrong = problem_with_matrix(matrix, bytes, dtype)) return wrong;
+  if (batch < 0) return "the batch is negative";
+  const int64_t* in = shape.in;
+  if (const char* wrong = problem_with_tensor(x, {batch, shape.channels, in[0], in[1], in[2]})) return wrong;
+  return problem_with_tensor(y, {batch, N, shape.out[0], shape.out[1], shape.out[2]});
 }
 
 }  // namespace
@@ -380,23 +403,22 @@ using namespace hybridkit;
 extern "C" {
 
 const char* hybridkit_conv_shape(const hybridkit_geometry* geometry, int64_t N, int64_t out_size[3]) {
-  constexpr int64_t most = int64_t{1} << 31;
+  constexpr int64_t most = HYBRIDKIT_MAX_SIZE, times = 8;
   const hybridkit_geometry& g = *geometry;
   if (g.axes < 1 || g.axes > 3) return "a convolution has 1 to 3 spatial axes";
-  if (g.group < 1 || g.channels < 1 || g.channels % g.group != 0) return "channels are not a multiple of group";
-  if (N < 1 || N % g.group != 0) return "output channels are not a multiple of group";
+  if (!between(g.channels, 1, most) || !between(N, 1, most)) return "channels must be from 1 to 2147483647";
+  if (g.group < 1 || g.channels % g.group != 0) return "channels are not a multiple of group";
+  if (N % g.group != 0) return "output channels are not a multiple of group";
+  int64_t padded[3] = {1, 1, 1}, in[3] = {1, 1, 1};
   for (int axis = 0; axis < g.axes; ++axis) {
-    for (const int64_t value : {g.kernel[axis], g.stride[axis], g.dilation[axis]}) {
-      if (value < 1 || value > most) return "kernel, stride and dilation must be at least 1";
-    }
-    for (const int64_t value : {g.size[axis], g.pad_begin[axis], g.pad_end[axis]}) {
-      if (value < 0 || value > most) return "sizes and pads must not be negative";
-    }
-    if (g.kernel[axis] > HYBRIDKIT_MAX_K) return "the kernel is too large";
-    const int64_t extent = g.dilation[axis] * (g.kernel[axis] - 1) + 1;
-    const int64_t padded = g.size[axis] + g.pad_begin[axis] + g.pad_end[axis];
-    if (padded < extent) return "the kernel is larger than the padded input";
-    out_size[axis] = (padded - extent) / g.stride[axis] + 1;
+    if (const char* wrong = problem_with_axis(g, axis, &padded[axis], &out_size[axis])) return wrong;
+    in[axis] = g.size[axis];
+  }
+  const int64_t pixels = product({in[0], in[1], in[2]}, kMostNumbers);
+  const int64_t image = product({g.channels, padded[0], padded[1], padded[2]}, kMostNumbers);
+  if (pixels < 0 || image < 0) return "the padded input is larger than any memory";
+  if (image / g.channels > at_least(HYBRIDKIT_MAX_PADDED, at_most(pixels, kMostNumbers / times) * times)) {
+    return "the padding makes the input too large";
   }
   return nullptr;
 }
@@ -405,10 +427,9 @@ const char* hybridkit_conv(const hybridkit_matrix* matrix, const hybridkit_geome
                            const void* x, int64_t batch, void* y, const hybridkit_parallel* parallel) {
   int64_t out_size[3];
   if (const char* wrong = hybridkit_conv_shape(geometry, matrix->N, out_size)) return wrong;
-  if (const char* wrong = problem(matrix, geometry, dtype)) return wrong;
-  if (batch < 0) return "the batch is negative";
   const Shape shape = shape_of(*geometry, out_size);
-  if (batch == 0 || shape.positions() == 0) return nullptr;
+  if (const char* wrong = problem(*matrix, shape, dtype, x, batch, y)) return wrong;
+  if (batch == 0) return nullptr;
   const bool int8 = matrix->activations == HYBRIDKIT_INT8;
   const Isa& chosen = isa();
   const int64_t rows = at_most(shape.positions(), kBlockRows);

@@ -72,7 +72,7 @@ const char* hybridkit_isa_available(int index) {
 }
 
 const char* hybridkit_set_isa(const char* name) {
-  const Isa* found = find(name);
+  const Isa* found = name == nullptr ? nullptr : find(name);
   if (found == nullptr) return "this processor or build lacks the instruction set";
   choice().isa.store(found, std::memory_order_relaxed);
   return nullptr;

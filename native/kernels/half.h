@@ -52,8 +52,9 @@ inline uint16_t to_bf16(float value) {
 
 inline int64_t size_of(int32_t dtype) { return dtype == HYBRIDKIT_F32 ? 4 : 2; }
 
-// `count` numbers of `dtype` from element `first` of x.
+// `count` numbers of `dtype` from element `first` of x, which may be null where there are none.
 inline void to_floats(int32_t dtype, const void* x, int64_t first, int64_t count, float* out) {
+  if (count == 0) return;
   if (dtype == HYBRIDKIT_F32) {
     std::memcpy(out, static_cast<const float*>(x) + first, static_cast<size_t>(count) * sizeof(float));
     return;

@@ -17,10 +17,12 @@
  *      has ONNX's (channel, kernel): k' = tap * channels + channel. The rows of each group are tiled on their own,
  *      group after group. A patch of an image in channels-last order is then a few contiguous runs.
  * A digit d stands for d - 1 (ternary) or 2 d - 1 (binary); the ternary digit 3 is invalid.
- * hybridkit_matmul reads layout 1, hybridkit_conv layout 2. One block [16, 4] is 64 bytes, which every instruction set takes as one sequential
- * stream: lanes are rows, so that sums need no reduction across lanes, and four neighbours in k make one dot product.
+ * hybridkit_matmul reads layout 1, hybridkit_conv layout 2. One block [16, 4] is 64 bytes, which every instruction set
+ * takes as one sequential stream: lanes are rows, so that sums need no reduction across lanes, and four neighbours in k make one dot product.
  *
  * Functions that can fail return NULL or a static message that says what is wrong.
+ * Every size and attribute is checked before anything is allocated, read or written, whatever its value. What cannot be
+ * checked: that codes, scale, bias, x and y have the sizes that follow from them.
  * All functions may be called from several threads at once.
  */
 #ifndef HYBRIDKIT_KERNELS_H
@@ -39,7 +41,11 @@
 extern "C" {
 #endif
 
-enum { HYBRIDKIT_TILE_ROWS = 16, HYBRIDKIT_BLOCK_BYTES = 64, HYBRIDKIT_MAX_K = 1 << 22 };
+enum { HYBRIDKIT_TILE_ROWS = 16, HYBRIDKIT_BLOCK_BYTES = 64 };
+
+/* The largest K, the largest N and other sizes, and the largest padded sample of a convolution, in pixels, that may be
+ * more than eight times the sample itself. */
+enum { HYBRIDKIT_MAX_K = 1 << 22, HYBRIDKIT_MAX_SIZE = 0x7fffffff, HYBRIDKIT_MAX_PADDED = 1 << 22 };
 
 typedef enum { HYBRIDKIT_TERNARY = 0, HYBRIDKIT_BINARY = 1 } hybridkit_codec;
 typedef enum { HYBRIDKIT_INT8 = 0, HYBRIDKIT_FLOAT = 1 } hybridkit_activations;
@@ -49,10 +55,11 @@ typedef enum { HYBRIDKIT_F32 = 0, HYBRIDKIT_F16 = 1, HYBRIDKIT_BF16 = 2 } hybrid
 typedef struct {
   int32_t codec;       /* hybridkit_codec */
   int32_t activations; /* hybridkit_activations */
-  int64_t N, K;        /* >= 1 */
+  int64_t N, K;        /* 1 to HYBRIDKIT_MAX_SIZE, 1 to HYBRIDKIT_MAX_K */
   const uint8_t* codes;
   const float* scale; /* [N] */
   const float* bias;  /* [N] */
+  size_t code_bytes;  /* of the codes; other than N and K need is an error, whatever N and K are */
 } hybridkit_matrix;
 
 /* Who runs tasks in parallel: `run` calls task(state, 0 .. count - 1), in any order, and returns when all are done.
@@ -70,7 +77,7 @@ HYBRIDKIT_API const char* hybridkit_check_codes(int32_t codec, int32_t layout, c
                                                 int64_t N, int64_t K);
 
 /* Layout 0 to layout 1. `out` takes hybridkit_code_bytes(codec, 1, N, K) bytes. */
-HYBRIDKIT_API void hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out);
+HYBRIDKIT_API const char* hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out);
 
 /* x [M, K] -> y [M, N], both of `dtype` and contiguous; M >= 0. */
 HYBRIDKIT_API const char* hybridkit_matmul(const hybridkit_matrix* matrix, int32_t dtype, const void* x, int64_t M,
@@ -85,10 +92,11 @@ typedef struct {
 } hybridkit_geometry;
 
 /* The spatial sizes of the output, or what is wrong with the geometry (a kernel larger than the padded input,
- * a stride below 1, channels that do not divide). */
+ * a stride below 1, channels that do not divide, padding beyond HYBRIDKIT_MAX_PADDED). An input of no pixels is
+ * right where padding makes an output of it. */
 HYBRIDKIT_API const char* hybridkit_conv_shape(const hybridkit_geometry* geometry, int64_t N, int64_t out_size[3]);
 
-/* Bytes of convolution codes in layout 2. */
+/* Bytes of convolution codes in layout 2; 0 if codec, N, K or group is out of range. */
 HYBRIDKIT_API size_t hybridkit_conv_code_bytes(int32_t codec, int64_t N, int64_t K, int64_t group);
 
 /* NULL, or what is wrong with layout-2 codes of `bytes` bytes. Reads all of them. */
@@ -96,8 +104,8 @@ HYBRIDKIT_API const char* hybridkit_check_conv_codes(int32_t codec, const uint8_
                                                      int64_t K, int64_t group);
 
 /* Layout 0 to layout 2; `taps` is the kernel's size, prod(kernel), a divisor of K. */
-HYBRIDKIT_API void hybridkit_conv_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, int64_t group,
-                                       int64_t taps, uint8_t* out);
+HYBRIDKIT_API const char* hybridkit_conv_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, int64_t group,
+                                              int64_t taps, uint8_t* out);
 
 /* x [batch, C, size...] -> y [batch, N, out_size...]; matrix.K is C / group * prod(kernel), its codes layout 2. */
 HYBRIDKIT_API const char* hybridkit_conv(const hybridkit_matrix* matrix, const hybridkit_geometry* geometry,
@@ -118,10 +126,12 @@ HYBRIDKIT_API const char* hybridkit_set_isa(const char* name);
 HYBRIDKIT_API const char* hybridkit_isa_warning(void);
 
 /* Which kernel hybridkit_matmul takes for M rows: "stream" (one pass over the packed weights, few rows) or "tile"
- * (some tiles after others, each group for a block of many rows). */
+ * (some tiles after others, each group for a block of many rows). Only the types and sizes of the matrix are looked at;
+ * NULL if one is out of range or M is negative. */
 HYBRIDKIT_API const char* hybridkit_kernel(const hybridkit_matrix* matrix, int64_t M);
 
-/* Into how many parallel tasks hybridkit_matmul cuts M rows: 1 means that more threads do not help. */
+/* Into how many parallel tasks hybridkit_matmul cuts M rows (the first of them, where M is so large that it takes some
+ * after others): 1 means that more threads do not help, 0 that something is out of range as for hybridkit_kernel. */
 HYBRIDKIT_API int64_t hybridkit_tasks(const hybridkit_matrix* matrix, int64_t M);
 
 /* A pool of `threads` threads (the caller is one of them) for hosts that have none. Made once per number of threads

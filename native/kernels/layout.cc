@@ -1,17 +1,12 @@
 // Orders of the codes: sizes, checks, and from row-major to tiled.
 #include <cstring>
 
+#include "door.h"
 #include "hybridkit_kernels.h"
 #include "isa.h"
 
 namespace hybridkit {
 namespace {
-
-bool valid(int32_t codec, int64_t N, int64_t K) {
-  constexpr int64_t most_rows = int64_t{1} << 40;
-  return (codec == HYBRIDKIT_TERNARY || codec == HYBRIDKIT_BINARY) && N >= 1 && N <= most_rows && K >= 1 &&
-         K <= HYBRIDKIT_MAX_K;
-}
 
 int bits_of(int32_t codec) { return codec == HYBRIDKIT_TERNARY ? 2 : 1; }
 
@@ -35,7 +30,7 @@ bool has_digit_three(const uint8_t* codes, size_t bytes) {
 }
 
 const char* check(int32_t codec, const uint8_t* codes, size_t bytes, size_t expected) {
-  if (bytes != expected) return "the codes have another size than the layer's shape needs";
+  if (const char* wrong = problem_with_codes(codes, bytes, expected)) return wrong;
   if (codec == HYBRIDKIT_TERNARY && has_digit_three(codes, bytes)) return "the codes hold an invalid ternary digit";
   return nullptr;
 }
@@ -88,39 +83,42 @@ using namespace hybridkit;
 extern "C" {
 
 size_t hybridkit_code_bytes(int32_t codec, int32_t layout, int64_t N, int64_t K) {
-  if (!valid(codec, N, K)) return 0;
+  if (problem_with_sizes(codec, N, K) != nullptr) return 0;
   if (layout == 0) return static_cast<size_t>(N * row_bytes(bits_of(codec), K));
   return layout == 1 ? tiled_bytes(bits_of(codec), N, K) : 0;
 }
 
 const char* hybridkit_check_codes(int32_t codec, int32_t layout, const uint8_t* codes, size_t bytes, int64_t N,
                                   int64_t K) {
-  const size_t expected = hybridkit_code_bytes(codec, layout, N, K);
-  if (expected == 0) return "codec, layout, N or K is out of range";
-  return check(codec, codes, bytes, expected);
+  if (const char* wrong = problem_with_sizes(codec, N, K)) return wrong;
+  if (layout != 0 && layout != 1) return "unknown layout";
+  return check(codec, codes, bytes, hybridkit_code_bytes(codec, layout, N, K));
 }
 
-void hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out) {
+const char* hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out) {
+  if (const char* wrong = problem_with_sizes(codec, N, K)) return wrong;
   const int bits = bits_of(codec);
   tile_rows(bits, codes, N, K, out, [=](const uint8_t* source, uint8_t* row) {
     bits == 2 ? tile_row_in_order<2>(source, K, row) : tile_row_in_order<1>(source, K, row);
   });
+  return nullptr;
 }
 
 size_t hybridkit_conv_code_bytes(int32_t codec, int64_t N, int64_t K, int64_t group) {
-  if (!valid(codec, N, K) || group < 1 || N % group != 0) return 0;
+  if (problem_with_sizes(codec, N, K, group) != nullptr) return 0;
   return static_cast<size_t>(group) * tiled_bytes(bits_of(codec), N / group, K);
 }
 
 const char* hybridkit_check_conv_codes(int32_t codec, const uint8_t* codes, size_t bytes, int64_t N, int64_t K,
                                        int64_t group) {
-  const size_t expected = hybridkit_conv_code_bytes(codec, N, K, group);
-  if (expected == 0) return "codec, group, N or K is out of range";
-  return check(codec, codes, bytes, expected);
+  if (const char* wrong = problem_with_sizes(codec, N, K, group)) return wrong;
+  return check(codec, codes, bytes, hybridkit_conv_code_bytes(codec, N, K, group));
 }
 
-void hybridkit_conv_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, int64_t group, int64_t taps,
-                         uint8_t* out) {
+const char* hybridkit_conv_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, int64_t group, int64_t taps,
+                                uint8_t* out) {
+  if (const char* wrong = problem_with_sizes(codec, N, K, group)) return wrong;
+  if (taps < 1 || K % taps != 0) return "K is not a multiple of the kernel's size";
   const int bits = bits_of(codec);
   const int64_t rows = N / group, channels = K / taps;
   for (int64_t g = 0; g < group; ++g) {
@@ -129,6 +127,7 @@ void hybridkit_conv_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t
                 tile_row(bits, source, K, row, [=](int64_t k) { return k % taps * channels + k / taps; });
               });
   }
+  return nullptr;
 }
 
 }  // extern "C"

@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "door.h"
 #include "half.h"
 #include "hybridkit_kernels.h"
 #include "isa.h"
@@ -153,11 +154,20 @@ bool float_rows(const Product& p, int64_t first_row, int64_t rows) {
   return complete;
 }
 
-const char* problem(const hybridkit_matrix* matrix, int32_t dtype) {
-  if (hybridkit_code_bytes(matrix->codec, 1, matrix->N, matrix->K) == 0) return "codec, N or K is out of range";
-  if (matrix->activations != HYBRIDKIT_INT8 && matrix->activations != HYBRIDKIT_FLOAT) return "unknown activations";
-  if (dtype < HYBRIDKIT_F32 || dtype > HYBRIDKIT_BF16) return "unknown dtype";
-  return nullptr;
+const char* problem(const hybridkit_matrix& matrix, int32_t dtype, const void* x, int64_t M, const void* y) {
+  const int64_t N = matrix.N, K = matrix.K;
+  if (const char* wrong = problem_with_sizes(matrix.codec, N, K)) return wrong;
+  if (const char* wrong = problem_with_matrix(matrix, hybridkit_code_bytes(matrix.codec, 1, N, K), dtype)) return wrong;
+  if (M < 0) return "M is negative";
+  if (const char* wrong = problem_with_tensor(x, {M, K})) return wrong;
+  return problem_with_tensor(y, {M, N});
+}
+
+// How many rows are multiplied at a time.
+int64_t most_rows(const hybridkit_matrix& matrix) {
+  const bool ternary = matrix.codec == HYBRIDKIT_TERNARY, int8 = matrix.activations == HYBRIDKIT_INT8;
+  const int64_t bytes_of_row = round_up(matrix.K, block_columns(ternary ? 2 : 1)) * (int8 ? 1 : 4);
+  return at_least(kScratchBytes / bytes_of_row / kBlockRows * kBlockRows, kBlockRows);
 }
 
 }  // namespace
@@ -169,12 +179,10 @@ extern "C" {
 
 const char* hybridkit_matmul(const hybridkit_matrix* matrix, int32_t dtype, const void* x, int64_t M, void* y,
                              const hybridkit_parallel* parallel) {
-  if (const char* wrong = problem(matrix, dtype)) return wrong;
-  if (M < 0) return "M is negative";
+  if (const char* wrong = problem(*matrix, dtype, x, M, y)) return wrong;
   const Product product{isa(), *matrix, dtype, x, y, parallel};
   const bool int8 = matrix->activations == HYBRIDKIT_INT8;
-  const int64_t bytes_of_row = product.padded_K() * (int8 ? 1 : 4);
-  const int64_t most = at_least(kScratchBytes / bytes_of_row / kBlockRows * kBlockRows, kBlockRows);
+  const int64_t most = most_rows(*matrix);
   for (int64_t row = 0; row < M; row += most) {
     const int64_t rows = at_most(most, M - row);
     if (!(int8 ? int8_rows(product, row, rows) : float_rows(product, row, rows))) return kOutOfMemory;
@@ -183,14 +191,17 @@ const char* hybridkit_matmul(const hybridkit_matrix* matrix, int32_t dtype, cons
 }
 
 const char* hybridkit_kernel(const hybridkit_matrix* matrix, int64_t M) {
+  if (M < 0 || problem_with_sizes(matrix->codec, matrix->N, matrix->K) != nullptr) return nullptr;
   const bool int8 = matrix->activations == HYBRIDKIT_INT8;
   return M <= (int8 ? isa().stream_rows : isa().stream_rows_float) ? "stream" : "tile";
 }
 
 int64_t hybridkit_tasks(const hybridkit_matrix* matrix, int64_t M) {
-  if (M < 1) return 1;
-  const int64_t panel = matrix->activations == HYBRIDKIT_INT8 ? panel_of(isa(), M) : 1;
-  return grid_of(M, tiles_of(matrix->N), matrix->K, panel).tasks();
+  if (M < 0 || problem_with_sizes(matrix->codec, matrix->N, matrix->K) != nullptr) return 0;
+  if (M == 0) return 1;
+  const int64_t rows = at_most(M, most_rows(*matrix));
+  const int64_t panel = matrix->activations == HYBRIDKIT_INT8 ? panel_of(isa(), rows) : 1;
+  return grid_of(rows, tiles_of(matrix->N), matrix->K, panel).tasks();
 }
 
 }  // extern "C"

@@ -24,7 +24,7 @@ class Scratch {
     Block& block = depth < kDepths ? kept.blocks[depth] : extra_;
     if (block.bytes < bytes) {
       release(block.memory);
-      const size_t rounded = (bytes + 4095) / 4096 * 4096;
+      const size_t rounded = (bytes + kRounding - 1) / kRounding * kRounding;
       void* memory = allocate(rounded);
       block = Block{memory, memory == nullptr ? 0 : rounded};
     }
@@ -63,7 +63,12 @@ class Scratch {
     size_t bytes = 0;
   };
   static constexpr int kDepths = 4;
+#if defined(HYBRIDKIT_CHECKED)  // what is written beyond a block shows
+  static constexpr size_t kRounding = 1, kMostKept = 0;
+#else
+  static constexpr size_t kRounding = 4096;
   static constexpr size_t kMostKept = size_t{16} << 20;  // a larger block is given back after the call
+#endif
   struct Kept {
     Block blocks[kDepths];
     int depth = 0;

@@ -1,13 +1,13 @@
 #include "attributes.h"
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 
 namespace hybridkit::ort {
 namespace {
 
-// Beyond any tensor, and small enough that products of two such numbers fit into 64 bits.
-constexpr int64_t kLargest = int64_t{1} << 31;
+constexpr int64_t kLargest = HYBRIDKIT_MAX_SIZE;  // products of two such numbers fit into 64 bits
 
 [[noreturn]] void fail(const std::string& message) { throw std::runtime_error(message); }
 
@@ -54,6 +54,9 @@ hybridkit_geometry read_geometry(const Source& source, int64_t N, int64_t K) {
     per_group /= geometry.kernel[i];
   }
   geometry.channels = per_group * geometry.group;
+  if (geometry.channels > kLargest)
+    fail("x would have " + std::to_string(geometry.channels) + " channels (K = " + std::to_string(K) +
+         ", group = " + std::to_string(geometry.group) + "), more than " + std::to_string(kLargest));
   return geometry;
 }
 
@@ -73,6 +76,11 @@ Attributes read(const Source& source, bool convolution) {
 
 [[noreturn]] void missing(const char* name) {
   fail(std::string("attribute ") + name + " is missing or has another type");
+}
+
+// The runtime gives no numbers for an attribute of another type; none of ours has none.
+void check_given(const char* name, size_t numbers) {
+  if (numbers == 0) fail(std::string("attribute ") + name + " is missing, empty or has another type");
 }
 
 bool ok(const OrtApi* api, OrtStatus* status) {
@@ -99,8 +107,9 @@ int64_t KernelAttributes::integer(const char* name) const {
 std::vector<int64_t> KernelAttributes::integers(const char* name) const {
   size_t size = 0;
   if (!ok(api, KernelInfoGetAttributeArray_int64(api, info, name, nullptr, &size))) missing(name);
+  check_given(name, size);
   std::vector<int64_t> values(size);
-  if (size > 0) check(api, KernelInfoGetAttributeArray_int64(api, info, name, values.data(), &size));
+  check(api, KernelInfoGetAttributeArray_int64(api, info, name, values.data(), &size));
   return values;
 }
 
@@ -121,6 +130,7 @@ std::vector<int64_t> InferenceAttributes::integers(const char* name) const {
   if (!ok(api, ShapeInferContext_GetAttribute(api, context, name, &attribute)) || attribute == nullptr)
     missing(name);
   check(api, ReadOpAttr(api, attribute, kAttributeInts, values, sizeof values, &bytes));
+  check_given(name, bytes);
   return std::vector<int64_t>(values, values + bytes / sizeof(int64_t));
 }
 
@@ -158,6 +168,15 @@ hybridkit_geometry sized(const Attributes& attributes, const Shape& x) {
   hybridkit_geometry geometry = *attributes.convolution;
   std::copy(x.begin() + 2, x.end(), geometry.size);
   return geometry;
+}
+
+int64_t count_of(const Shape& shape) {
+  constexpr int64_t most = std::numeric_limits<int64_t>::max();
+  const auto least = std::min_element(shape.begin(), shape.end());
+  if (least != shape.end() && *least <= 0) return *least < 0 ? -1 : 0;
+  int64_t count = 1;
+  for (int64_t size : shape) count = size > most / count ? most : count * size;
+  return count;
 }
 
 std::string to_string(const Shape& shape) {

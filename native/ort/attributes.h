@@ -47,6 +47,9 @@ Shape output_shape(const Attributes& attributes, const Shape& x);
 /* The geometry with the sizes of an input whose shape output_shape has accepted. */
 hybridkit_geometry sized(const Attributes& attributes, const Shape& x);
 
+/* The product of a shape's sizes; -1 if one is unknown, the largest number if it is larger. */
+int64_t count_of(const Shape& shape);
+
 /* "[3, 1, ?]" */
 std::string to_string(const Shape& shape);
 

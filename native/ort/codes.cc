@@ -23,26 +23,32 @@ const char* problem(int32_t codec, const Attributes& a, const uint8_t* codes, si
   return hybridkit_check_codes(codec, static_cast<int32_t>(a.layout), codes, bytes, a.N, a.K);
 }
 
-void tile(int32_t codec, const Attributes& a, const uint8_t* codes, uint8_t* out) {
+const char* tile(int32_t codec, const Attributes& a, const uint8_t* codes, uint8_t* out) {
   if (!a.convolution) return hybridkit_tile(codec, codes, a.N, a.K, out);
   const int64_t taps = a.K / (a.convolution->channels / a.group());
-  hybridkit_conv_tile(codec, codes, a.N, a.K, a.group(), taps, out);
+  return hybridkit_conv_tile(codec, codes, a.N, a.K, a.group(), taps, out);
 }
 
 }  // namespace
 
-Codes::Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor)
-    : data_(static_cast<const uint8_t*>(tensor.data)), bytes_(native_bytes(codec, attributes)) {
-  const size_t expected = bytes_in_layout(codec, attributes), given = static_cast<size_t>(tensor.count());
-  if (given != expected)
+void Codes::check_shape(int32_t codec, const Attributes& attributes, const Shape& shape) {
+  const int64_t given = count_of(shape);
+  const size_t expected = bytes_in_layout(codec, attributes);
+  if (given >= 0 && static_cast<size_t>(given) != expected)
     throw std::runtime_error(
         "codes must have " + std::to_string(expected) + " bytes (N = " + std::to_string(attributes.N) +
         ", K = " + std::to_string(attributes.K) + ", layout " + std::to_string(attributes.layout) +
-        "), got " + std::to_string(given) + " in the shape " + to_string(tensor.shape));
+        "), got " + std::to_string(given) + " in the shape " + to_string(shape));
+}
+
+Codes::Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor)
+    : data_(static_cast<const uint8_t*>(tensor.data)), bytes_(native_bytes(codec, attributes)) {
+  check_shape(codec, attributes, tensor.shape);
+  const size_t given = bytes_in_layout(codec, attributes);
   if (const char* wrong = problem(codec, attributes, data_, given)) throw std::runtime_error(wrong);
   if (attributes.layout != kRowMajor) return;
   std::shared_ptr<uint8_t> tiles = allocate_codes(bytes_);
-  tile(codec, attributes, data_, tiles.get());
+  if (const char* wrong = tile(codec, attributes, data_, tiles.get())) throw std::runtime_error(wrong);
   give_up(data_, given);
   data_ = tiles.get();
   own_ = std::move(tiles);

@@ -12,6 +12,9 @@ namespace hybridkit::ort {
 /* Codes in the kernels' own layout are used as they are; row-major ones are copied into tiles. */
 class Codes {
  public:
+  /* std::runtime_error if codes of that shape do not fit the attributes; unknown sizes may be anything. */
+  static void check_shape(int32_t codec, const Attributes& attributes, const Shape& shape);
+
   /* Reads every byte. std::runtime_error says what is wrong with them. */
   Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor);
 
@@ -19,6 +22,7 @@ class Codes {
   void settle();
 
   const uint8_t* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
 
  private:
   std::shared_ptr<const uint8_t> own_;  // null: the runtime's

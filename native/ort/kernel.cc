@@ -29,28 +29,42 @@ std::optional<Tensor> constant(const OrtApi* api, const OrtKernelInfo* info, Inp
   return tensor_of(api, value);
 }
 
+void check_per_row(const Attributes& attributes, Input input, const Shape& shape) {
+  if (shape.size() == 1 && (shape[0] == attributes.N || shape[0] < 0)) return;
+  throw std::runtime_error(std::string(kInputNames[input]) + " must have the shape " +
+                           to_string({attributes.N}) + ", got " + to_string(shape));
+}
+
 const float* per_row(const Attributes& attributes, Input input, const Tensor& tensor) {
-  if (tensor.shape != Shape{attributes.N})
-    throw std::runtime_error(std::string(kInputNames[input]) + " must have the shape " +
-                             to_string({attributes.N}) + ", got " + to_string(tensor.shape));
+  check_per_row(attributes, input, tensor.shape);
   return static_cast<const float*>(tensor.data);
 }
 
-// A shape of x that the model states is checked when the session is made, not when it first runs.
-void check_stated_shape(const OrtApi* api, const OrtKernelInfo* info, const Attributes& attributes) {
+// The shape of an input that the model states; [] where it states none.
+Shape stated_shape(const OrtApi* api, const OrtKernelInfo* info, Input input) {
   OrtTypeInfo* type = nullptr;
-  check(api, KernelInfo_GetInputTypeInfo(api, info, kX, &type));
-  Shape x;
+  check(api, KernelInfo_GetInputTypeInfo(api, info, input, &type));
+  Shape shape;
   try {
     const OrtTensorTypeAndShapeInfo* tensor = nullptr;
     check(api, CastTypeInfoToTensorInfo(api, type, &tensor));
-    if (tensor != nullptr) x = shape_of(api, tensor);
+    if (tensor != nullptr) shape = shape_of(api, tensor);
   } catch (...) {
     ReleaseTypeInfo(api, type);
     throw;
   }
   ReleaseTypeInfo(api, type);
-  if (!x.empty()) output_shape(attributes, x);  // no shape reads as rank 0
+  return shape;
+}
+
+// Shapes that the model states are checked when the session is made, not when it first runs.
+void check_stated_shapes(const Operator& op, const OrtKernelInfo* info, const Attributes& attributes) {
+  if (const Shape x = stated_shape(op.api, info, kX); !x.empty()) output_shape(attributes, x);
+  if (const Shape codes = stated_shape(op.api, info, kCodes); !codes.empty())
+    Codes::check_shape(op.codec, attributes, codes);
+  for (Input input : {kScale, kBias})
+    if (const Shape shape = stated_shape(op.api, info, input); !shape.empty())
+      check_per_row(attributes, input, shape);
 }
 
 class Threads {
@@ -81,7 +95,7 @@ class Kernel {
       : op_(op), api_(op.api), node_(std::move(node)) {
     const OrtApi* api = op.api;
     attributes_ = read_attributes(KernelAttributes{api, info}, op.convolution);
-    check_stated_shape(api, info, attributes_);
+    check_stated_shapes(op, info, attributes_);
     if (auto tensor = constant(api, info, kCodes)) codes_.emplace(op.codec, attributes_, *tensor).settle();
     if (auto tensor = constant(api, info, kScale)) scale_ = per_row(attributes_, kScale, *tensor);
     if (auto tensor = constant(api, info, kBias)) bias_ = per_row(attributes_, kBias, *tensor);
@@ -90,16 +104,18 @@ class Kernel {
   void run(OrtKernelContext* context) const {
     const Tensor x = input(context, kX);
     const Shape shape = output_shape(attributes_, x.shape);
-    void* y = output(context, shape);
     std::optional<Codes> passed;  // codes that are no constant are checked and tiled at every run
     if (!codes_) passed.emplace(op_.codec, attributes_, input(context, kCodes));
+    const Codes& codes = codes_ ? *codes_ : *passed;
     const hybridkit_matrix matrix = {op_.codec,
                                      op_.activations,
                                      attributes_.N,
                                      attributes_.K,
-                                     (codes_ ? *codes_ : *passed).data(),
+                                     codes.data(),
                                      scale_ ? scale_ : per_row(attributes_, kScale, input(context, kScale)),
-                                     bias_ ? bias_ : per_row(attributes_, kBias, input(context, kBias))};
+                                     bias_ ? bias_ : per_row(attributes_, kBias, input(context, kBias)),
+                                     codes.bytes()};
+    void* y = output(context, shape);  // only now that everything fits: N may be anything in a damaged model
     Threads threads(api_, context);
     const hybridkit_parallel parallel = threads.parallel();
     if (const char* wrong = multiply(matrix, x, y, parallel)) throw std::runtime_error(wrong);

@@ -11,11 +11,7 @@ struct Tensor {
   void* data = nullptr;
   Shape shape;
 
-  int64_t count() const {
-    int64_t product = 1;
-    for (int64_t size : shape) product *= size;
-    return product;
-  }
+  int64_t count() const { return count_of(shape); }
 };
 
 inline Shape shape_of(const OrtApi* api, const OrtTensorTypeAndShapeInfo* info) {

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 namespace test {
 namespace {
@@ -22,7 +23,6 @@ std::vector<Case>& registered() {
 
 int failures = 0;
 int factor = 1;
-uint64_t seed = 1;
 
 bool begins_with_one_of(const char* name, const std::vector<const char*>& prefixes) {
   for (const char* prefix : prefixes) {
@@ -49,19 +49,6 @@ bool check(bool good, const char* file, int line, const char* what, const char* 
 }
 
 int cases() { return factor; }
-
-Random::Random(uint64_t stream) : state_(seed * 0x9e3779b97f4a7c15u + stream) {}
-
-uint64_t Random::bits() {  // splitmix64
-  uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
-}
-
-int64_t Random::between(int64_t least, int64_t most) {
-  return least + static_cast<int64_t>(bits() % static_cast<uint64_t>(most - least + 1));
-}
 
 }  // namespace test
 

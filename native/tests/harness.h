@@ -6,8 +6,7 @@
 #ifndef HYBRIDKIT_HARNESS_H
 #define HYBRIDKIT_HARNESS_H
 
-#include <cstdint>
-#include <vector>
+#include "random.h"
 
 namespace test {
 
@@ -24,23 +23,6 @@ __attribute__((format(printf, 5, 6)))
 bool check(bool good, const char* file, int line, const char* what, const char* format, ...);
 
 int cases();  // how many random cases a test tries: --cases N, 1 by default, is a factor
-
-// Numbers that are the same on every system, other than those of <random>'s distributions.
-class Random {
- public:
-  explicit Random(uint64_t stream);
-  uint64_t bits();
-  int64_t between(int64_t least, int64_t most);
-  bool chance(int percent) { return between(0, 99) < percent; }
-  float real(float most) { return most * (static_cast<float>(between(-(1 << 20), 1 << 20)) / (1 << 20)); }
-  template <class T>
-  T one_of(std::initializer_list<T> values) {
-    return values.begin()[between(0, static_cast<int64_t>(values.size()) - 1)];
-  }
-
- private:
-  uint64_t state_;
-};
 
 }  // namespace test
 

@@ -76,8 +76,16 @@ struct Output {
   std::vector<uint8_t> memory;
 };
 
-inline hybridkit_matrix matrix_of(const reference::Layer& layer, int32_t activations, const uint8_t* codes) {
-  return {layer.codec, activations, layer.N, layer.K, codes, layer.scale.data(), layer.bias.data()};
+// Of tiles, by the header's definition of layouts 1 and 2.
+inline size_t tiled_bytes(int32_t codec, int64_t N, int64_t K, int64_t group) {
+  const int64_t rows = N / group, columns = codec == HYBRIDKIT_TERNARY ? 16 : 32;
+  return static_cast<size_t>(group * ((rows + 15) / 16) * ((K + columns - 1) / columns) * 64);
+}
+
+inline hybridkit_matrix matrix_of(const reference::Layer& layer, int32_t activations, const uint8_t* codes,
+                                  int64_t group = 1) {
+  return {layer.codec, activations,        layer.N,           layer.K,
+          codes,       layer.scale.data(), layer.bias.data(), tiled_bytes(layer.codec, layer.N, layer.K, group)};
 }
 
 inline const char* name_of(int32_t codec, int32_t activations) {

@@ -33,6 +33,12 @@ TEST(layout_out_of_range_has_no_size) {
     CHECK(hybridkit_code_bytes(2, layout, 5, 5) == 0 && hybridkit_code_bytes(-1, layout, 5, 5) == 0, "codec");
     CHECK(hybridkit_code_bytes(0, layout, 5, HYBRIDKIT_MAX_K + 1) == 0, "K");
   }
+  for (int shift = 31; shift < 63; ++shift) {  // 2^40 groups of a row of 2^22 codes have 2^64 bytes, which is 0
+    const int64_t size = int64_t{1} << shift;
+    CHECK(hybridkit_code_bytes(0, 0, size, 5) == 0 && hybridkit_code_bytes(0, 1, 5, size) == 0, "2^%d", shift);
+    CHECK(hybridkit_conv_code_bytes(1, size, HYBRIDKIT_MAX_K, size) == 0, "2^%d", shift);
+  }
+  CHECK(hybridkit_conv_code_bytes(0, HYBRIDKIT_MAX_SIZE, HYBRIDKIT_MAX_K, HYBRIDKIT_MAX_SIZE) == 0x7fffffff000000, "groups");
   CHECK(hybridkit_code_bytes(0, 3, 5, 5) == 0 && hybridkit_code_bytes(0, -1, 5, 5) == 0, "layout");
   for (const int64_t group : {int64_t{0}, int64_t{-1}, least, int64_t{4}}) {
     CHECK(hybridkit_conv_code_bytes(0, 6, 5, group) == 0, "group %lld", static_cast<long long>(group));
@@ -56,6 +62,23 @@ TEST(layout_tiling) {
     CHECK(out == conv, "codec %d N %lld K %lld group %lld taps %lld", codec, static_cast<long long>(N),
           static_cast<long long>(K), static_cast<long long>(group), static_cast<long long>(taps));
   }
+}
+
+TEST(layout_tiling_refuses_nonsense) {
+  const std::vector<uint8_t> codes(64);
+  std::vector<uint8_t> out(256, 7);
+  const auto tiles = [&](int32_t codec, int64_t N, int64_t K) {
+    return hybridkit_tile(codec, codes.data(), N, K, out.data()) == nullptr;
+  };
+  const auto conv = [&](int64_t N, int64_t K, int64_t group, int64_t taps) {
+    return hybridkit_conv_tile(0, codes.data(), N, K, group, taps, out.data()) == nullptr;
+  };
+  constexpr int64_t huge = int64_t{1} << 31, least = std::numeric_limits<int64_t>::min();
+  CHECK(!tiles(2, 4, 4) && !tiles(0, 0, 4) && !tiles(0, huge, 4) && !tiles(0, 4, huge) && !tiles(0, 4, -1), "tile");
+  CHECK(!conv(4, 4, 0, 1) && !conv(4, 4, 3, 1) && !conv(4, 4, least, 1) && !conv(huge, 4, huge, 1), "group");
+  CHECK(!conv(4, 4, 1, 0) && !conv(4, 4, 1, 3) && !conv(4, 4, 1, -1) && !conv(4, 4, 1, huge), "taps");
+  CHECK(out == std::vector<uint8_t>(256, 7), "wrote");
+  CHECK(tiles(0, 4, 4) && conv(4, 4, 1, 2), "what is right");
 }
 
 // One check for the three kinds of buffers.

@@ -188,6 +188,45 @@ TEST(matmul_refuses_nonsense) {
   CHECK(refused(bad, HYBRIDKIT_F32, 1), "activations");
 }
 
+// N and K of 2^31 and more, and any that the codes do not hold, are refused before anything is allocated or read.
+TEST(matmul_refuses_what_the_codes_do_not_hold) {
+  const std::vector<float> values(64, 1.0f);
+  const std::vector<uint8_t> codes(64);
+  std::vector<float> y(64, 42.0f);
+  const auto refused = [&](int64_t N, int64_t K, int64_t M = 1) {
+    const hybridkit_matrix matrix = {0, HYBRIDKIT_INT8, N, K, codes.data(), values.data(), values.data(), codes.size()};
+    return hybridkit_matmul(&matrix, HYBRIDKIT_F16, values.data(), M, y.data(), nullptr) != nullptr;
+  };
+  CHECK(!refused(16, 16), "what the codes hold");
+  std::fill(y.begin(), y.end(), 42.0f);
+  CHECK(refused(17, 16) && refused(16, 17) && refused(1, HYBRIDKIT_MAX_K) && refused(HYBRIDKIT_MAX_SIZE, 1), "a little");
+  for (int shift = 31; shift < 63; ++shift) {
+    const int64_t size = int64_t{1} << shift;
+    CHECK(refused(size, 16) && refused(16, size) && refused(size, size), "2^%d", shift);
+  }
+  for (const int64_t M : {int64_t{1} << 57, int64_t{1} << 62, std::numeric_limits<int64_t>::max()}) {
+    CHECK(refused(16, 16, M), "more rows than any memory holds");
+  }
+  CHECK(y == std::vector<float>(64, 42.0f), "wrote to y");
+}
+
+TEST(matmul_refuses_null_pointers) {
+  const std::vector<float> values(16, 1.0f);
+  const std::vector<uint8_t> codes(64);
+  std::vector<float> y(16);
+  const hybridkit_matrix good = {0, HYBRIDKIT_INT8, 16, 16, codes.data(), values.data(), values.data(), codes.size()};
+  const auto refused = [&](const hybridkit_matrix& matrix, const void* x, int64_t M, void* to) {
+    return hybridkit_matmul(&matrix, HYBRIDKIT_F32, x, M, to, nullptr) != nullptr;
+  };
+  CHECK(!refused(good, values.data(), 1, y.data()) && !refused(good, nullptr, 0, nullptr), "good calls");
+  CHECK(refused(good, nullptr, 1, y.data()) && refused(good, values.data(), 1, nullptr), "x and y");
+  hybridkit_matrix bad[3] = {good, good, good};
+  bad[0].codes = nullptr;
+  bad[1].scale = nullptr;
+  bad[2].bias = nullptr;
+  for (const hybridkit_matrix& one : bad) CHECK(refused(one, values.data(), 1, y.data()), "codes, scale or bias");
+}
+
 TEST(matmul_from_several_threads) {
   test::Random random(11);
   const auto layer = reference::random_layer(random, HYBRIDKIT_TERNARY, 200, 300);

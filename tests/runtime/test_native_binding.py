@@ -170,6 +170,106 @@ class TestLibrary:
             shape(3, [], [], [], [], [], 1)
 
 
+# what a 64-bit integer holds, what wraps around to a good number in one, and what no library counts with
+HOSTILE = [-1, 2**31, 2**32 + 5, 2**63 - 1, 2**63, 2**64 + 5, 2**64 + 30, -(2**64) + 30, 30.0, "30", None]
+hostile = st.sampled_from(HOSTILE)
+
+
+@needs_library
+class TestSizes:
+    """Nothing is cut off to 64 bits, allocated or read before it is refused."""
+
+    def layer(self):
+        _, codes, scale, bias = layer("ternary", 20, 30)
+        return codes, NATIVE.tile("ternary", codes, 30), scale, bias
+
+    @few
+    @given(hostile)
+    def test_of_codes(self, size):
+        codes, tiles, _, _ = self.layer()
+        for call in (
+            lambda: NATIVE.tile("ternary", codes, size),
+            lambda: NATIVE.conv_tile("ternary", codes, size, 1, 1),
+            lambda: NATIVE.conv_tile("ternary", codes, 30, size, 1),
+            lambda: NATIVE.conv_tile("ternary", codes, 30, 1, size),
+            lambda: NATIVE.check("ternary", 1, tiles, size, 30),
+            lambda: NATIVE.check("ternary", 0, codes, 20, size),
+            lambda: NATIVE.check_conv("ternary", tiles, size, 30, 1),
+            lambda: NATIVE.check_conv("ternary", tiles, 20, size, 1),
+            lambda: NATIVE.check_conv("ternary", tiles, 20, 30, size),
+            lambda: NATIVE.kernel("ternary", "int8", size, 30, 1),
+            lambda: NATIVE.kernel("ternary", "int8", 20, size, 1),
+            lambda: NATIVE.tasks("ternary", "float", size, 30, 1),
+            lambda: NATIVE.tasks("ternary", "float", 20, size, 1),
+        ):
+            with pytest.raises(UsageError):
+                call()
+
+    @few
+    @given(st.sampled_from(["channels", "group", "size", "kernel", "stride", "dilation", "pad"]), hostile)
+    def test_of_convolutions(self, field, value):
+        def shape(channels=30, group=1, size=5, kernel=1, stride=1, dilation=1, pad=0):
+            geometry = Geometry.of(channels, [size], [kernel], [stride], [pad, 0], [dilation], group)
+            return NATIVE.conv_shape(geometry, 20)
+
+        assert shape() == (5,)
+        with pytest.raises(UsageError):
+            shape(**{field: value})
+
+    @pytest.mark.parametrize("value", [-1, 2**63, 1.5, "many"])
+    def test_of_rows(self, value):
+        with pytest.raises(UsageError, match="M must be"):
+            NATIVE.tasks("ternary", "int8", 20, 30, value)
+        assert NATIVE.tasks("ternary", "int8", 20, 30, 2**63 - 1) >= 1
+
+    def test_of_no_matrix(self):
+        for N, K in ((0, 30), (20, 0), (20, 2**22 + 1)):
+            with pytest.raises(UsageError, match=f"no product of 1 rows with a matrix .{N}, {K}."):
+                NATIVE.kernel("ternary", "int8", N, K, 1)
+
+    def test_of_threads(self):
+        assert NATIVE.parallel(2**32 + 1) == NATIVE.parallel(1024)
+
+    def test_x_has_columns(self):
+        _, tiles, scale, bias = self.layer()
+        how = {"codec": "ternary", "activations": "int8"}
+        with pytest.raises(UsageError, match=r"x must have the shape \[\.\.\., K\], got \[\]"):
+            NATIVE.matmul(np.float32(1), tiles, scale, bias, **how)
+        for columns in (0, 16, 33, 2**22, 2**22 + 1):  # with no rows, so that x is small
+            with pytest.raises(UsageError, match="codes have 256 bytes"):
+                NATIVE.matmul(np.zeros((0, columns)), tiles, scale, bias, **how)
+
+    def test_a_group_of_none_and_a_geometry_of_another_input(self):
+        _, tiles, scale, bias = self.layer()
+        how = {"codec": "ternary", "activations": "int8"}
+        geometry = Geometry.of(30, [5], [1], [1], [0, 0], [1], 0)
+        with pytest.raises(UsageError, match="not a multiple of group"):
+            NATIVE.conv(np.zeros((1, 30, 5)), tiles, scale, bias, geometry, **how)
+        geometry = Geometry.of(30, [6], [1], [1], [0, 0], [1], 1)
+        with pytest.raises(UsageError, match="geometry is of another input"):
+            NATIVE.conv(np.zeros((1, 30, 5)), tiles, scale, bias, geometry, **how)
+        geometry.axes = 7
+        with pytest.raises(UsageError, match="1 to 3 spatial axes"):
+            NATIVE.conv(np.zeros((1, 30, 5)), tiles, scale, bias, geometry, **how)
+
+    def test_padding_beyond_measure(self):
+        geometry = Geometry.of(30, [5], [1], [1], [2**30, 2**30], [1], 1)
+        with pytest.raises(UsageError, match="the padding makes the input too large"):
+            NATIVE.conv_shape(geometry, 20)
+
+    @pytest.mark.parametrize("activations", ["int8", "float"])
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    @pytest.mark.parametrize(("batch", "size"), [(0, 4), (2, 0), (0, 0)])
+    def test_empty_images(self, activations, dtype, batch, size):
+        codes, _, scale, bias = self.layer()
+        geometry = Geometry.of(10, [size], [3], [1], [2, 2], [1], 1)
+        tiles, x = NATIVE.conv_tile("ternary", codes, 30, 1, 3), np.zeros((batch, 10, size), dtype)
+        y = NATIVE.conv(
+            x, tiles, scale, bias, geometry, codec="ternary", activations=activations, dtype=dtype
+        )
+        assert np.array_equal(y, np.broadcast_to(bias.astype(dtype)[:, None], (batch, 20, size + 2)))
+
+
 TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)
 
 

@@ -27,12 +27,12 @@ def conv_model(attributes=None, shape=("batch", CHANNELS, "size")):
     return node_model("TernaryConvInt8", layer, shape, body=False, **chosen)
 
 
-def refusal(model, x=None):
+def refusal(model, x=None, **others):
     """What ONNX Runtime says against making the session or against running it, if anything."""
     try:
         session = session_of(model)
         if x is not None:
-            session.run(None, {"x": x})
+            session.run(None, {"x": x, **others})
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
         return str(error)
     return None
@@ -54,9 +54,16 @@ def test_the_models_are_right_before_they_are_broken():
     [
         ({"N": None}, "attribute N is missing"),
         ({"layout": None}, "attribute layout is missing"),
-        ({"N": 0}, "attribute N must be from 1 to 2147483648, got 0"),
+        ({"N": 0}, "attribute N must be from 1 to 2147483647, got 0"),
         ({"K": -5}, "attribute K must be from 1 to 4194304, got -5"),
         ({"K": 2**40}, "attribute K must be from 1 to 4194304, got 1099511627776"),
+        ({"N": 2**31}, "attribute N must be from 1 to 2147483647, got 2147483648"),
+        ({"K": 2**31}, "attribute K must be from 1 to 4194304, got 2147483648"),
+        ({"N": 2**31 - 1}, "codes must have 25769803776 bytes (N = 2147483647, K = 36, layout 1), got 384"),
+        ({"K": 2**22}, "x must have the shape [..., 4194304], got [?, 36]"),
+        ({"N": "20"}, "attribute N is missing or has another type"),
+        ({"K": 36.0}, "attribute K is missing or has another type"),
+        ({"K": [36]}, "attribute K is missing or has another type"),
         ({"layout": 2}, "attribute layout must be 0 or 1, got 2"),
         (
             {"N": 33},
@@ -78,14 +85,20 @@ def test_attributes(attributes, message):
         ({"group": None}, "attribute group is missing"),
         ({"kernel_shape": None}, "attribute kernel_shape is missing"),
         ({"kernel_shape": [5]}, "attribute kernel_shape must divide K = 36, got [5]"),
-        ({"kernel_shape": [0]}, "attribute kernel_shape must be from 1 to 2147483648, got 0"),
+        ({"kernel_shape": [0]}, "attribute kernel_shape must be from 1 to 2147483647, got 0"),
         ({"kernel_shape": [1] * 4}, "attribute kernel_shape must have 1 to 3 numbers, got 4"),
         ({"strides": [1, 1]}, "attribute strides must have 1 numbers, got [1, 1]"),
-        ({"strides": [0]}, "attribute strides must be from 1 to 2147483648, got 0"),
+        ({"strides": [0]}, "attribute strides must be from 1 to 2147483647, got 0"),
         ({"pads": [1]}, "attribute pads must have 2 numbers, got [1]"),
-        ({"pads": [0, -1]}, "attribute pads must be from 0 to 2147483648, got -1"),
-        ({"pads": [2**62, 2**62]}, "attribute pads must be from 0 to 2147483648, got 4611686018427387904"),
+        ({"pads": [0, -1]}, "attribute pads must be from 0 to 2147483647, got -1"),
+        ({"pads": [2**62, 2**62]}, "attribute pads must be from 0 to 2147483647, got 4611686018427387904"),
         ({"group": 3}, "attribute group must divide N = 20, got 3"),
+        ({"group": 2**31}, "attribute group must be from 1 to 2147483647, got 2147483648"),
+        ({"dilations": [2**31]}, "attribute dilations must be from 1 to 2147483647, got 2147483648"),
+        ({"kernel_shape": [2**31 - 1]}, "attribute kernel_shape must divide K = 36, got [2147483647]"),
+        ({"kernel_shape": 3}, "attribute kernel_shape is missing, empty or has another type"),
+        ({"strides": [1.0]}, "attribute strides is missing, empty or has another type"),
+        ({"N": 2**31 - 1, "group": 2**31 - 1}, "x would have 25769803764 channels"),
         ({"layout": 1}, "attribute layout must be 0 or 2, got 1"),
         ({"group": 2}, "x must have the shape [batch, 24, size], got [?, 12, ?]"),
     ],
@@ -109,6 +122,55 @@ def test_shapes_that_come_with_the_input():
         free, np.ones((1, 13, 5), np.float32)
     )
     assert "x of shape [1, 12, 2]: the kernel is larger" in error_of(free, np.ones((1, 12, 2), np.float32))
+
+
+def test_padding_beyond_measure_is_refused_before_the_output_is_allocated():
+    stated = conv_model({"pads": [2**31 - 1] * 2}, ["batch", CHANNELS, 5])
+    assert "x of shape [?, 12, 5]: the padding makes the input too large" in error_of(stated)
+    free = conv_model({"pads": [2**30] * 2})
+    message = "x of shape [1, 12, 5]: the padding makes the input too large"
+    assert message in error_of(free, np.ones((1, CHANNELS, 5), np.float32))
+
+
+def unstated(model):
+    """The model, its inputs of any shape: nothing can be refused before it runs."""
+    for value in model.graph.input:
+        value.type.tensor_type.ClearField("shape")
+    return model
+
+
+@pytest.mark.parametrize("stated", [True, False])
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"N": 2**31 - 1}, "codes must have 25769803776 bytes (N = 2147483647, K = 36, layout 1), got 384"),
+        ({"K": 2**22, "N": 2**31 - 1}, "x must have the shape [..., 4194304], got"),
+    ],
+)
+def test_codes_that_are_passed_bound_the_attributes(attributes, message, stated):
+    """The output of 2^31 rows is not allocated first."""
+    layer = tiled(random_layer("Ternary", N, K, 0), "Ternary", K)
+    chosen = MATMUL | attributes
+    model = node_model("TernaryMatMulInt8", layer, ["rows", K], body=False, constant=False, **chosen)
+    session = None if stated else session_of(unstated(model))
+    with pytest.raises(Exception, match=r"hybridkit\.TernaryMatMulInt8 'the_layer'") as caught:
+        session_of(model) if stated else session.run(None, {"x": np.ones((3, K), np.float32), **layer})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("operator", ["TernaryConvInt8", "BinaryConvFloat"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("shape", [(1, CHANNELS, 0), (0, CHANNELS, 4), (0, CHANNELS, 0)])
+def test_empty_inputs(operator, dtype, shape):
+    """Padding alone makes the bias; no samples make none."""
+    prefix = operator.split("Conv")[0]
+    layer = tiled(random_layer(prefix, N, K, 0), prefix, K, taps=3)
+    attributes = CONV | {"pads": [2, 2]}
+    model = node_model(operator, layer, ["batch", CHANNELS, "size"], body=False, dtype=dtype, **attributes)
+    y = run(model, np.ones(shape, np.float32))
+    assert y.shape == (shape[0], N, shape[2] + 2)
+    if not shape[2]:
+        np.testing.assert_array_equal(y, np.broadcast_to(layer["bias"].astype(dtype)[:, None], y.shape))
 
 
 @pytest.mark.parametrize("name", ["scale", "bias"])
@@ -147,26 +209,49 @@ def test_external_data_that_was_cut_off(tmp_path):
         onnxruntime.InferenceSession(path, options(), ["CPUExecutionProvider"])
 
 
-numbers = st.one_of(st.integers(-2, 40), st.sampled_from([2**31, 2**31 + 1, 2**62, -(2**63), 2**63 - 1]))
+edges = [2**22, 2**22 + 1, 2**31 - 1, 2**31, 2**31 + 1, 2**40, 2**62, -(2**63), 2**63 - 1]
+numbers = st.one_of(st.integers(-2, 40), st.sampled_from(edges))
 lists = st.lists(numbers, min_size=1, max_size=9)
+pairs = st.lists(numbers, min_size=2, max_size=2)
+others = st.sampled_from(["3", b"3", 3.0, [3.0], ["3"], [2.0**40, -1.0]])
+VALUES = {
+    "N": numbers | others,
+    "K": numbers | others,
+    "layout": numbers | others,
+    "group": numbers | lists | others,
+    "kernel_shape": numbers.map(lambda n: [n]) | lists | others,
+    "strides": numbers.map(lambda n: [n]) | lists | others,
+    "pads": pairs | lists | others,
+    "dilations": numbers.map(lambda n: [n]) | lists | others,
+}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@st.composite
+def attribute_sets(draw):
+    """Those of a good convolution, some of them replaced, seldom one left out."""
+    changed = draw(st.lists(st.sampled_from(sorted(VALUES)), max_size=4, unique=True))
+    attributes = CONV | {name: draw(VALUES[name]) for name in changed}
+    if draw(st.integers(0, 19)) == 0:
+        del attributes[draw(st.sampled_from(sorted(attributes)))]
+    return attributes
+
+
+good_shapes = st.tuples(st.integers(0, 3), st.just(CHANNELS), st.integers(0, 9))
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    attributes=st.fixed_dictionaries(
-        {},
-        optional={
-            "N": numbers, "K": numbers, "layout": numbers, "group": numbers | lists,
-            "kernel_shape": lists, "strides": lists, "pads": lists, "dilations": numbers | lists,
-        },
-    ),
-    shape=st.lists(st.integers(0, 6), max_size=6),
-    size=st.integers(0, 600),
+    attributes=attribute_sets(),
+    constant=st.booleans(),
+    shape=good_shapes | st.lists(st.integers(0, 6), max_size=6),
+    size=st.none() | st.integers(0, 600),
     seed=st.integers(0, 2**31),
-)  # fmt: skip
-def test_random_attributes_shapes_and_codes_are_run_or_refused(attributes, shape, size, seed):
+)
+def test_random_attributes_shapes_and_codes_are_run_or_refused(attributes, constant, shape, size, seed):
     rng = np.random.default_rng(seed)
-    layer = random_layer("Ternary", N, K, 0) | {"codes": rng.integers(0, 256, size, dtype=np.uint8) & 0x55}
-    model = node_model("TernaryConvFloat", layer, None, body=False, **(CONV | attributes))
-    message = refusal(model, rng.normal(size=shape).astype(np.float32))
-    assert message is None or "hybridkit.TernaryConvFloat 'the_layer'" in message
+    layer = tiled(random_layer("Ternary", N, K, 0), "Ternary", K, taps=3)
+    if size is not None:
+        layer["codes"] = rng.integers(0, 256, size, dtype=np.uint8) & 0x55
+    model = node_model("TernaryConvFloat", layer, None, body=False, constant=constant, **attributes)
+    message = refusal(model, rng.normal(size=shape).astype(np.float32), **({} if constant else layer))
+    assert message is None or message.count("hybridkit.TernaryConvFloat 'the_layer': ") == 1

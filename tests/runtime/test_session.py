@@ -120,8 +120,9 @@ def test_options_reach_onnxruntime(model):
         session(model, log_level=3)
     with pytest.raises(UsageError, match="log_severity_level cannot be 'high'"):
         session(model, log_severity_level="high")
-    with pytest.raises(UsageError, match="threads=0"):
-        session(model, 0)
+    for threads in (0, -1, 1025, 2**40):
+        with pytest.raises(UsageError, match=f"threads={threads}: "):
+            session(model, threads)
 
 
 def test_files_that_are_no_models(model, tmp_path):
