@@ -9,7 +9,7 @@ import pytest
 
 from hybridkit.tasks.fashion_mnist import FashionMNIST
 
-from .trainings import GOLDEN, RUNS, comparable, digests
+from trainings import GOLDEN, RUNS, comparable, digests
 
 
 @pytest.mark.parametrize("name", sorted(RUNS))
