@@ -9,11 +9,11 @@ import pytest
 import torch
 from small_networks import convnet, loss_of, mlp, same_bits, values
 
+from hybridkit.ancestor.config import HybridTrainingConfig, get_default_config
+from hybridkit.ancestor.manager import METRICS, HybridOptimizationManager, create_hybrid_optimizer
 from hybridkit.errors import HybridkitError, UsageError
 from hybridkit.optim.base import build_base_optimizer
-from hybridkit.optim.config import HybridTrainingConfig, get_default_config
 from hybridkit.optim.hybrid import HybridOptimizer
-from hybridkit.optim.manager import METRICS, HybridOptimizationManager, create_hybrid_optimizer
 
 PLAIN = {"use_auxiliary_nn": False, "use_trust_region": False, "use_clustering": False}
 
