@@ -30,7 +30,7 @@ from hybridkit.bench.tables import TextTable
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks" / "kernels"))
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "benchmarks/README.md")
+DOCUMENTS = ("docs/results.md", "benchmarks/README.md")
 _BLOCK = re.compile(r"(<!-- bench:begin ([\w-]+) -->\n).*?(<!-- bench:end -->)", re.DOTALL)
 
 
