@@ -103,20 +103,21 @@ def parameter_roles(
         used = next((role for role, names in _USES if names & functions), None)
         if parameter.ndim >= 2 and used and (parameter not in roles or functions & _LOOKUPS):
             roles[parameter] = used
-    undecided = [name for name, p in named.items() if p not in roles and p.ndim >= 2]
-    layers = [_matrices(m) for m in model.modules() if isinstance(m, _LAYERS)]
-    last: Sequence[Tensor] = (seen.products or layers or [[named[name]] for name in undecided] or [[]])[-1]
-    for p in last:
-        if roles.get(p, Role.HIDDEN) == Role.HIDDEN:
-            roles[p] = Role.OUTPUT
     chosen = _checked(given or {}, named)
-    open_ = [name for name in undecided if named[name] not in roles and name not in chosen]
-    if open_:
+    undecided = [n for n, p in named.items() if p not in roles and n not in chosen and not _is_vector(p)]
+    if Role.OUTPUT not in chosen.values():
+        layers = [_matrices(m) for m in model.modules() if isinstance(m, _LAYERS)]
+        bare: list[list[Tensor]] = [[named[name]] for name in undecided]
+        for p in (seen.products or layers or bare or [[]])[-1]:
+            if roles.get(p, Role.HIDDEN) == Role.HIDDEN:
+                roles[p] = Role.OUTPUT
+    undecided = [name for name in undecided if named[name] not in roles]
+    if undecided:
         _say(
-            f"what {', '.join(open_)} is for does not show in the model; it counts as hidden: give "
+            f"what {', '.join(undecided)} is for does not show in the model; it counts as hidden: give "
             "example_inputs, or say it (roles=, or the optimizer's option embedding_names)"
         )
-    default = {name: Role.HIDDEN if p.ndim >= 2 else Role.VECTOR for name, p in named.items()}
+    default = {name: Role.VECTOR if _is_vector(p) else Role.HIDDEN for name, p in named.items()}
     return {name: chosen.get(name, roles.get(p, default[name])) for name, p in named.items()}
 
 
@@ -131,7 +132,7 @@ def roles_by_shape(
     chosen = _checked(given or {}, named)
     roles = {name: Role.VECTOR if p.ndim < 2 else Role.HIDDEN for name, p in named.items()}
     guessed = [name for name, role in roles.items() if role == Role.HIDDEN and name not in chosen]
-    if guessed:
+    if guessed and Role.OUTPUT not in chosen.values():
         roles[guessed[-1]] = Role.OUTPUT
         _say(
             f"parameters without their model: matrices count as hidden, the last, {guessed[-1]}, as the "
@@ -149,6 +150,11 @@ def _typed(model: nn.Module) -> dict[Tensor, Role]:
                 matrices = dict.fromkeys(_matrices(module), role)
                 found = found | matrices if role == Role.EMBEDDING else matrices | found
     return found
+
+
+def _is_vector(parameter: Tensor) -> bool:
+    """Whether it has at most one dimension that is longer than 1."""
+    return parameter.ndim < 2 or parameter.numel() <= max(parameter.shape)
 
 
 def _matrices(module: nn.Module) -> list[Tensor]:
@@ -209,7 +215,7 @@ def _checked(given: Mapping[str, str], named: Mapping[str, Tensor]) -> dict[str,
         if name not in named:
             raise UsageError(f"roles: no parameter is called {name!r}; {nearest(name, named)}")
         if role not in list(Role):
-            raise UsageError(f"roles: {name!r} cannot be {role!r}; {nearest(role, Role)}")
+            raise UsageError(f"roles: {name!r} cannot be {role!r}; {nearest(role, [str(r) for r in Role])}")
         if named[name].ndim < 2 and role != Role.VECTOR:
             raise UsageError(f"roles: {name!r} has fewer than two dimensions; it is a vector, no {role}")
     return {name: Role(role) for name, role in given.items()}
