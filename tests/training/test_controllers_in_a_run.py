@@ -71,7 +71,7 @@ def test_only_a_controller_that_learns_can_be_stuck(controller, warnings, tmp_pa
     options = {"lr_controller": {"warmup": 0.0, "decay": 0.0}} if controller == "relative-step" else {}
     config = resolve(task="digits", hybrid=True, lr_controller=controller, max_steps=STEPS, options=options)
     train(config, run_dir=tmp_path, on_event=lambda e: said.append(e) if isinstance(e, Warned) else None)
-    assert len([w for w in said if "has not moved" in w.text]) == warnings
+    assert len([w for w in said if "has not moved" in w.message]) == warnings
 
 
 def test_who_is_watched():
@@ -87,7 +87,7 @@ def test_who_is_watched():
 
 def test_a_controller_that_leaves_its_bounds_is_not_a_gradient_that_is_not_finite():
     trainer = Trainer(resolve(task="digits", hybrid=True, lr_controller=f"{HERE}:Escaping", max_steps=2))
-    with pytest.raises(HybridkitError, match="Escaping proposed .* bounds are 0.5 to 2.0") as caught:
+    with pytest.raises(HybridkitError, match=r"Escaping proposed .* bounds are 0\.5 to 2\.0") as caught:
         trainer.step()
     assert not isinstance(caught.value, DivergedError)
 
