@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from hybridkit.errors import UsageError
 from hybridkit.optim.optimizers.recipe import NamedParameters, Recipe, decay_groups
-from hybridkit.optim.roles import parameter_roles, roles_by_shape
+from hybridkit.optim.roles import RoleNames, parameter_roles, roles_by_shape
 from hybridkit.options import construct
 from hybridkit.registry import registry
 
@@ -55,8 +55,13 @@ def build_base_optimizer(
         recipe: Recipe = construct(loaded, options or {}, where="optimizer")
         settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         if "roles" in inspect.signature(recipe.build).parameters:
-            known = parameter_roles(model, example_inputs, roles) if isinstance(model, nn.Module) else None
-            settings["roles"] = known or roles_by_shape(trainable, roles)
+            names = getattr(recipe, "options", None)
+            given = {**(names.chosen(named) if isinstance(names, RoleNames) else {}), **(roles or {})}
+            settings["roles"] = (
+                parameter_roles(model, example_inputs, given)
+                if isinstance(model, nn.Module)
+                else roles_by_shape(named, given)
+            )
         return recipe.build(trainable, **settings)
     return _build_plain(loaded, trainable, lr, weight_decay, momentum, options or {}, name)
 

@@ -65,18 +65,25 @@ class RoleNames:
     """Options by which a user says what parameters are for: patterns of their names, separated by commas."""
 
     embedding_names: str = option("", "name patterns of embeddings, where they are not found by themselves")
-    output_names: str = option("", "name patterns of output layers, likewise")
-    hidden_names: str = option("", "name patterns of hidden matrices, likewise")
+    output_names: str = option("", "name patterns of output layers, in place of the one that is found")
+    hidden_names: str = option("", "name patterns of hidden matrices, where they are not found by themselves")
 
-    def applied(self, roles: Roles) -> dict[str, Role]:
-        """`roles`, but for the matrices (what is no vector) that a pattern matches."""
-        found = dict(roles)
+    def chosen(self, named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Role]:
+        """The roles of those that a pattern matches and that have two dimensions or more."""
+        found: dict[str, Role] = {}
+        matrices = [name for name, p in named_parameters if p.ndim >= 2]
         for field in fields(RoleNames):
             patterns = [p.strip().lower() for p in getattr(self, field.name).split(",")]
-            for name, role in roles.items():
-                if role != Role.VECTOR and any(fnmatchcase(name.lower(), p) for p in patterns):
-                    found[name] = Role(field.name.removesuffix("_names"))
+            role = Role(field.name.removesuffix("_names"))
+            found |= {n: role for n in matrices if any(fnmatchcase(n.lower(), p) for p in patterns)}
         return found
+
+    def known(
+        self, named_parameters: Sequence[tuple[str, Tensor]], roles: Roles | None = None
+    ) -> dict[str, Role]:
+        """`roles`, by shape where there are none, but for what the patterns say."""
+        chosen = self.chosen(named_parameters)
+        return {**(roles_by_shape(named_parameters, chosen) if roles is None else roles), **chosen}
 
 
 def parameter_roles(

@@ -100,7 +100,8 @@ def muon_takes(optimizer, model):
 def test_muon_takes_hidden_matrices_and_adamw_the_rest():
     model = Named()
     assert muon_takes(build("muon", model), model) == {"a.weight", "b.weight"}
-    assert muon_takes(build("muon", model, {"output_names": "a.*, x*"}), model) == {"b.weight"}
+    chosen = build("muon", model, {"output_names": "a.*, x*"})
+    assert muon_takes(chosen, model) == {"b.weight", "logits.weight"}
     with pytest.raises(UsageError, match="no hidden matrix"):
         build("muon", nn.Linear(3, 3))
     assert muon_takes(build("muon", lone := nn.Linear(3, 3), {"hidden_names": "W*"}), lone) == {"weight"}

@@ -12,7 +12,7 @@ from hybridkit.errors import UsageError
 from hybridkit.optim.optimizers.adamw import AdamW
 from hybridkit.optim.optimizers.composite import Composite
 from hybridkit.optim.optimizers.recipe import NamedParameters
-from hybridkit.optim.roles import Role, RoleNames, Roles, roles_by_shape
+from hybridkit.optim.roles import Role, RoleNames, Roles
 from hybridkit.options import option
 
 
@@ -44,9 +44,7 @@ class Muon:
         roles: Roles | None = None,
     ) -> torch.optim.Optimizer:
         """The composite; `momentum` is AdamW's beta1 (Muon's own is an option)."""
-        hidden = self.hidden_matrices(
-            named_parameters, roles_by_shape(named_parameters) if roles is None else roles
-        )
+        hidden = self.hidden_matrices(named_parameters, roles)
         if not hidden:
             raise UsageError("muon finds no hidden matrix in this model; take adamw, or set hidden_names")
         rest = [(n, p) for n, p in named_parameters if n not in hidden]
@@ -64,7 +62,7 @@ class Muon:
             parts["adamw"] = AdamW().build(rest, lr=lr, weight_decay=weight_decay, momentum=momentum)
         return Composite(parts)
 
-    def hidden_matrices(self, named_parameters: NamedParameters, roles: Roles) -> set[str]:
+    def hidden_matrices(self, named_parameters: NamedParameters, roles: Roles | None) -> set[str]:
         """The names of the parameters that Muon updates."""
-        found = self.options.applied(roles)
-        return {name for name, p in named_parameters if p.ndim == 2 and found[name] == Role.HIDDEN}
+        known = self.options.known(named_parameters, roles)
+        return {name for name, p in named_parameters if p.ndim == 2 and known[name] == Role.HIDDEN}

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from hybridkit.optim.optimizers.orthogonal import orthogonalise
 from hybridkit.optim.optimizers.recipe import NamedParameters
-from hybridkit.optim.roles import Role, RoleNames, Roles, roles_by_shape
+from hybridkit.optim.roles import Role, RoleNames, Roles
 from hybridkit.options import option
 
 Norm = Literal["spectral", "adam"]
@@ -291,7 +291,7 @@ class Steepest:
     ) -> torch.optim.Optimizer:
         """The optimizer; `momentum` is that of all parameters."""
         o = self.options
-        found = o.applied(roles_by_shape(named_parameters) if roles is None else roles)
+        known = o.known(named_parameters, roles)
         treatments: dict[Role, tuple[Norm, float]] = {
             Role.HIDDEN: ("spectral", 1.0),
             Role.EMBEDDING: ("adam", o.embedding),
@@ -300,7 +300,7 @@ class Steepest:
         }
         members: dict[tuple[Role, float], list[Tensor]] = {}
         for name, p in named_parameters:
-            role = found[name]
+            role = known[name]
             narrowing = _WIDTH / max(p.shape[-1], _WIDTH) if role == Role.EMBEDDING else 1.0
             members.setdefault((role, narrowing), []).append(p)
         groups = []
