@@ -14,9 +14,13 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
             "optim.controllers.hypergradient:Hypergradient",
             "online, from the inner product of successive gradients",
         ),
+        "relative-step": (
+            "optim.controllers.relative_step:RelativeStep",
+            "warm-up and decay around a relative step, whatever the learning rate",
+        ),
         "aux-nn": (
             "optim.controllers.aux_nn:AuxNN",
-            "an auxiliary network that learns online from what its decisions did",
+            "relative-step, times a network that learns online from what its decisions did",
         ),
     },
     "clusterer": {

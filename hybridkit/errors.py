@@ -23,6 +23,10 @@ class FileError(HybridkitError):
     """A file is missing, truncated, corrupted or of another kind than expected."""
 
 
+class NotFiniteError(HybridkitError):
+    """A loss or a gradient is NaN or infinite; the step was not taken."""
+
+
 class GateError(HybridkitError):
     """A result missed a quality or size gate; nothing was written."""
 

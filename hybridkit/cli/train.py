@@ -91,7 +91,9 @@ def command(
     lr_controller: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Who sets the learning-rate multiplier (aux-nn).", rich_help_panel=HYBRID
+            metavar="NAME",
+            help="Who sets the learning-rate multiplier (relative-step).",
+            rich_help_panel=HYBRID,
         ),
     ] = None,
     clusterer: Annotated[

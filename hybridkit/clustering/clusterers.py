@@ -7,7 +7,6 @@ name.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
@@ -17,6 +16,7 @@ from annotated_types import Ge
 from numpy.typing import ArrayLike, NDArray
 
 from hybridkit.errors import UsageError
+from hybridkit.kmeans import one_thread
 from hybridkit.options import describe_options, option
 from hybridkit.registry import registry
 
@@ -38,7 +38,34 @@ class NoClusters:
         return np.zeros(len(np.asarray(features)), np.int64)
 
 
-class KMeans:
+class _Means:
+    """What the two k-means of scikit-learn share: `Options`, and an estimator made from them."""
+
+    Options: Any
+
+    def __init__(self, options: Any = None) -> None:
+        self.options = options or self.Options()
+        self.n_clusters: int = self.options.n_clusters
+        self.random_state = 0
+
+    def _estimator(self, clusters: int) -> Any:
+        raise NotImplementedError
+
+    def fit(self, features: ArrayLike) -> Self:
+        """Find centroids of float [samples, features]; `cluster_centers_` and `inertia_` hold the result."""
+        x = np.asarray(features)
+        self._fitted = self._estimator(min(self.n_clusters, len(x))).fit(x)
+        self.cluster_centers_ = self._fitted.cluster_centers_
+        self.inertia_ = float(self._fitted.inertia_)
+        self.n_iter_ = int(self._fitted.n_iter_)
+        return self
+
+    def predict(self, features: ArrayLike) -> Labels:
+        """The nearest centroid of each sample, int64 [samples]."""
+        return np.asarray(self._fitted.predict(np.asarray(features)), np.int64)
+
+
+class KMeans(_Means):
     """Lloyd's algorithm from k-means++ starts (Lloyd 1982; Arthur & Vassilvitskii 2007), by scikit-learn."""
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,31 +81,16 @@ class KMeans:
         )
         n_init: Annotated[int, Ge(1)] = option(1, "starts, of which the one with least inertia is kept")
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or self.Options()
-        self.n_clusters = self.options.n_clusters
-        self.random_state = 0
-
-    def fit(self, features: ArrayLike) -> Self:
-        """Find centroids of float [samples, features]; `cluster_centers_` and `inertia_` hold the result."""
+    def _estimator(self, clusters: int) -> Any:
         from sklearn.cluster import KMeans as Estimator
 
-        x, o = np.asarray(features), self.options
-        clusters = min(self.n_clusters, len(x))
-        self._fitted = Estimator(
+        o = self.options
+        return Estimator(
             clusters, max_iter=o.max_iter, tol=o.tol, n_init=o.n_init, random_state=self.random_state
-        ).fit(x)
-        self.cluster_centers_ = self._fitted.cluster_centers_
-        self.inertia_ = float(self._fitted.inertia_)
-        self.n_iter_ = int(self._fitted.n_iter_)
-        return self
-
-    def predict(self, features: ArrayLike) -> Labels:
-        """The nearest centroid of each sample, int64 [samples]."""
-        return np.asarray(self._fitted.predict(np.asarray(features)), np.int64)
+        )
 
 
-class MiniBatchKMeans:
+class MiniBatchKMeans(_Means):
     """Mini-batch k-means (Sculley 2010), by scikit-learn: for data too large for full iterations."""
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,28 +103,11 @@ class MiniBatchKMeans:
         max_iter: Annotated[int, Ge(1)] = option(100, "passes over the data at most")
         batch_size: Annotated[int, Ge(1)] = option(1024, "samples per update of the centroids")
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or self.Options()
-        self.n_clusters = self.options.n_clusters
-        self.random_state = 0
-
-    def fit(self, features: ArrayLike) -> Self:
-        """Find centroids of float [samples, features]; `cluster_centers_` and `inertia_` hold the result."""
+    def _estimator(self, clusters: int) -> Any:
         from sklearn.cluster import MiniBatchKMeans as Estimator
 
-        x, o = np.asarray(features), self.options
-        clusters = min(self.n_clusters, len(x))
-        self._fitted = Estimator(
-            clusters, max_iter=o.max_iter, batch_size=o.batch_size, n_init=1, random_state=self.random_state
-        ).fit(x)
-        self.cluster_centers_ = self._fitted.cluster_centers_
-        self.inertia_ = float(self._fitted.inertia_)
-        self.n_iter_ = int(self._fitted.n_iter_)
-        return self
-
-    def predict(self, features: ArrayLike) -> Labels:
-        """The nearest centroid of each sample, int64 [samples]."""
-        return np.asarray(self._fitted.predict(np.asarray(features)), np.int64)
+        o, seed = self.options, self.random_state
+        return Estimator(clusters, max_iter=o.max_iter, batch_size=o.batch_size, n_init=1, random_state=seed)
 
 
 def make_clusterer(name: str, n_clusters: int, options: Mapping[str, Any] | None = None) -> Any:
@@ -138,9 +133,6 @@ def fit_labels(clusterer: Any, features: ArrayLike, seed: int) -> Labels:
     Raises UsageError where features are not a finite matrix, or are too many for a clusterer without
     `predict`.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
     x = np.asarray(features)
     if x.ndim != 2 or not np.isfinite(x).all():
         raise UsageError(
@@ -159,9 +151,7 @@ def fit_labels(clusterer: Any, features: ArrayLike, seed: int) -> Labels:
         clusterer.random_state = seed
     if isinstance(getattr(clusterer, "n_clusters", None), int):
         clusterer.n_clusters = min(clusterer.n_clusters, len(chosen))
-    with threadpool_limits(limits=1), warnings.catch_warnings():
-        # Fewer distinct points than clusters: some clusters stay empty, which every caller can bear.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with one_thread():  # where clusters stay empty, every caller can bear it
         clusterer.fit(chosen)
         if can_predict:
             blocks = [clusterer.predict(x[i : i + BLOCK]) for i in range(0, len(x), BLOCK)]

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hybridkit.errors import UsageError
 from hybridkit.optim.optimizers.recipe import NamedParameters, Recipe, decay_groups
+from hybridkit.optim.roles import RoleNames, parameter_roles, roles_by_shape
 from hybridkit.options import construct
 from hybridkit.registry import registry
 
 
 def build_base_optimizer(
     name: str,
-    named_parameters: Iterable[tuple[str, Tensor]],
+    model: nn.Module | Iterable[tuple[str, Tensor]],
     *,
     lr: float,
     weight_decay: float = 0.0,
     momentum: float = 0.9,
     options: Mapping[str, Any] | None = None,
+    roles: Mapping[str, str] | None = None,
+    example_inputs: Sequence[Any] | None = None,
 ) -> Optimizer:
     """An optimizer over all parameters that require a gradient.
 
@@ -32,22 +35,34 @@ def build_base_optimizer(
     Args:
         name: a registered optimizer (`adamw`, `muon`, `sgd`, a plugin's) or `package.module:attribute` of a
             `torch.optim.Optimizer` class or of a function with the same arguments.
-        named_parameters: as `model.named_parameters()` gives them.
+        model: what to train. Named parameters alone (`model.named_parameters()`) say little about roles.
         lr: learning rate.
         weight_decay: passed on if the optimizer knows weight decay.
         momentum: SGD's momentum or Adam's beta1, passed on if the optimizer has either.
         options: the optimizer's own options.
+        roles: what parameters are for, by name, where `parameter_roles` would not find it.
+        example_inputs: arguments of the model, from which `parameter_roles` learns more.
 
     Raises:
         UsageError: if nothing is to be trained, the name is unknown or an option does not exist.
     """
-    trainable = [(n, p) for n, p in named_parameters if p.requires_grad]
+    named = list(model.named_parameters() if isinstance(model, nn.Module) else model)
+    trainable = [(n, p) for n, p in named if p.requires_grad]
     if not trainable:
         raise UsageError("the model has no parameter that requires a gradient; there is nothing to train")
     loaded = registry().load("optimizer", name)
     if hasattr(loaded, "build"):
         recipe: Recipe = construct(loaded, options or {}, where="optimizer")
-        return recipe.build(trainable, lr=lr, weight_decay=weight_decay, momentum=momentum)
+        settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        if "roles" in inspect.signature(recipe.build).parameters:
+            names = getattr(recipe, "options", None)
+            given = {**(names.chosen(named) if isinstance(names, RoleNames) else {}), **(roles or {})}
+            settings["roles"] = (
+                parameter_roles(model, example_inputs, given)
+                if isinstance(model, nn.Module)
+                else roles_by_shape(named, given)
+            )
+        return recipe.build(trainable, **settings)
     return _build_plain(loaded, trainable, lr, weight_decay, momentum, options or {}, name)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hybridkit.errors import HybridkitError, UsageError
+from hybridkit.errors import NotFiniteError, UsageError
 from hybridkit.optim import foreach
 from hybridkit.optim.constraints.none import Unconstrained
 from hybridkit.optim.controllers.schedules import Constant
@@ -24,7 +24,7 @@ from hybridkit.optim.groups import (
     split_by_cluster,
 )
 from hybridkit.optim.observed import Observed
-from hybridkit.optim.protocol import Constraint, LRController, Outcome, TrainingState
+from hybridkit.optim.protocol import Constraint, LRController, Outcome, TrainingState, announced
 from hybridkit.optim.radius import RadiusRule
 from hybridkit.optim.readout import Readout
 from hybridkit.optim.record import Metrics, StepRecord, describe
@@ -83,18 +83,17 @@ class HybridOptimizer(Optimizer):
         super().__setstate__({"defaults": dict(base.defaults)})
         if any("lr" not in group for group in base.param_groups):
             raise UsageError(f"{type(base).__name__} has a parameter group without 'lr'; nothing to control")
+        self.announced = announced(self.controller)
         self._clustered = parameter_clusters is not None
-        self._cluster_of = all_clusters(base, parameter_clusters)
-        self._splits = self._clustered and getattr(self.controller, "per_cluster", False)
+        self.cluster_of = all_clusters(base, parameter_clusters)
+        self._splits = self._clustered and self.announced.per_cluster
         if self._splits:
             base.param_groups[:] = [
-                part for g in base.param_groups for part in split_by_cluster(g, self._cluster_of)
+                part for g in base.param_groups for part in split_by_cluster(g, self.cluster_of)
             ]
         self._constrained = not isinstance(self.constraint, Unconstrained)
-        self._measures = self._constrained or measure_updates or self.controller.uses_update_alignment
-        balls = 1 + max(self._cluster_of.values(), default=0)
-        if not getattr(self.constraint, "per_cluster", False):
-            balls = 1
+        self._measures = self._constrained or measure_updates or self.announced.uses_update_alignment
+        balls = 1 + max(self.cluster_of.values(), default=0) if announced(self.constraint).per_cluster else 1
         self.radius = RadiusRule(initial_radius, balls=balls, adapt=adapt_radius)
         self._observed = Observed()
         self._last: StepRecord | None = None
@@ -116,7 +115,7 @@ class HybridOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; its parameters join parameter cluster 0."""
         self.base.add_param_group(param_group)
-        self._cluster_of |= dict.fromkeys(self.base.param_groups[-1]["params"], 0)
+        self.cluster_of |= dict.fromkeys(self.base.param_groups[-1]["params"], 0)
         self._collect()
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,10 +130,10 @@ class HybridOptimizer(Optimizer):
             "radius": self.radius.state_dict(),
             "statistics": self.statistics.state_dict(),
             "controller": self.controller.state_dict(),
-            "clusters": [self._cluster_of[p] for p in self._parameters],
+            "clusters": [self.cluster_of[p] for p in self._parameters],
             "last": self._last.state_dict() if self._last else {},
         }
-        if self.controller.uses_update_alignment and self._snapshot is not None:
+        if self.announced.uses_update_alignment and self._snapshot is not None:
             hybrid["last_update"] = [u.clone() for u in self._snapshot.updates]
         return {**self.base.state_dict(), "hybrid": hybrid}
 
@@ -146,7 +145,7 @@ class HybridOptimizer(Optimizer):
         if "hybrid" not in state_dict:
             raise UsageError("this state is not a HybridOptimizer's; load it into the base optimizer")
         hybrid = state_dict["hybrid"]
-        if list(hybrid["clusters"]) != [self._cluster_of[p] for p in self._parameters]:
+        if list(hybrid["clusters"]) != [self.cluster_of[p] for p in self._parameters]:
             raise UsageError("the saved state has other parameters or parameter clusters than this optimizer")
         self.base.load_state_dict({k: v for k, v in state_dict.items() if k != "hybrid"})
         self.step_number = int(hybrid["step_number"])
@@ -176,7 +175,7 @@ class HybridOptimizer(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step; returns the closure's loss, which is observed too.
 
-        Raises HybridkitError, before anything is changed, if the loss or a gradient is not finite.
+        Raises NotFiniteError, before anything is changed, if the loss or a gradient is not finite.
         """
         loss, again = None, None
         if closure is not None:
@@ -205,7 +204,7 @@ class HybridOptimizer(Optimizer):
         state = self._look()
         proposal = self.controller.propose(state)
         check_proposal(self.controller, proposal, self._members.shape[1] if self._splits else 0)
-        multipliers = group_multipliers(self.param_groups, proposal, self._cluster_of)
+        multipliers = group_multipliers(self.param_groups, proposal, self.cluster_of)
         metrics = describe(state, proposal, multipliers, float(self.param_groups[0]["lr"]))
         if self._snapshot is not None:
             self._snapshot.take()
@@ -226,7 +225,7 @@ class HybridOptimizer(Optimizer):
         )
         if isinstance(self._observed.total, Tensor):
             readout.add("loss", self._observed.total)
-        if self.controller.uses_update_alignment and self._last and self._snapshot:
+        if self.announced.uses_update_alignment and self._last and self._snapshot:
             readout.add("product", foreach.gradient_dot(self._parameters, self._snapshot.updates))
         if self._pending is not None:
             readout.add("pending", self._pending)
@@ -261,7 +260,7 @@ class HybridOptimizer(Optimizer):
         if math.isfinite(gradient) and (self._observed.count == 0 or math.isfinite(loss)):
             return
         self._observed = Observed()
-        raise HybridkitError(
+        raise NotFiniteError(
             f"step {self.step_number}: the loss is {loss} and the gradient's norm {gradient}; nothing was "
             "updated; lower the learning rate or look at the data of this batch"
         )
@@ -311,7 +310,7 @@ class HybridOptimizer(Optimizer):
     def _collect(self) -> None:
         """List the parameters and make the buffers, whenever the groups have changed."""
         self._parameters: list[Tensor] = parameters_of(self.base)
-        labels = [self._cluster_of[p] for p in self._parameters]
+        labels = [self.cluster_of[p] for p in self._parameters]
         device = self._parameters[0].device
         self._members = foreach.membership(labels, 1 + max(labels), device)
         self._zero = torch.zeros((), device=device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridkit.errors import UsageError
+from hybridkit.kmeans import kmeans_labels, one_thread
 
 Named = Sequence[tuple[str, Tensor]]
 
@@ -79,18 +79,13 @@ def layer_statistics(layers: Sequence[Named]) -> NDArray[np.float64]:
 
 
 def _kmeans(features: NDArray[np.float64], k: int, seed: int) -> list[int]:
-    k = min(k, len(features))
-    if k <= 1:
+    if min(k, len(features)) <= 1:
         return [0] * len(features)
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(limits=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # layers that are equal in everything
+    with one_thread():
         scaled = StandardScaler().fit_transform(features)
-        found = KMeans(k, n_init=10, random_state=seed).fit_predict(scaled).tolist()
+    found = kmeans_labels(scaled, k, seed).tolist()
     order = list(dict.fromkeys(found))
     return [order.index(label) for label in found]
 

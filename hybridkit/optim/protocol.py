@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -64,12 +64,16 @@ class LRController(Protocol):
     """Sets the learning-rate multiplier and the radius. Pure decisions: it never touches parameters.
 
     `bounds` holds the least and the largest multiplier it may propose. `uses_update_alignment` True asks
-    for `TrainingState.update_alignment`, which costs one pass over the parameters. An attribute
-    `per_cluster` that is True announces tuples of multipliers wherever there are parameter clusters.
+    for `TrainingState.update_alignment`, which costs one pass over the parameters. `learns` True says that
+    the multiplier is found out in the run, so that one that never moves is worth a warning. `per_cluster`
+    True announces tuples of multipliers wherever there are parameter clusters. The last two may be left out
+    and are then False (`announced`).
     """
 
     bounds: tuple[float, float]
     uses_update_alignment: bool
+    learns: bool
+    per_cluster: bool
 
     def propose(self, state: TrainingState) -> Proposal:
         """Decide for the step that is about to be taken."""
@@ -89,6 +93,21 @@ class LRController(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Announced:
+    """What a controller or a constraint says about itself."""
+
+    uses_update_alignment: bool = False
+    learns: bool = False
+    per_cluster: bool = False
+
+
+def announced(strategy: object) -> Announced:
+    """The attributes of a strategy, with the defaults of those that it leaves out."""
+    said = {f.name: bool(getattr(strategy, f.name, f.default)) for f in fields(Announced)}
+    return Announced(**said)
+
+
+@dataclass(frozen=True, slots=True)
 class ConstraintReport:
     """What a projection did, as tensors on the updates' device (nothing is synchronised).
 
@@ -103,9 +122,11 @@ class ConstraintReport:
 class Constraint(Protocol):
     """Projects an update into a trust region, in place. Never enlarges; an inactive one changes no bit.
 
-    It keeps no memory between steps: what it does depends on its arguments, its options and `bind` alone. An
-    attribute `per_cluster` that is True asks for one radius per parameter cluster.
+    It keeps no memory between steps: what it does depends on its arguments, its options and `bind` alone.
+    `per_cluster` True asks for one radius per parameter cluster; left out, it is False (`announced`).
     """
+
+    per_cluster: bool
 
     def apply(
         self, updates: Sequence[Tensor], parameters: Sequence[Tensor], radius: Tensor | float

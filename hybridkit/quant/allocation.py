@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
+from hybridkit.kmeans import kmeans_labels
 from hybridkit.quant.observe import observe
 from hybridkit.quant.plan import LayerPlan, QuantizerSpec, make_quantizer, plan_layers
 
@@ -117,14 +118,10 @@ def choose_widths(clusters: Sequence[Cluster], target_bits: float) -> list[int]:
 
 def cluster_layers(errors: NDArray[np.float64], k: int, seed: int) -> NDArray[np.int64]:
     """Labels 0..min(k, layers)-1 by k-means over the logarithms of each layer's errors [layers, widths]."""
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
     features = np.log10(errors + 1e-12)
     distinct = len(np.unique(features, axis=0))
-    with threadpool_limits(1):
-        fitted = KMeans(min(k, distinct), n_init=10, random_state=seed).fit(features)
-    _, labels = np.unique(fitted.labels_, return_inverse=True)
+    found = kmeans_labels(features, min(k, distinct), seed)
+    _, labels = np.unique(found, return_inverse=True)
     return labels.astype(np.int64)
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from hybridkit.errors import UsageError
-from hybridkit.optim.protocol import LRController, Outcome, Proposal, TrainingState
+from hybridkit.optim.protocol import LRController, Outcome, Proposal, TrainingState, announced
 from hybridkit.testing.storage import through_checkpoint
 
 _EXTREMES = (0.0, 1e-30, 1.0, 1e30)
@@ -31,6 +31,8 @@ class LRControllerContract(ABC):
         low, high = controller.bounds
         assert 0 <= low <= high < math.inf, f"bounds {controller.bounds} must satisfy 0 <= low <= high < inf"
         assert isinstance(controller.uses_update_alignment, bool)
+        for name in ("learns", "per_cluster"):  # may be left out
+            assert isinstance(getattr(controller, name, False), bool), f"{name} must be True or False"
 
     def test_multiplier_stays_within_bounds(self) -> None:
         controller = self.make()
@@ -146,6 +148,7 @@ def drive(
 def _check_proposal(controller: LRController, state: TrainingState, proposal: Proposal) -> None:
     multiplier, (low, high) = proposal.lr_multiplier, controller.bounds
     if isinstance(multiplier, tuple):
+        assert announced(controller).per_cluster, "multipliers for clusters need the attribute per_cluster"
         assert len(multiplier) == len(state.parameter_gradients), "one multiplier for each parameter cluster"
     for value in multiplier if isinstance(multiplier, tuple) else (multiplier,):
         assert math.isfinite(value), f"multiplier {value} in {state}"

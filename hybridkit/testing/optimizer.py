@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 
 import torch
@@ -19,7 +20,7 @@ class OptimizerContract(ABC):
 
     @abstractmethod
     def make(self) -> Recipe:
-        """A recipe: an object with `build(named_parameters, lr=, weight_decay=, momentum=)`."""
+        """A recipe: an object with `build(named_parameters, lr=, weight_decay=, momentum=[, roles=None])`."""
 
     def test_builds_a_torch_optimizer_over_every_parameter(self) -> None:
         model = small_model()
@@ -29,6 +30,10 @@ class OptimizerContract(ABC):
         assert {id(p) for p in held} == {id(p) for p in model.parameters()}
         assert len(held) == len({id(p) for p in held})
         assert all(group["lr"] == self.lr for group in optimizer.param_groups)
+
+    def test_roles_may_be_known_or_not(self) -> None:
+        asked = inspect.signature(self.make().build).parameters.get("roles")
+        assert asked is None or asked.default is None, "build takes roles=None where no model is at hand"
 
     def test_reduces_the_loss(self) -> None:
         model = small_model()

@@ -19,7 +19,7 @@ from hybridkit.registry import registry
 DEFAULT_EPOCHS = 20
 HYBRID_DEFAULTS = {
     "optimizer": "steepest",
-    "lr_controller": "aux-nn",
+    "lr_controller": "relative-step",
     "clusterer": "none",  # balanced batches cost accuracy wherever they were measured
     "constraint": "l2",
 }

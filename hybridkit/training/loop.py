@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hybridkit.errors import FileError, InterruptedRun
-from hybridkit.optim.controllers.schedules import Constant
 from hybridkit.training.checkpoint import drop_after, keep_recent, latest_step, save_checkpoint, steps
 from hybridkit.training.config import TrainConfig, named_targets
 from hybridkit.training.environment import differences, environment
@@ -20,7 +19,7 @@ from hybridkit.training.packed import PackedResult, pack_run, packed_difference
 from hybridkit.training.runs import Run, runs_root, with_end
 from hybridkit.training.signals import interruptible, stop_requests
 from hybridkit.training.trainer import DivergedError, Trainer, evaluation_weights
-from hybridkit.training.watch import StuckWatch
+from hybridkit.training.watch import watch_over
 
 DIFFERENCE_SAMPLES = 64  # validation samples on which the packed network is compared during training
 
@@ -113,7 +112,7 @@ class _Session:
         self.run, self.trainer, self.config = run, trainer, trainer.config
         self.tell: Listener = on_event or _ignore
         self.log = MetricsLog(run.metrics_path)
-        self.watch = _watch(trainer)
+        self.watch = watch_over(trainer.optimizer)
         self.validation: dict[str, float] = {}  # the latest
 
     def finish(self) -> TrainResult:
@@ -246,14 +245,6 @@ def _summary(trainer: Trainer) -> HybridSummary:
         constraint_activation_rate=progress.active_steps / count,
         trust_radius=progress.trust_radius or 0.0,
     )
-
-
-def _watch(trainer: Trainer) -> StuckWatch | None:
-    """A watch over a controller that learns; a schedule may rest where it likes."""
-    controller = getattr(trainer.optimizer, "controller", None)
-    if controller is None or type(controller).feedback is Constant.feedback:
-        return None
-    return StuckWatch(controller.bounds)
 
 
 def _ignore(event: Event) -> None:

@@ -22,14 +22,11 @@ from torch import Tensor, nn
 from hybridkit.clustering.batches import take
 from hybridkit.clustering.clusterers import fit_labels, make_clusterer
 from hybridkit.clustering.samplers import make_sampler
-from hybridkit.errors import HybridkitError, UsageError
-from hybridkit.hookspecs import Kind
+from hybridkit.errors import HybridkitError, NotFiniteError, UsageError
 from hybridkit.optim.base import build_base_optimizer
+from hybridkit.optim.factory import hybrid_optimizer
 from hybridkit.optim.hybrid import HybridOptimizer
-from hybridkit.optim.parameter_clusters import cluster_parameters
-from hybridkit.options import describe_options
 from hybridkit.quant.layers import set_ramp
-from hybridkit.registry import registry
 from hybridkit.tasks.protocol import Batch, Task
 from hybridkit.tasks.resolve import make_model
 from hybridkit.training.checkpoint import Checkpoint
@@ -124,9 +121,7 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         try:
             self.optimizer.step()
-        except UsageError:
-            raise
-        except HybridkitError:
+        except NotFiniteError:
             raise DivergedError(f"the gradient is not finite {where}") from None
         values = {**self._last_step(), "loss": value, "cluster_id": draw.cluster_id}
         self.progress.count(values, first_of_epoch=self.progress.step % self.sampler.steps_per_epoch == 0)
@@ -186,40 +181,34 @@ class Trainer:
         return fit_labels(clusterer, self.task.cluster_features(data), self.config.seed)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        config = self.config
-        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        base = build_base_optimizer(
-            config.optimizer,
-            named,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            options=config.strategy_options("optimizer"),
-        )
-        modes: Any = base
-        if has_modes(modes):
-            modes.train()
+        config, recorded = self.config, self.parameter_clusters
+        settings: dict[str, Any] = {
+            "lr": config.lr,
+            "weight_decay": config.weight_decay,
+            "momentum": config.momentum,
+            "example_inputs": self.task.inputs(self._batch("validation", torch.arange(1))),
+        }
         if not config.uses_hybrid_optimizer:
-            return base
-        if self.parameter_clusters is None:
-            clusters = cluster_parameters(named, config.param_clusters, config.seed)
-            self.parameter_clusters = [clusters[p] for _, p in named]
-        return HybridOptimizer(
-            base,
-            controller=self._strategy("lr_controller", config.lr_controller),
-            constraint=self._strategy("constraint", config.constraint),
-            initial_radius=config.initial_trust_radius,
-            max_steps=self.total_steps,
-            parameter_clusters=dict(zip((p for _, p in named), self.parameter_clusters, strict=True)),
+            options = config.strategy_options("optimizer")
+            return _training(build_base_optimizer(config.optimizer, self.model, options=options, **settings))
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = hybrid_optimizer(
+            self.model,
+            self.total_steps,
+            optimizer=config.optimizer,
+            lr_controller=config.lr_controller,
+            constraint=config.constraint,
+            options=config.options,
+            parameter_clusters=config.param_clusters
+            if recorded is None
+            else dict(zip(trainable, recorded, strict=True)),
+            initial_trust_radius=config.initial_trust_radius,
+            seed=config.seed,
+            **settings,
         )
-
-    def _strategy(self, kind: Kind, name: str | None) -> Any:
-        if name is None:
-            return None
-        options = self.config.strategy_options(kind)
-        if "seed" in describe_options(registry().load(kind, name)):
-            options.setdefault("seed", self.config.seed)
-        return registry().create(kind, name, options)
+        self.parameter_clusters = [optimizer.cluster_of[p] for p in trainable]
+        _training(optimizer.base)
+        return optimizer
 
     def _objective(self, trusted: Collection[str]) -> Objective:
         if self.config.teacher is None:
@@ -251,6 +240,14 @@ class Trainer:
 def has_modes(optimizer: Any) -> bool:
     """Whether an optimizer trains other weights than it ends with, as schedule-free ones do."""
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+
+
+def _training(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer, with the weights that it trains in place."""
+    if has_modes(optimizer):
+        optimizer.train()
+    made: torch.optim.Optimizer = optimizer
+    return made
 
 
 @contextmanager

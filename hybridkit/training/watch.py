@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hybridkit.optim.hybrid import HybridOptimizer
+
 PATIENCE = 100  # steps
 
 
 @dataclass(slots=True)
 class StuckWatch:
-    """Says once when an adaptive controller's multiplier does not move for `PATIENCE` steps."""
+    """Says once when a learning controller's multiplier does not move for `PATIENCE` steps."""
 
     bounds: tuple[float, float]
     last: float | None = None
@@ -32,3 +34,10 @@ class StuckWatch:
             f"the learning-rate multiplier has not moved from {multiplier:g} for {self.still} steps "
             f"(step {step}); the controller is doing nothing here"
         )
+
+
+def watch_over(optimizer: object) -> StuckWatch | None:
+    """A watch over a controller that learns; a schedule may rest where it likes."""
+    if not isinstance(optimizer, HybridOptimizer) or not optimizer.announced.learns:
+        return None
+    return StuckWatch(optimizer.controller.bounds)

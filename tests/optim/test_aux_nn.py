@@ -9,13 +9,12 @@ from statistics import geometric_mean
 import numpy as np
 import pytest
 
+from hybridkit.ancestor.auxiliary_network import AuxiliaryNeuralNetwork
 from hybridkit.errors import UsageError
-from hybridkit.optim.controllers.aux_nn import AuxiliaryNeuralNetwork, AuxNN
+from hybridkit.optim.controllers.aux_nn import AuxNN
 from hybridkit.optim.controllers.features import Features
 from hybridkit.optim.controllers.schedules import WSD
-from hybridkit.optim.protocol import Outcome, Proposal, TrainingState
-
-LEARNED = AuxNN.Options(multiplier="learned")
+from hybridkit.optim.protocol import Outcome, Proposal, TrainingState, announced
 
 
 def state(step: int = 0, **changes) -> TrainingState:
@@ -58,7 +57,7 @@ def test_starts_near_one():
     network = AuxiliaryNeuralNetwork()
     assert network.predict_learning_rate(state()) == pytest.approx(1.0, abs=0.5)
     assert network.predict_trust_region(state()) == pytest.approx(0.1, rel=0.15)
-    trials = live(AuxNN(LEARNED), 100, lambda p: 0.0)
+    trials = live(AuxNN(), 100, lambda p: 0.0)
     assert len({p.lr_multiplier for p in trials}) == 100  # it tries something at every step
     assert 0.9 < mean_multiplier(trials) < 1.1
 
@@ -66,7 +65,7 @@ def test_starts_near_one():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_multiplier_moves_to_where_the_loss_falls_more(sign, seed):
-    controller = AuxNN(AuxNN.Options(multiplier="learned", seed=seed))
+    controller = AuxNN(AuxNN.Options(seed=seed))
     before = controller.network.output_weight.copy(), controller.network.hidden_weight.copy()
     proposals = live(controller, 600, noisy(sign))
     late = mean_multiplier(proposals[-100:])
@@ -76,7 +75,7 @@ def test_the_multiplier_moves_to_where_the_loss_falls_more(sign, seed):
 
 
 def test_it_changes_its_mind():
-    controller = AuxNN(LEARNED)
+    controller = AuxNN()
     up = mean_multiplier(live(controller, 500, noisy(1))[-50:])
     down = mean_multiplier(live(controller, 800, noisy(-1), start=500)[-50:])
     assert up > 1.3
@@ -85,14 +84,14 @@ def test_it_changes_its_mind():
 
 def test_without_signal_it_stays_around_one():
     generator = random.Random(3)
-    proposals = live(AuxNN(LEARNED), 1500, lambda p: generator.gauss(0, 0.1))
+    proposals = live(AuxNN(), 1500, lambda p: generator.gauss(0, 0.1))
     blocks = [mean_multiplier(proposals[i : i + 100]) for i in range(0, 1500, 100)]
     assert all(0.7 < block < 1.4 for block in blocks)
 
 
 def test_decisions_depend_on_the_state():
     """The best multiplier depends on the data cluster; the network finds out which is which."""
-    controller = AuxNN(AuxNN.Options(multiplier="learned", learning_rate=0.01))
+    controller = AuxNN(AuxNN.Options(learning_rate=0.01))
     late: dict[int, list[float]] = {0: [], 1: []}
     for step in range(1500):
         cluster = step % 2
@@ -106,7 +105,7 @@ def test_decisions_depend_on_the_state():
 
 
 def test_the_scale_of_the_loss_does_not_matter():
-    small, large = AuxNN(LEARNED), AuxNN(LEARNED)
+    small, large = AuxNN(), AuxNN()
     for step in range(50):
         for controller, scale in ((small, 1.0), (large, 1024.0)):
             seen = state(step)
@@ -125,7 +124,7 @@ def test_the_radius_is_learned_where_the_constraint_acts():
     def gain(proposal):
         return -0.1 * math.log(proposal.trust_radius / 0.1)
 
-    acted, idle = AuxNN(LEARNED), AuxNN(LEARNED)
+    acted, idle = AuxNN(), AuxNN()
     shrunk = live(acted, 800, gain, constraint_active=True)[-50:]
     live(idle, 800, gain, constraint_active=False)
     assert geometric_mean([p.trust_radius for p in shrunk]) < 0.085
@@ -134,7 +133,7 @@ def test_the_radius_is_learned_where_the_constraint_acts():
 
 
 def test_one_multiplier_per_parameter_cluster():
-    controller = AuxNN(LEARNED)
+    controller = AuxNN()
     generator = random.Random(5)
     clusters = (1.0, 2.0, 3.0)
     proposals = live(
@@ -174,18 +173,20 @@ def test_sizes():
 
 
 def test_resumes_exactly():
-    whole, first, second = AuxNN(LEARNED), AuxNN(LEARNED), AuxNN(AuxNN.Options(multiplier="learned", seed=0))
+    whole, first, second = AuxNN(), AuxNN(), AuxNN(AuxNN.Options(seed=0))
     live(whole, 300, noisy(1))
     live(first, 300, noisy(1))
     live(second, 37, noisy(-1))
     second.load_state_dict(first.state_dict())
     assert live(second, 300, noisy(1), start=300) == live(whole, 300, noisy(1), start=300)
     with pytest.raises(UsageError, match="another size"):
-        AuxNN(AuxNN.Options(multiplier="learned", hidden_size=8)).load_state_dict(first.state_dict())
+        AuxNN(AuxNN.Options(hidden_size=8)).load_state_dict(first.state_dict())
+    with pytest.raises(UsageError, match="relative-step is today"):
+        second.load_state_dict({**first.state_dict()["network"], "given": 0.06})
 
 
 def test_resumes_between_decision_and_feedback():
-    whole, resumed = AuxNN(LEARNED), AuxNN(LEARNED)
+    whole, resumed = AuxNN(), AuxNN()
     live(whole, 20, noisy(1))
     proposal = whole.propose(state(20))
     resumed.load_state_dict(whole.state_dict())
@@ -196,7 +197,7 @@ def test_resumes_between_decision_and_feedback():
 
 def test_an_unknown_loss_is_an_error():
     with pytest.raises(UsageError, match="observe"):
-        AuxNN(LEARNED).propose(state(current_loss=math.nan))
+        AuxNN().propose(state(current_loss=math.nan))
 
 
 def test_features_are_scale_free():
@@ -218,7 +219,7 @@ def test_features_are_scale_free():
 
 def test_a_known_relative_step_is_corrected_before_anything_is_learned():
     for given, expected in ((0.06, 1.0), (0.006, 10.0), (0.6, 0.1), (6.0, 0.1), (6e-4, 10.0), (0.0, 1.0)):
-        controller = AuxNN(AuxNN.Options(multiplier="learned", exploration=1e-9, warmup=0.0, decay=0.0))
+        controller = AuxNN(AuxNN.Options(exploration=1e-9, warmup=0.0, decay=0.0))
         assert controller.propose(state(relative_step=given)).lr_multiplier == pytest.approx(expected)
 
 
@@ -226,7 +227,7 @@ def test_a_mis_set_rate_takes_the_same_steps():
     """As long as it is within ten times: what is learned does not depend on it either."""
     lengths = []
     for given in (0.012, 0.06, 0.3):
-        proposals, controller = [], AuxNN(LEARNED)
+        proposals, controller = [], AuxNN()
         for step in range(50):
             seen = state(step, relative_step=given, max_steps=60)
             proposals.append(controller.propose(seen))
@@ -237,49 +238,21 @@ def test_a_mis_set_rate_takes_the_same_steps():
     np.testing.assert_allclose(lengths[2], lengths[1], rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("max_steps", "expected"),
-    [(1, 0.08), (168, 0.08), (300, 0.06), (600, 0.0424264), (1_200, 0.03), (10**9, 0.03)],
-)
-@pytest.mark.parametrize("given", [0.006, 0.06, 0.6])
-def test_relative_steps_are_shorter_in_longer_runs(given, max_steps, expected):
-    controller = AuxNN(AuxNN.Options(warmup=0.0, decay=0.0))
-    multiplier = controller.propose(state(relative_step=given, max_steps=max_steps)).lr_multiplier
-    low, high = controller.bounds
-    assert low <= multiplier <= high
-    assert given * multiplier == pytest.approx(expected, rel=1e-2)
-
-
-def test_other_steps_do_not_depend_on_the_length():
-    controller = AuxNN(AuxNN.Options(warmup=0.0, decay=0.0))
-    assert controller.propose(state(max_steps=10_000)).lr_multiplier == 1
-
-
 def test_without_a_schedule_it_never_stops():
-    controller = AuxNN(AuxNN.Options(multiplier="learned", exploration=1e-9, warmup=0.0, decay=0.0))
+    controller = AuxNN(AuxNN.Options(exploration=1e-9, warmup=0.0, decay=0.0))
     assert controller.propose(state(5000, max_steps=1000)).lr_multiplier == pytest.approx(1.0)
 
 
-def test_where_the_end_is_unknown_the_mean_of_the_shape_is_planned():
-    options = AuxNN.Options(warmup=0.1, decay=0.6)
-    seen = [state(step, max_steps=1000) for step in range(1000)]
-    shape = [AuxNN(options).propose(each).lr_multiplier for each in seen]
-    unknown = AuxNN(options).propose(state(max_steps=0, relative_step=0.06)).lr_multiplier
-    assert unknown == pytest.approx(np.mean(shape), abs=2e-3)
-    assert AuxNN(options).propose(state(max_steps=0)).lr_multiplier == 1  # a rate that is no mere unit
+def test_it_says_what_it_is():
+    said = announced(AuxNN())
+    assert (said.learns, said.per_cluster, said.uses_update_alignment) == (True, True, False)
 
 
 def test_the_shape_is_that_of_wsd():
-    options = AuxNN.Options(multiplier="learned", exploration=1e-9, warmup=0.1, decay=0.4)
+    options = AuxNN.Options(exploration=1e-9, warmup=0.1, decay=0.4)
     steps = [AuxNN(options).propose(state(step, max_steps=100)).lr_multiplier for step in range(100)]
     plan = WSD(WSD.Options(warmup=0.1, decay=0.4))
     assert steps == pytest.approx([plan.propose(state(s, max_steps=100)).lr_multiplier for s in range(100)])
-
-
-def test_a_constant_multiplier_needs_no_loss_and_leaves_the_radius():
-    controller = AuxNN(AuxNN.Options(multiplier="constant", warmup=0.0, decay=0.0))
-    assert not controller.per_cluster
-    assert controller.propose(state(current_loss=math.nan, trust_radius=1.0)) == Proposal(1.0, None)
 
 
 def test_a_random_multiplier_moves_and_learns_nothing():
@@ -288,13 +261,3 @@ def test_a_random_multiplier_moves_and_learns_nothing():
     proposals = live(controller, 50, lambda p: 0.1)
     assert len({p.lr_multiplier for p in proposals}) == 50
     np.testing.assert_array_equal(controller.network.output_weight, before)
-
-
-def test_a_schedule_of_the_callers_counts():
-    """Only the first learning rate is corrected; what a scheduler makes of it later is wanted."""
-    controller = AuxNN(AuxNN.Options(multiplier="constant", warmup=0.0, decay=0.0))
-    first = controller.propose(state(0, relative_step=0.01)).lr_multiplier
-    assert controller.propose(state(1, relative_step=0.001)).lr_multiplier == first == pytest.approx(6.0)
-    other = AuxNN(AuxNN.Options(multiplier="constant", warmup=0.0, decay=0.0))
-    other.load_state_dict(controller.state_dict())
-    assert other.propose(state(2, relative_step=0.005)).lr_multiplier == first

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from small_networks import convnet, mlp, same_bits, take_step, train, values
+from torch import nn
 
 from hybridkit.errors import UsageError
 from hybridkit.optim.base import build_base_optimizer
-from hybridkit.optim.optimizers.muon import Muon
+from hybridkit.optim.roles import Role, parameter_roles
 
 
 def build(name, model, options=None, **settings):
     settings = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.8} | settings
-    return build_base_optimizer(name, model.named_parameters(), options=options, **settings)
+    return build_base_optimizer(name, model, options=options, **settings)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon", "torch.optim:NAdam", "torch.optim:RMSprop"])
@@ -79,20 +82,52 @@ def test_frozen_parameters_stay_out():
     assert set(held) == {p for p in model.parameters() if p.requires_grad}
 
 
+class Named(nn.Module):
+    """One of each."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(9, 4)
+        self.a, self.conv, self.b = nn.Linear(4, 4), nn.Conv1d(2, 2, 3), nn.Linear(8, 4)
+        self.logits = nn.Linear(4, 9)
+
+
+def muon_takes(optimizer, model):
+    held = {p for g in optimizer.param_groups if g["optimizer"] == "muon" for p in g["params"]}
+    return {name for name, p in model.named_parameters() if p in held}
+
+
 def test_muon_takes_hidden_matrices_and_adamw_the_rest():
-    shapes = {
-        "token_embed.weight": (9, 4),
-        "a.weight": (4, 4),
-        "a.bias": (4,),
-        "conv.weight": (2, 2, 3),
-        "b.weight": (4, 8),
-        "out.weight": (9, 4),
-    }
-    named = [(name, torch.nn.Parameter(torch.randn(shape))) for name, shape in shapes.items()]
-    assert Muon().hidden_matrices(named) == {"a.weight", "b.weight"}
-    assert Muon(Muon.Options(adamw_names="a.*")).hidden_matrices(named) == {"token_embed.weight", "b.weight"}
+    model = Named()
+    assert muon_takes(build("muon", model), model) == {"a.weight", "b.weight"}
+    chosen = build("muon", model, {"output_names": "a.*, x*"})
+    assert muon_takes(chosen, model) == {"b.weight", "logits.weight"}
     with pytest.raises(UsageError, match="no hidden matrix"):
-        Muon().build(named[-1:], lr=0.1, weight_decay=0.0, momentum=0.9)
+        build("muon", nn.Linear(3, 3))
+    assert muon_takes(build("muon", lone := nn.Linear(3, 3), {"hidden_names": "W*"}), lone) == {"weight"}
+
+
+class OldRecipe:
+    """Knows nothing of roles."""
+
+    def build(self, named_parameters, *, lr, weight_decay, momentum):
+        return torch.optim.SGD([p for _, p in named_parameters], lr=lr)
+
+
+class NewRecipe:
+    def build(self, named_parameters, *, lr, weight_decay, momentum, roles=None):
+        self.seen.update(roles)
+        return torch.optim.SGD([p for _, p in named_parameters], lr=lr)
+
+    seen: ClassVar[dict] = {}
+
+
+def test_a_recipe_gets_roles_where_it_asks_for_them():
+    model = mlp()
+    assert len(build("test_base_optimizers:OldRecipe", model).param_groups) == 1
+    build("test_base_optimizers:NewRecipe", model)
+    assert NewRecipe.seen == parameter_roles(model)
+    assert NewRecipe.seen["4.weight"] == Role.OUTPUT
 
 
 def test_the_composite_equals_its_parts():

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hybridkit.ancestor.constrained import ConstrainedOptimizer
+from hybridkit.ancestor.quantization_error import quantization_error, quantizer_for
 from hybridkit.errors import UsageError
-from hybridkit.optim.constrained import ConstrainedOptimizer
-from hybridkit.optim.quantization_error import quantization_error, quantizer_for
 
 
 @settings(max_examples=25, deadline=None)

@@ -21,7 +21,7 @@ from hybridkit.optim.protocol import Proposal
 from hybridkit.registry import registry
 
 CONSTRAINTS = ["l2", "per-cluster", "per-layer", "spectral"]
-CONTROLLERS = ["constant", "cosine", "wsd", "hypergradient", "aux-nn"]
+CONTROLLERS = ["constant", "cosine", "wsd", "hypergradient", "relative-step", "aux-nn"]
 BASES = ["adamw", "sgd", "muon", "torch.optim:Adagrad"]
 
 

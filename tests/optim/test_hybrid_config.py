@@ -7,8 +7,8 @@ import math
 
 import pytest
 
+from hybridkit.ancestor.config import HybridTrainingConfig, get_default_config
 from hybridkit.errors import UsageError
-from hybridkit.optim.config import HybridTrainingConfig, get_default_config
 
 DEFAULTS = {
     "use_quantization": True,

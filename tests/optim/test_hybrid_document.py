@@ -16,7 +16,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "hybrid-optimization.md").read_text
 
 def test_the_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict[str, object] = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -32,7 +32,7 @@ def test_the_code_runs():
 def test_every_builtin_strategy_is_named():
     kinds = ("lr_controller", "constraint")
     named = [s.name for s in builtins.hybridkit_strategies() if s.kind in kinds]
-    assert len(named) == 10
+    assert len(named) == 11
     for name in named:
         assert f"| `{name}` |" in TEXT
 

@@ -9,11 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from hybridkit.optim.base import build_base_optimizer
+from hybridkit.optim.factory import hybrid_optimizer
 from hybridkit.optim.hybrid import HybridOptimizer
 from hybridkit.optim.optimizers.orthogonal import orthogonalise
-from hybridkit.optim.parameter_clusters import cluster_parameters
-from hybridkit.registry import registry
 from hybridkit.training.checkpoint import load_checkpoint, save_checkpoint
 from hybridkit.training.config import resolve
 from hybridkit.training.trainer import Trainer
@@ -31,14 +29,14 @@ def network() -> nn.Module:
 
 
 def optimizer_of(model: nn.Module, constraint: str, base: str = "hybridkit:steepest") -> HybridOptimizer:
-    named = list(model.named_parameters())
-    return HybridOptimizer(
-        build_base_optimizer(base, named, lr=1e-3, weight_decay=0.0, momentum=0.9),
-        controller=registry().create("lr_controller", "hybridkit:aux-nn"),
-        constraint=registry().create("constraint", f"hybridkit:{constraint}"),
-        initial_radius=0.05,
-        max_steps=12,
-        parameter_clusters=cluster_parameters(named, 2),
+    return hybrid_optimizer(
+        model,
+        12,
+        optimizer=base,
+        constraint=f"hybridkit:{constraint}",
+        weight_decay=0.0,
+        initial_trust_radius=0.05,
+        parameter_clusters=2,
     )
 
 

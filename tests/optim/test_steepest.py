@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hybridkit.optim.base import build_base_optimizer
-from hybridkit.optim.optimizers.recipe import outer_matrices
 from hybridkit.optim.optimizers.steepest import RelativeDescent, Steepest
 
 
@@ -151,26 +150,12 @@ def test_zeros_and_missing_gradients():
     torch.testing.assert_close(frozen.detach(), torch.ones(4, 4))
 
 
-def test_what_is_outer():
-    def named(*names):
-        return [(name, torch.zeros((3,) if name.endswith("bias") else (3, 3))) for name in names]
-
-    blocks = "blocks.0.attention.output.weight", "blocks.0.mlp.down.weight"
-    assert outer_matrices(named("embedding.weight", *blocks, "norm.bias")) == {"embedding.weight"}  # tied
-    assert outer_matrices(named("wte.weight", *blocks, "lm_head.weight")) == {"wte.weight", "lm_head.weight"}
-    assert outer_matrices(named("0.weight", "0.bias", "2.weight")) == {"2.weight"}
-    assert outer_matrices(named("hidden.0.weight", "output.weight")) == {"output.weight"}
-    assert outer_matrices(named("bias")) == set()
-
-
 def test_the_recipe_gives_each_kind_its_norm():
     embedded = nn.Embedding(7, 4)
     model = nn.ModuleDict({"embed": embedded, "conv": nn.Conv2d(1, 4, 3), "norm": nn.BatchNorm2d(4)})
     model["head"] = nn.Linear(4, 3)
     options = {"reach": 10.0, "embedding": 3.0, "output": 2.0, "vector": 0.5}
-    optimizer = build_base_optimizer(
-        "steepest", model.named_parameters(), lr=0.1, momentum=0.8, options=options
-    )
+    optimizer = build_base_optimizer("steepest", model, lr=0.1, momentum=0.8, options=options)
     found = {(g["norm"], g["reach"]): [p.shape for p in g["params"]] for g in optimizer.param_groups}
     assert found[("spectral", 10.0)] == [(4, 1, 3, 3)]
     assert found[("adam", 30.0)] == [(7, 4)]
@@ -183,7 +168,7 @@ def test_the_recipe_gives_each_kind_its_norm():
 def test_wide_embeddings_move_less():
     model = nn.ModuleDict({f"embed{width}": nn.Embedding(5, width) for width in (3, 128, 512)})
     options = {"reach": 10.0, "embedding": 3.0}
-    optimizer = build_base_optimizer("steepest", model.named_parameters(), lr=0.1, options=options)
+    optimizer = build_base_optimizer("steepest", model, lr=0.1, options=options)
     found = {g["reach"]: [p.shape[1] for p in g["params"]] for g in optimizer.param_groups}
     assert found == {30.0: [3, 128], 7.5: [512]}
 

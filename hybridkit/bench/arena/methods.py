@@ -65,8 +65,10 @@ BASELINES: Final[dict[str, Method]] = {BASELINE: Method()}
 OURS_AND_ABLATIONS: Final[dict[str, Method]] = {
     OURS: Method({"hybrid": True}),
     "without the auxiliary network": Method({"hybrid": True, "lr_controller": "wsd"}),
-    "with a learned multiplier": Method({"hybrid": True}, {"lr_controller": {"multiplier": "learned"}}),
-    "with a random multiplier": Method({"hybrid": True}, {"lr_controller": {"multiplier": "random"}}),
+    "with a learned multiplier": Method({"hybrid": True, "lr_controller": "aux-nn"}),
+    "with a random multiplier": Method(
+        {"hybrid": True, "lr_controller": "aux-nn"}, {"lr_controller": {"multiplier": "random"}}
+    ),
     BALANCED: Method({"hybrid": True, "clusterer": "kmeans"}),
     "with a radius for each parameter cluster": Method({"hybrid": True, "constraint": "per-cluster"}),
     UNCONSTRAINED: Method({"hybrid": True, "constraint": "none"}),

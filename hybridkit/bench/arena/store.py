@@ -26,6 +26,9 @@ COMMON: Final = ("tasks", "quant", "training", "optim", "bench/arena/rivals.py")
 OURS: Final = (  # of these, rivals use nothing
     "optim/controllers/aux_nn.py",
     "optim/controllers/features.py",
+    "optim/controllers/network.py",
+    "optim/controllers/relative_step.py",
+    "optim/factory.py",
     "optim/optimizers/steepest.py",
     "optim/optimizers/orthogonal.py",
     "optim/constraints",

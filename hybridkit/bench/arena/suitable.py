@@ -17,7 +17,8 @@ def suited(plan: Plan) -> Plan:
 def unsuitable(cell: Cell) -> tuple[str, ...]:
     """Muon where there is no hidden matrix: to torch's Muon a convolution is none."""
     from hybridkit.optim.optimizers.muon import Muon
+    from hybridkit.optim.roles import parameter_roles
     from hybridkit.tasks.resolve import make_model, make_task
 
     model = make_model(make_task(cell.task), cell.model)
-    return () if Muon().hidden_matrices(list(model.named_parameters())) else (MUON,)
+    return () if Muon().hidden_matrices(list(model.named_parameters()), parameter_roles(model)) else (MUON,)

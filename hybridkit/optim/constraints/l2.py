@@ -14,6 +14,8 @@ from hybridkit.optim.protocol import ConstraintReport
 class L2Ball:
     """||delta||_2 <= radius over all parameters together; delta keeps its direction."""
 
+    per_cluster = False
+
     def bind(self, parameters: Sequence[Tensor], clusters: Sequence[int]) -> None:
         """Nothing to remember: the ball knows no clusters."""
 

@@ -14,6 +14,8 @@ from hybridkit.optim.protocol import ConstraintReport
 class Unconstrained:
     """Leaves every update as it is."""
 
+    per_cluster = False
+
     def bind(self, parameters: Sequence[Tensor], clusters: Sequence[int]) -> None:
         """Nothing to remember."""
 

@@ -27,6 +27,8 @@ class PerLayer:
     is zero everywhere counts as rms(W) = 1.
     """
 
+    per_cluster = False
+
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Options:
         """Options of `per-layer`."""

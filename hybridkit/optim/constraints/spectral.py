@@ -23,6 +23,8 @@ class Spectral:
     the largest bound.
     """
 
+    per_cluster = False
+
     def bind(self, parameters: Sequence[Tensor], clusters: Sequence[int]) -> None:
         """Nothing to remember: every tensor stands for itself."""
 

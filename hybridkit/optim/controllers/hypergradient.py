@@ -27,6 +27,7 @@ class Hypergradient:
 
     bounds = (0.1, 10.0)
     uses_update_alignment = True
+    learns = True
     per_cluster = False
 
     @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ class Constant:
 
     bounds = (1.0, 1.0)
     uses_update_alignment = False
+    learns = False
     per_cluster = False
 
     def propose(self, state: TrainingState) -> Proposal:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hybridkit.optim.optimizers.orthogonal import orthogonalise
-from hybridkit.optim.optimizers.recipe import NamedParameters, is_embedding, outer_matrices
+from hybridkit.optim.optimizers.recipe import NamedParameters
+from hybridkit.optim.roles import Role, RoleNames, Roles
 from hybridkit.options import option
 
 Norm = Literal["spectral", "adam"]
@@ -252,7 +253,7 @@ class Steepest:
     """
 
     @dataclass(frozen=True, kw_only=True, slots=True)
-    class Options:
+    class Options(RoleNames):
         """Options of `steepest`."""
 
         reach: Annotated[float, Gt(0.0)] = option(
@@ -280,25 +281,32 @@ class Steepest:
         self.options = options or self.Options()
 
     def build(
-        self, named_parameters: NamedParameters, *, lr: float, weight_decay: float, momentum: float
+        self,
+        named_parameters: NamedParameters,
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        roles: Roles | None = None,
     ) -> torch.optim.Optimizer:
         """The optimizer; `momentum` is that of all parameters."""
-        o, outer = self.options, outer_matrices(named_parameters)
-        kinds: dict[str, tuple[Norm, float]] = {
-            "hidden": ("spectral", 1.0),
-            "embedding": ("adam", o.embedding),
-            "output": ("adam", o.output),
-            "vector": ("adam", o.vector),
+        o = self.options
+        known = o.known(named_parameters, roles)
+        treatments: dict[Role, tuple[Norm, float]] = {
+            Role.HIDDEN: ("spectral", 1.0),
+            Role.EMBEDDING: ("adam", o.embedding),
+            Role.OUTPUT: ("adam", o.output),
+            Role.VECTOR: ("adam", o.vector),
         }
-        members: dict[tuple[str, float], list[Tensor]] = {}
+        members: dict[tuple[Role, float], list[Tensor]] = {}
         for name, p in named_parameters:
-            kind = _kind(name, p, outer)
-            narrowing = _WIDTH / max(p.shape[-1], _WIDTH) if kind == "embedding" else 1.0
-            members.setdefault((kind, narrowing), []).append(p)
+            role = known[name]
+            narrowing = _WIDTH / max(p.shape[-1], _WIDTH) if role == Role.EMBEDDING else 1.0
+            members.setdefault((role, narrowing), []).append(p)
         groups = []
-        for kind, (norm, factor) in kinds.items():
+        for role, (norm, factor) in treatments.items():
             for (of, narrowing), parameters in members.items():
-                if of == kind:
+                if of == role:
                     reach = o.reach * factor * narrowing
                     groups.append({"params": parameters, "norm": norm, "reach": reach})
         return RelativeDescent(
@@ -312,11 +320,3 @@ class Steepest:
             damped=o.damped,
             cautious=o.cautious,
         )
-
-
-def _kind(name: str, parameter: Tensor, outer: set[str]) -> str:
-    if parameter.ndim < 2:
-        return "vector"
-    if name not in outer:
-        return "hidden"
-    return "embedding" if is_embedding(name) else "output"

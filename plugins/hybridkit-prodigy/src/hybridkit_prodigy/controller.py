@@ -32,6 +32,7 @@ class ProdigyController:
     """
 
     uses_update_alignment = True
+    learns = True
     per_cluster = False
 
     @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,13 +22,15 @@ class HybridTrainingConfig:
     target_bits: bits per weight: 1, 1.58 (ternary), 2, 4 or 8.
     use_clustering: draw batches from clusters of the data, and cluster the parameters.
     data_clusters, parameter_clusters: how many clusters at most.
-    use_auxiliary_nn: let the auxiliary network set multiplier and radius; off: multiplier 1.
-    auxiliary_nn_hidden_size, auxiliary_nn_learning_rate: of the auxiliary network.
+    use_auxiliary_nn: let a controller set the multiplier: the one of `--hybrid`, which measurement chose
+        over the auxiliary network; off: multiplier 1.
+    auxiliary_nn_hidden_size, auxiliary_nn_learning_rate: of the auxiliary network, which is used where one
+        of them is not its default.
     use_trust_region: bound every update in l2.
     initial_trust_radius: the bound at the first step.
     trust_radius_adaptation: whether the bound follows the size of the updates.
-    base_learning_rate, momentum, weight_decay: of the base optimizer, AdamW; momentum is beta1.
-    max_steps: length of the run.
+    base_learning_rate, momentum, weight_decay: of the base optimizer.
+    max_steps: length of the run; the learning rate has fallen to zero by then. 0: unknown, it does not fall.
     batch_size: samples per batch, for callers that read it.
     log_interval: a line in the log every so many steps; 0: none.
     eval_interval: steps between evaluations, for callers that read it.
@@ -76,6 +78,15 @@ class HybridTrainingConfig:
             "momentum", _is_number(self.momentum) and 0 <= self.momentum < 1, "at least 0 and below 1"
         )
         self._require("target_bits", self.target_bits in BITS, "one of 1, 1.58, 2, 4, 8")
+
+    @property
+    def network(self) -> dict[str, float]:
+        """Options of the auxiliary network; empty where all are the defaults."""
+        options = {
+            "hidden_size": self.auxiliary_nn_hidden_size,
+            "learning_rate": self.auxiliary_nn_learning_rate,
+        }
+        return {} if tuple(options.values()) == (16, 1e-3) else options
 
     def _require(self, name: str, fine: bool, wanted: str) -> None:
         if not fine:

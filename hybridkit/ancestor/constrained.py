@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hybridkit.ancestor.quantization_error import quantization_error, quantizer_for
 from hybridkit.errors import UsageError
 from hybridkit.optim.constraints.l2 import L2Ball
 from hybridkit.optim.foreach import norm
-from hybridkit.optim.quantization_error import quantization_error, quantizer_for
 from hybridkit.optim.snapshot import Snapshot
 
 

@@ -1,4 +1,4 @@
-"""HybridOptimizationManager: one object that owns the step, made of the package's parts."""
+"""HybridOptimizationManager: one object that owns the step of `hybrid_optimizer`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hybridkit.ancestor.config import HybridTrainingConfig
+from hybridkit.ancestor.gradients import Gradients, set_gradients
+from hybridkit.ancestor.quantization_error import quantization_error, quantizer_for
 from hybridkit.clustering.batches import take
 from hybridkit.clustering.clusterers import fit_labels, make_clusterer
 from hybridkit.errors import UsageError
-from hybridkit.optim.base import build_base_optimizer
-from hybridkit.optim.config import HybridTrainingConfig
-from hybridkit.optim.gradients import Gradients, set_gradients
+from hybridkit.optim.factory import hybrid_optimizer
 from hybridkit.optim.hybrid import HybridOptimizer
-from hybridkit.optim.parameter_clusters import cluster_parameters
-from hybridkit.optim.quantization_error import quantization_error, quantizer_for
-from hybridkit.registry import registry
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +46,8 @@ class HybridOptimizationManager:
 
     Args:
         config: what to do; None: the defaults.
-        optimizer: the base optimizer over the model's parameters; None: AdamW as `config` says, made at
-            the first step. A `HybridOptimizer` is used as it is.
+        optimizer: the base optimizer over the model's parameters; None: the one of `--hybrid`, made at the
+            first step. A `HybridOptimizer` is used as it is.
     """
 
     def __init__(
@@ -93,7 +91,7 @@ class HybridOptimizationManager:
 
         Raises:
             UsageError: for gradients in another form, or another model than before.
-            HybridkitError: if the loss or a gradient is not finite; nothing is changed then.
+            NotFiniteError: if the loss or a gradient is not finite; nothing is changed then.
         """
         optimizer = self._prepare(model)
         if base_lr is not None:
@@ -110,6 +108,8 @@ class HybridOptimizationManager:
         metrics = {name: optimizer.last_step.get(name, math.nan) for name in METRICS}
         self.metrics_history.append(metrics)
         taken = len(self.metrics_history)
+        if optimizer.step_number == self.config.max_steps + 1 and metrics["lr_multiplier"] == 0:
+            logger.warning("max_steps is over and the learning rate is 0; give the run's real length")
         if self.config.log_interval and taken % self.config.log_interval == 0:
             logger.info("step %d: %s", taken, ", ".join(f"{k} {v:.6g}" for k, v in metrics.items()))
         return dict(metrics)
@@ -148,39 +148,28 @@ class HybridOptimizationManager:
         if isinstance(self._given, HybridOptimizer):
             return _covering(self._given, model)
         config = self.config
-        base = self._given or build_base_optimizer(
-            "hybridkit:adamw",
-            model.named_parameters(),
+        settings: dict[str, Any] = {}
+        if self._given is not None:
+            settings["optimizer"] = self._given
+        if not config.use_auxiliary_nn:
+            settings["lr_controller"] = None
+        elif config.network:
+            settings |= {"lr_controller": "aux-nn", "options": {"lr_controller": config.network}}
+        if not config.use_trust_region:
+            settings["constraint"] = None
+        optimizer = hybrid_optimizer(
+            model,
+            config.max_steps,
             lr=config.base_learning_rate,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
-        )
-        clusters: Mapping[Tensor, int] | None = None
-        if config.use_clustering and config.parameter_clusters > 1:
-            clusters = cluster_parameters(model.named_parameters(), config.parameter_clusters)
-        controller = constraint = None
-        if config.use_auxiliary_nn:
-            options = {
-                "multiplier": "learned",  # the configuration describes the network: it is wanted
-                "hidden_size": config.auxiliary_nn_hidden_size,
-                "learning_rate": config.auxiliary_nn_learning_rate,
-                # Callers of the manager own their schedule, and may take more steps than max_steps.
-                "warmup": 0.0,
-                "decay": 0.0,
-            }
-            controller = registry().create("lr_controller", "hybridkit:aux-nn", options)
-        if config.use_trust_region:
-            constraint = registry().create("constraint", "hybridkit:l2")
-        return HybridOptimizer(
-            _covering(base, model),
-            controller=controller,
-            constraint=constraint,
-            initial_radius=config.initial_trust_radius,
+            parameter_clusters=config.parameter_clusters if config.use_clustering else 1,
+            initial_trust_radius=config.initial_trust_radius,
             adapt_radius=config.trust_radius_adaptation,
-            max_steps=config.max_steps,
-            parameter_clusters=clusters,
             measure_updates=True,
+            **settings,
         )
+        return _covering(optimizer, model)
 
     # --- data clusters
 
