@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from trainings import GOLDEN, RUNS, comparable, digests
 
 from hybridkit.tasks.fashion_mnist import FashionMNIST
-
-from trainings import GOLDEN, RUNS, comparable, digests
 
 
 @pytest.mark.parametrize("name", sorted(RUNS))
