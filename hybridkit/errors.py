@@ -7,10 +7,18 @@ Messages are one line: what is wrong, and what to do.
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """`text` with control characters and other invisible ones, which a file may hold, spelled out."""
+    return "".join(c if c.isprintable() or c.isspace() and c < "\x7f" else ascii(c)[1:-1] for c in text)
+
+
 class HybridkitError(Exception):
-    """Something failed; the message says what and what to do."""
+    """Something failed; the message says what and what to do, and holds no control characters."""
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
 
 
 class UsageError(HybridkitError, ValueError):
@@ -21,6 +29,10 @@ class UsageError(HybridkitError, ValueError):
 
 class FileError(HybridkitError):
     """A file is missing, truncated, corrupted or of another kind than expected."""
+
+
+class NotFiniteError(HybridkitError):
+    """A loss or a gradient is not finite; nothing was updated."""
 
 
 class GateError(HybridkitError):

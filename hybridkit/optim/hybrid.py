@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hybridkit.errors import HybridkitError, UsageError
+from hybridkit.errors import NotFiniteError, UsageError
 from hybridkit.optim import foreach
 from hybridkit.optim.constraints.none import Unconstrained
 from hybridkit.optim.controllers.schedules import Constant
@@ -176,7 +176,7 @@ class HybridOptimizer(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step; returns the closure's loss, which is observed too.
 
-        Raises HybridkitError, before anything is changed, if the loss or a gradient is not finite.
+        Raises NotFiniteError, before anything is changed, if the loss or a gradient is not finite.
         """
         loss, again = None, None
         if closure is not None:
@@ -261,7 +261,7 @@ class HybridOptimizer(Optimizer):
         if math.isfinite(gradient) and (self._observed.count == 0 or math.isfinite(loss)):
             return
         self._observed = Observed()
-        raise HybridkitError(
+        raise NotFiniteError(
             f"step {self.step_number}: the loss is {loss} and the gradient's norm {gradient}; nothing was "
             "updated; lower the learning rate or look at the data of this batch"
         )

@@ -32,7 +32,7 @@ def read_json(path: Path, what: str) -> Any:
         raise FileError(f"{path}: there is no {what} here") from None
     except OSError as error:
         raise FileError(f"{path}: the {what} cannot be read ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise FileError(f"{path}: the {what} is truncated or corrupted (it is not JSON)") from None
 
 

@@ -55,9 +55,13 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
             raise UsageError(
                 f"{source}: {name} is {list(tensor.shape)}, the model's is {list(own[name].shape)}"
             )
-        if tensor.is_floating_point() != own[name].is_floating_point():
+        if _kind(tensor) != _kind(own[name]):
             raise UsageError(f"{source}: {name} is {tensor.dtype}, the model's is {own[name].dtype}")
     model.load_state_dict(dict(weights))
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _with_tied(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
