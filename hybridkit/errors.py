@@ -6,14 +6,21 @@ Messages are one line: what is wrong, and what to do.
 
 from __future__ import annotations
 
+LONGEST = 1000  # characters of a message
+
 
 def printable(text: str) -> str:
-    """`text` with control characters and other invisible ones, which a file may hold, spelled out."""
-    return "".join(c if c.isprintable() or c.isspace() and c < "\x7f" else ascii(c)[1:-1] for c in text)
+    """`text` with control characters and other invisible ones, which a file may hold, spelled out.
+
+    The middle of a very long one is left out.
+    """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 300]} ... {text[-200:]}"
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 class HybridkitError(Exception):
-    """Something failed; the message says what and what to do, and holds no control characters."""
+    """Something failed; the message says what and what to do, and is `printable`."""
 
     exit_code = 1
 
@@ -42,6 +49,6 @@ class GateError(HybridkitError):
 
 
 class InterruptedRun(HybridkitError):  # noqa: N818 - the run was interrupted; nothing went wrong
-    """SIGINT or SIGTERM arrived; the work so far is saved."""
+    """SIGINT, SIGTERM or SIGHUP arrived; the work so far is saved."""
 
     exit_code = 130

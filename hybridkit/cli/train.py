@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -14,7 +14,6 @@ from hybridkit.errors import UsageError
 
 if TYPE_CHECKING:
     from hybridkit.training.config import TrainConfig
-    from hybridkit.training.events import Listener
     from hybridkit.training.loop import TrainResult
 
 WHAT, HOW, HYBRID, QUANT, START, RUN = (
@@ -233,7 +232,7 @@ def command(
     out = sys.stderr if json else sys.stdout
     if resume is not None:
         _reject_with_resume(ctx)
-        result = watched(out, lambda listener: _resume(resume, from_, run_dir, flags, listener))
+        result = _resume(resume, from_, run_dir, flags, out)
     else:
         if from_ is not None:
             raise UsageError("--from STEP says which checkpoint --resume RUN goes on from; give both")
@@ -265,20 +264,25 @@ def _reject_with_resume(ctx: typer.Context) -> None:
 
 
 def _resume(
-    name: str, step: int | None, run_dir: Path | None, flags: dict[str, Any], listener: Listener
+    name: str, step: int | None, run_dir: Path | None, flags: dict[str, Any], out: TextIO
 ) -> TrainResult:
     from hybridkit.training.loop import resume
     from hybridkit.training.runs import find_run
 
     run, named_step = find_run(name, run_dir)
-    return resume(
-        run,
-        step=named_step if step is None else step,
-        epochs=flags["epochs"],
-        max_steps=flags["max_steps"],
-        threads=flags["threads"],
-        trusted={value for value in flags.values() if isinstance(value, str) and ":" in value},
-        on_event=listener,
+    if run.path.name not in Path(name).parts:
+        print(f"The newest run there: {run.path}", file=out, flush=True)
+    return watched(
+        out,
+        lambda listener: resume(
+            run,
+            step=named_step if step is None else step,
+            epochs=flags["epochs"],
+            max_steps=flags["max_steps"],
+            threads=flags["threads"],
+            trusted={value for value in flags.values() if isinstance(value, str) and ":" in value},
+            on_event=listener,
+        ),
     )
 
 

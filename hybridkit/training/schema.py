@@ -73,8 +73,10 @@ class RandomStates:
     ]
     numpy: Annotated[
         # NumPy itself believes any position, and reads there
-        tuple[Literal["MT19937"], NDArray[np.uint32], Annotated[Whole, Le(624)], Annotated[Whole, Le(1)], float],
-        _accepted_by(lambda s: np.random.RandomState().set_state(s)),  # noqa: NPY002
+        tuple[
+            Literal["MT19937"], NDArray[np.uint32], Annotated[Whole, Le(624)], Annotated[Whole, Le(1)], float
+        ],
+        _accepted_by(lambda s: np.random.RandomState().set_state(s)),
     ]
     torch: Annotated[Any, _accepted_by(lambda s: torch.Generator().set_state(s))]
     cuda: list[Annotated[Any, AfterValidator(_is_tensor)]]
@@ -108,7 +110,9 @@ class RunState:
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     # what --target-bits chose; no other name, since a name may stand for code
-    allocation: dict[str, Literal["binary", "ternary-mse"] | dict[Literal["quantizer", "bits"], Literal["nbit"] | Bits]]
+    allocation: dict[
+        str, Literal["binary", "ternary-mse"] | dict[Literal["quantizer", "bits"], Literal["nbit"] | Bits]
+    ]
     ramp: Annotated[float, Strict(), Ge(0), Le(1), AllowInfNan(False)]
     labels: Annotated[Any, AfterValidator(_labels)]
     parameter_clusters: list[Whole] | None

@@ -259,6 +259,9 @@ class Trainer:
 
     def _restore(self, state: RunState) -> None:
         self.sampler.load_state_dict(state.sampler)
+        drawn = self.sampler.epoch * self.sampler.steps_per_epoch + self.sampler.position
+        if drawn != state.progress.step:
+            raise FileError(f"the saved state has drawn {drawn} batches for {state.progress.step} steps")
         self.optimizer.load_state_dict(state.optimizer)
         self.progress = state.progress
         state.random.restore()
@@ -286,6 +289,6 @@ def evaluation_weights(optimizer: Any) -> Iterator[None]:
 def check_device(device: str) -> None:
     """Raise UsageError unless torch can put a tensor on `device`."""
     try:
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros((), device=device).item()
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from None

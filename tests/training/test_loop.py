@@ -11,7 +11,7 @@ import tiny_task
 import torch
 from same_run import assert_same_run, logged
 
-from hybridkit.errors import FileError, InterruptedRun, UsageError
+from hybridkit.errors import FileError, HybridkitError, InterruptedRun, UsageError
 from hybridkit.training.checkpoint import steps
 from hybridkit.training.config import TrainConfig, resolve
 from hybridkit.training.events import EpochDone, Event, StepDone, Warned
@@ -135,6 +135,16 @@ def test_not_a_number_stops_the_run_and_names_the_way_back(tmp_path: Path) -> No
     run = newest_run(tmp_path)
     assert run.checkpoint().step < 7
     assert all(torch.isfinite(t).all() for t in run.checkpoint().model.values())
+
+
+def test_a_controller_that_leaves_its_bounds_is_what_the_error_says(tmp_path: Path) -> None:
+    with pytest.raises(HybridkitError, match="WildController proposed") as error:
+        train(config(**PLAIN, lr_controller="tiny_task:WildController"), run_dir=tmp_path)
+    assert not isinstance(error.value, DivergedError)
+    with pytest.raises(
+        DivergedError, match=r"the gradient is not finite at step 1 .*no checkpoint was written yet"
+    ):
+        train(config(**PLAIN, lr_controller="constant", task="tiny_task:steep"), run_dir=tmp_path)
 
 
 def test_weights_that_exploded_are_never_saved(tmp_path: Path) -> None:
