@@ -145,6 +145,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     Errors that a user can mend become one line on stderr; anything else propagates with its traceback.
     """
+    _see_current_directory()
     try:
         code = root().main(
             args=None if arguments is None else list(arguments), prog_name="hybridkit", standalone_mode=False
@@ -170,6 +171,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         return _complain("the terminal is gone", interrupts.EXIT_CODE)
     return code if isinstance(code, int) else 0
+
+
+def _see_current_directory() -> None:
+    """Arguments of the form package.module:attribute may name code there, as they may under `python -m`."""
+    with contextlib.suppress(OSError):  # it may have been removed
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
 
 
 def _complain(message: str, exit_code: int) -> int:

@@ -64,7 +64,7 @@ def train(
     """
     trusted = set(named_targets(config).values())
     with interruptible("stopped before the first step; nothing was written"):
-        trainer = Trainer(config, trusted=trusted)
+        trainer = Trainer.seeded(config, trusted=trusted)
     about = {"environment": environment(config.device), "data": trainer.task.provenance()}
     sweep_runs(runs_root(run_dir))
     run = Run.create(runs_root(run_dir), config, about)
@@ -93,7 +93,7 @@ def resume(
         config = dataclasses.replace(config, threads=threads)
     checkpoint = run.checkpoint(step)
     with interruptible("stopped before the first step; nothing was changed"):
-        trainer = Trainer(config, restored=checkpoint, trusted=trusted)
+        trainer = Trainer.seeded(config, restored=checkpoint, trusted=trusted)
     _check_data(run, trainer)
     run.sweep()
     cut_back(run.metrics_path, checkpoint.step)

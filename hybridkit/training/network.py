@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from hybridkit.tasks.protocol import Task
 from hybridkit.tasks.resolve import make_model, make_task
 from hybridkit.training.checkpoint import Checkpoint
 from hybridkit.training.config import TrainConfig
-from hybridkit.training.init import fits, load_weights, read_weights
 from hybridkit.training.schema import RunState, checked
+from hybridkit.training.weights import fits, load_weights
 
 Allocation = dict[str, Any]
 
@@ -43,14 +43,13 @@ def model_name(config: TrainConfig, task: Task) -> str:
 
 
 def fresh_network(
-    config: TrainConfig, task: Task, trusted: Collection[str] = ()
+    config: TrainConfig, task: Task, weights: Mapping[str, torch.Tensor] | None = None
 ) -> tuple[nn.Module, Allocation]:
     """The network a run starts with, and the bits of each layer where they were chosen (--target-bits).
 
-    Initial weights come from the global generator, or from `init_from`.
+    Initial weights come from the global generator, or are those of --init-from.
     """
     model = make_model(task, config.model)
-    weights = read_weights(config.init_from, trusted) if config.init_from else None
     # A full-precision file goes in before quantisation (learned scales start from the weights), a quantised
     # run's file after it.
     late = (

@@ -1,6 +1,6 @@
 """The steps of a run: network, optimizer, sampler and counters, in memory. Files are the loop's business.
 
-trainer = Trainer(config)
+trainer = Trainer.seeded(config)
 while not trainer.done:
     trainer.step()
 trainer.evaluate("test")
@@ -36,7 +36,7 @@ from hybridkit.training.checkpoint import Checkpoint
 from hybridkit.training.config import TrainConfig
 from hybridkit.training.distillation import check_teacher, load_teacher
 from hybridkit.training.evaluation import evaluate
-from hybridkit.training.init import load_weights
+from hybridkit.training.init import read_weights
 from hybridkit.training.network import (
     Allocation,
     configured_task,
@@ -48,6 +48,7 @@ from hybridkit.training.network import (
 from hybridkit.training.objective import Objective
 from hybridkit.training.progress import Progress
 from hybridkit.training.schema import RandomStates, RunState, rehearse
+from hybridkit.training.weights import load_weights
 
 Part = Literal["train", "validation", "test"]
 
@@ -57,22 +58,34 @@ class DivergedError(HybridkitError):
 
 
 class Trainer:
-    """A run in memory, from its first step or from a checkpoint. Seeds the global random generators.
+    """A run in memory, from its first step or from a checkpoint.
 
-    `trusted`: the package.module:attribute texts that the user gave, see `Run.config`.
+    It draws from the global random generators, initial weights too; `seeded` puts them where a run of this
+    configuration starts, and a checkpoint where it was taken. `trusted`: the package.module:attribute texts
+    that the user gave, see `Run.config`.
     """
+
+    @classmethod
+    def seeded(
+        cls, config: TrainConfig, *, restored: Checkpoint | None = None, trusted: Collection[str] = ()
+    ) -> Trainer:
+        """A trainer in a process made ready for it: global generators seeded, torch's threads set."""
+        check_device(config.device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        seed_everything(config.seed)
+        trainer = cls(config, restored=restored, trusted=trusted)
+        if restored is None:
+            random.seed(config.seed)  # again: modules imported on the way may have drawn from it (rich does)
+        return trainer
 
     def __init__(
         self, config: TrainConfig, *, restored: Checkpoint | None = None, trusted: Collection[str] = ()
     ) -> None:
         self.config = config
-        check_device(config.device)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        seed_everything(config.seed)
         self.task: Task = configured_task(config)
         state = run_state(restored) if restored else None
-        self.model, self.allocation = self._network(restored, state, trusted)
+        self.model, self.allocation = self._network(restored, state)
         started = time.perf_counter()
         self.labels = self._restored_labels(state) if state else self._cluster_data()
         self.setup_seconds = time.perf_counter() - started  # what clustering the data cost, once
@@ -86,7 +99,6 @@ class Trainer:
             self.optimizer = self._optimizer()
         self.objective = self._objective(trusted)
         self.progress = Progress()
-        random.seed(config.seed)  # again: modules imported on the way may have drawn from it (rich does)
         if state:
             self._restore(state)
 
@@ -171,11 +183,10 @@ class Trainer:
         length = self.config.ramp * self.total_steps
         return min(step / length, 1.0) if length else 1.0
 
-    def _network(
-        self, restored: Checkpoint | None, state: RunState | None, trusted: Collection[str]
-    ) -> tuple[nn.Module, Allocation]:
+    def _network(self, restored: Checkpoint | None, state: RunState | None) -> tuple[nn.Module, Allocation]:
         if restored is None or state is None:
-            return fresh_network(self.config, self.task, trusted)
+            start = self.config.init_from
+            return fresh_network(self.config, self.task, read_weights(start) if start else None)
         fresh = make_model(self.task, self.config.model)
         model = rebuilt(self.config, self.task, fresh, restored.model, state)
         return model.to(self.config.device), state.allocation

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hybridkit.training.config import TrainConfig, resolve
 from hybridkit.training.events import EpochDone, Event, StepDone, Warned
 from hybridkit.training.loop import TrainResult, resume, train
 from hybridkit.training.runs import find_run, newest_run
-from hybridkit.training.trainer import DivergedError
+from hybridkit.training.trainer import DivergedError, Trainer
 
 TASK = "tiny_task:tiny"
 HYBRID = {"hybrid": True, "ternary": True, "qat": True, "batch_size": 12, "checkpoint_every": 5}
@@ -248,3 +249,15 @@ def test_another_machine_is_a_warning(tmp_path: Path) -> None:
     result: TrainResult = resume(run, max_steps=3, trusted={TASK}, on_event=told.append)
     assert result.steps == 3
     assert any(isinstance(e, Warned) and "torch 1.0 -> " in e.message for e in told)
+
+
+def test_building_a_trainer_seeds_nothing_unless_asked() -> None:
+    torch.manual_seed(11)
+    before = random.getstate(), str(np.random.get_state())
+    first = Trainer(config(**PLAIN)).model.state_dict()["0.weight"]
+    assert (random.getstate(), str(np.random.get_state())) == before
+    torch.manual_seed(12)
+    assert not torch.equal(Trainer(config(**PLAIN)).model.state_dict()["0.weight"], first)
+    ours, again = (Trainer.seeded(config(**PLAIN)).model.state_dict()["0.weight"] for _ in range(2))
+    assert torch.equal(ours, again)
+    assert random.getstate() == random.Random(0).getstate()
