@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from hybridkit.errors import FileError, UsageError
 from hybridkit.training.config import TrainConfig, resolve
 from hybridkit.training.distillation import distillation_loss
-from hybridkit.training.weights import load_weights
 from hybridkit.training.loop import train
 from hybridkit.training.objective import Objective
 from hybridkit.training.runs import Run
 from hybridkit.training.trainer import Trainer
+from hybridkit.training.weights import load_weights
 
 
 def config(**flags: Any) -> TrainConfig:
