@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from hybridkit.training.loop import TrainResult
 
 # What can be given with --resume, besides code that the run's configuration names.
-_WITH_RESUME = {"epochs", "max_steps", "threads", "json", "run_dir", "resume", "from_"} | {
-    "save_metrics",
-    "metrics_out",
-}
+_WITH_RESUME = frozenset(
+    ("epochs", "max_steps", "threads", "run_dir", "resume", "from_", "save_metrics", "metrics_out", "json")
+)
 
 
 def command(
@@ -127,7 +126,7 @@ def _resume(
     from hybridkit.training.runs import find_run
 
     run, named_step = find_run(name, run_dir)
-    if run.path.name not in Path(name).parts:
+    if Path(name) == run.path.parent != run.path:
         print(f"The newest run there: {run.path}", file=out, flush=True)
     return watched(
         out,

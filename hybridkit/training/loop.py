@@ -93,7 +93,10 @@ def resume(
         config = dataclasses.replace(config, threads=threads)
     checkpoint = run.checkpoint(step)
     with interruptible("stopped before the first step; nothing was changed"):
-        trainer = Trainer.seeded(config, restored=checkpoint, trusted=trusted)
+        try:
+            trainer = Trainer.seeded(config, restored=checkpoint, trusted=trusted)
+        except FileError as error:
+            raise FileError(f"{run.path}, step {checkpoint.step}: {error}") from None
     _check_data(run, trainer)
     run.sweep()
     cut_back(run.metrics_path, checkpoint.step)

@@ -24,7 +24,7 @@ class Progress:
     step: Count = 0
     epoch_loss: Number = 0.0  # sum over the epoch so far
     epoch_steps: Count = 0
-    last_loss: Number = math.nan
+    last_loss: Annotated[float, Strict()] = math.nan
     multiplier_sum: Number = 0.0
     active_steps: Count = 0
     learning_rate: Number = 0.0  # of the last step

@@ -134,11 +134,18 @@ def checked(schema: type[T], value: Any, what: str) -> T:
 def rehearse(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     """Try on `optimizer`, freshly made, whether it can go on from `saved`; it and its weights are moved.
 
-    Raises FileError where a fresh step leaves a state of another structure (keys, types, shapes), or the
-    optimizer cannot load this one or step from there.
+    Raises FileError where two fresh steps (a controller learns from the first in the second) leave a state of
+    another structure (keys, types, shapes), or the optimizer cannot load this one or step from there.
     """
-    _step(optimizer)
-    _check_optimizer(optimizer, optimizer.state_dict(), saved)
+    like = optimizer.state_dict()
+    try:
+        for _ in range(2):
+            _step(optimizer)
+    except Exception:  # it wants other gradients, sparse ones for instance: nothing is known of its state
+        return
+    if saved.get("state"):  # else it was saved before its first step
+        like = optimizer.state_dict()
+    _check_optimizer(optimizer, like, saved)
     try:
         optimizer.load_state_dict(copy.deepcopy(dict(saved)))
         _step(optimizer)
@@ -152,6 +159,7 @@ def check_like(like: Any, found: Any, path: str) -> None:
     The same text keys, the same kinds of values, tensors of the same shape and type without NaN, numbers
     that can be squared, counts that are not negative unless the fresh one is. Lists may be longer or shorter.
     """
+    like, found = (value.item() if isinstance(value, np.generic) else value for value in (like, found))
     if isinstance(like, Tensor | np.ndarray):
         _check_array(like, found, path)
     elif isinstance(like, Mapping):
