@@ -60,6 +60,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _unraisable(found: Any) -> None:
     """Called for an exception that nobody can catch, in a destructor for instance."""
+    from hybridkit.errors import InterruptedRun
+
+    if issubclass(found.exc_type, InterruptedRun):
+        return  # whoever raised it asks again
     if _arrived and issubclass(found.exc_type, KeyboardInterrupt):
         leave()
     sys.__unraisablehook__(found)

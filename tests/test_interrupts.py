@@ -45,8 +45,8 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job's children would ignore them
 
 
-@pytest.mark.parametrize("times", [1, 2, 5])
-@pytest.mark.parametrize("moment", [1, 2, 20, 60, 150, 400, 900, 1500])
+@pytest.mark.parametrize("times", [1, 5])
+@pytest.mark.parametrize("moment", [1, 40, 200, 1000])
 def test_while_modules_load(tmp_path: Path, moment: int, times: int) -> None:
     command = [sys.executable, "-c", AT_AN_IMPORT, str(moment), str(times), *TRAIN, "--max-steps", "1"]
     line = [*command, "--run-dir", str(tmp_path / "runs")]

@@ -92,7 +92,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         return _load(folder)
     except FileError as error:
-        step = _step(folder.name)
+        step = step_of(folder.name)
         intact = next(
             (s for s in reversed(steps(folder.parent)) if s != step and _is_intact(folder.parent, s)), None
         )
@@ -105,13 +105,13 @@ def steps(root: Path) -> list[int]:
     """The steps that have a checkpoint, ascending."""
     if not root.is_dir():
         return []
-    return sorted(step for entry in root.iterdir() if (step := _step(entry.name)) is not None)
+    return sorted(step for entry in root.iterdir() if (step := step_of(entry.name)) is not None)
 
 
 def latest_step(root: Path) -> int:
     """The step that `latest` names. Raises FileError where there is no checkpoint."""
     try:
-        step = _step((root / "latest").read_text().strip())
+        step = step_of((root / "latest").read_text().strip())
     except (OSError, UnicodeDecodeError):
         step = None
     if step is not None and (root / f"step-{step}").is_dir():
@@ -170,7 +170,7 @@ def _load(folder: Path) -> Checkpoint:
         if digest != files.get(name):
             raise FileError(f"{folder}: {name} is truncated or corrupted (its SHA-256 differs)")
     step = manifest.get("step")
-    if type(step) is not int or _step(folder.name) not in (None, step):
+    if type(step) is not int or step_of(folder.name) not in (None, step):
         raise FileError(f"{folder}: the manifest says step {step!r}")
     state = unflatten(load_tensors(folder / STATE_TENSORS), read_json(folder / STATE, "checkpoint state"))
     if not isinstance(state, dict):
@@ -186,12 +186,8 @@ def _is_intact(root: Path, step: int) -> bool:
     return True
 
 
-def step_of(folder: Path) -> int | None:
-    """The step that a folder's name says it is the checkpoint of."""
-    return _step(folder.name)
-
-
-def _step(name: str) -> int | None:
+def step_of(name: str) -> int | None:
+    """The step that a folder of this name is the checkpoint of."""
     match = re.fullmatch(r"step-([0-9]{1,18})", name)
     return int(match.group(1)) if match else None
 

@@ -158,7 +158,7 @@ def find_run(source: str | os.PathLike[str], root: Path | None = None) -> tuple[
     for path in (Path(source), root / source):
         if (path / "config.json").is_file():
             return Run(path), None
-        step = step_of(path)
+        step = step_of(path.name)
         if step is not None and (path / "manifest.json").is_file():
             return Run(path.parent.parent), step
     with contextlib.suppress(FileError):

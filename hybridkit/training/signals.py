@@ -33,14 +33,24 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def interruptible(message: str) -> Iterator[None]:
-    """Within the block a signal raises InterruptedRun(message) at once."""
+    """Within the block a signal raises InterruptedRun(message) at once.
+
+    Code in the block may swallow that, or make another exception of it; it is raised again at the end.
+    """
+    arrived = False
 
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal arrived
+        arrived = True
         restore()
         raise InterruptedRun(message)
 
     with _handled(stop) as restore:
-        yield
+        try:
+            yield
+        finally:
+            if arrived:
+                raise InterruptedRun(message) from None
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def damaged(whole: Path, folder: str, seed: int, file: str, times: int) -> Path:
 
 
 @given(st.integers(0, 2**32), st.sampled_from(damage.FILES), st.integers(1, 3))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_is_one_line_or_does_not_matter(whole: Path, seed: int, file: str, times: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         outcome(damaged(whole, folder, seed, file, times))

@@ -43,6 +43,23 @@ def test_elsewhere_a_signal_is_a_clean_exception(number: signal.Signals) -> None
         signal.signal(number, before)
 
 
+@pytest.mark.parametrize("other", [None, ImportError("half loaded")])
+def test_an_interruption_that_was_swallowed_is_raised_again(other: Exception | None) -> None:
+    def swallow() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            if other:
+                raise other from None
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(InterruptedRun, match="nothing was written"), interruptible("nothing was written"):
+            swallow()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @BOTH
 def test_an_ignored_signal_stays_ignored(number: signal.Signals) -> None:
     before = signal.signal(number, signal.SIG_IGN)
