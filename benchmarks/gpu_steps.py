@@ -39,7 +39,7 @@ def turn(trainer: Trainer) -> float:
 def measure(model: str, batch_size: int, precision: Precision, device: str, rounds: int) -> dict[str, object]:
     """One row: milliseconds of a step each way, and the ratios of ours."""
     trainers = {
-        way: Trainer(
+        way: Trainer.seeded(
             resolve(  # type: ignore[arg-type]
                 task="text",
                 model=model,

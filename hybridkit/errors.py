@@ -6,11 +6,26 @@ Messages are one line: what is wrong, and what to do.
 
 from __future__ import annotations
 
+LONGEST = 1000  # characters of a message
+
+
+def printable(text: str) -> str:
+    """`text` with control characters and other invisible ones, which a file may hold, spelled out.
+
+    The middle of a very long one is left out.
+    """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 300]} ... {text[-200:]}"
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
 
 class HybridkitError(Exception):
-    """Something failed; the message says what and what to do."""
+    """Something failed; the message says what and what to do, and is `printable`."""
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
 
 
 class UsageError(HybridkitError, ValueError):
@@ -24,7 +39,7 @@ class FileError(HybridkitError):
 
 
 class NotFiniteError(HybridkitError):
-    """A loss or a gradient is NaN or infinite; the step was not taken."""
+    """A loss or a gradient is not finite; nothing was updated."""
 
 
 class GateError(HybridkitError):
@@ -34,6 +49,6 @@ class GateError(HybridkitError):
 
 
 class InterruptedRun(HybridkitError):  # noqa: N818 - the run was interrupted; nothing went wrong
-    """SIGINT or SIGTERM arrived; the work so far is saved."""
+    """SIGINT, SIGTERM or SIGHUP arrived; the work so far is saved."""
 
     exit_code = 130

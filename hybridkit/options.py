@@ -29,6 +29,19 @@ def option(default: Any, help: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class Flag:
+    """How the command line shows a field: under which heading, with which words.
+
+    `{default}` in the text is the field's default. The flag's name is the field's, its type the field's
+    without limits; a field that is True or False is a switch.
+    """
+
+    panel: str
+    help: str
+    metavar: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class OptionInfo:
     """What is known about one option. `default` is `dataclasses.MISSING` where a value is required."""
 

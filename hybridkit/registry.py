@@ -115,15 +115,13 @@ def normalize(distribution: str) -> str:
 
 
 def import_target(target: str) -> Any:
-    """Import ``package.module:attribute``, looking in the current directory too.
+    """Import ``package.module:attribute``; the command line sees the current directory too.
 
     Raises UsageError if the text has another form, or the module or the attribute does not exist.
     """
     if not _TARGET.fullmatch(target):
         raise UsageError(f"{target!r} is not of the form package.module:attribute")
     module_name, _, attribute = target.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

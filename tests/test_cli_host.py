@@ -17,6 +17,7 @@ from hybridkit import __version__, cli
 from hybridkit.cli import _shared
 from hybridkit.cli._shared import ConfigOption, JsonOption, SetOption
 from hybridkit.errors import FileError, GateError, UsageError
+from hybridkit.registry import import_target
 
 HEAVY = ("torch", "onnx", "onnxruntime", "sklearn", "onnxscript", "scipy", "matplotlib", "pydantic", "numpy")
 
@@ -225,6 +226,25 @@ def test_unexpected_error_keeps_its_traceback(seen):
     seen["action"] = _raiser(ZeroDivisionError("oops"))
     with pytest.raises(ZeroDivisionError):
         cli.run(["probe"])
+
+
+def test_arguments_see_the_current_directory(seen, tmp_path, monkeypatch):
+    (tmp_path / "lies_in_this_folder.py").write_text("thing = 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    seen["action"] = lambda: seen.update(found=import_target("lies_in_this_folder:thing"))
+    assert cli.run(["probe"]) == 0
+    assert seen["found"] == 3
+
+
+@pytest.mark.parametrize("text", ["\x1b[2Jgone\x07", "\ud800", "\u202e"])
+def test_what_cannot_be_printed_is_spelled_out(seen, capsys, text):
+    seen["action"] = _raiser(FileError(f"{text} is no name"))
+    assert cli.run(["probe"]) == 1
+    assert cli.run(["probe", text]) == 2
+    for line in capsys.readouterr().err.splitlines():
+        assert line.isprintable()
+        assert line.isascii()
 
 
 def test_typer_exit_code(seen):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
+import networkx
 import pytest
 
 import hybridkit
@@ -57,6 +59,24 @@ def test_every_public_name_exists(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = hybridkit.nonsense
+
+
+# Circles that are known, each as the sorted names of its modules; there are to be none.
+KNOWN_CIRCLES: set[tuple[str, ...]] = {
+    ("hybridkit.bench.arena.extras", "hybridkit.bench.arena.findings", "hybridkit.bench.arena.plan"),
+}
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Imports within functions and for type checkers count too."""
+    graph = grimp.build_graph("hybridkit", cache_dir=None)
+    imports = networkx.DiGraph(
+        (module, imported)
+        for module in graph.modules
+        for imported in graph.find_modules_directly_imported_by(module)
+    )
+    circles = {tuple(sorted(c)) for c in networkx.strongly_connected_components(imports) if len(c) > 1}
+    assert circles == KNOWN_CIRCLES
 
 
 def test_import_rules():

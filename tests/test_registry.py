@@ -284,6 +284,10 @@ def test_import_target(tmp_path, monkeypatch):
     (tmp_path / "users_broken.py").write_text("import something_that_is_missing\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    with pytest.raises(UsageError, match="there is no module 'users_own'"):
+        import_target("users_own:factory")  # a library looks where every import does
+    assert str(tmp_path) not in sys.path
+    sys.path.insert(0, str(tmp_path))
     assert import_target("users_own:Outer.Inner").__name__ == "Inner"
     with pytest.raises(UsageError, match="has no 'factry'; did you mean 'factory'"):
         import_target("users_own:factry")

@@ -20,7 +20,7 @@ def export_trained(spec: RunSpec, path: str) -> None:
     from hybridkit.training.trainer import Trainer
 
     config = spec.config()
-    trainer = Trainer(config)
+    trainer = Trainer.seeded(config)
     while not trainer.done:
         trainer.step()
     task = trainer.task

@@ -71,7 +71,7 @@ def measure_overhead(spec: OverheadSpec) -> OverheadResult:
     for which in FLAGS:
         config = spec.config(which)
         started = time.perf_counter()
-        trainers[which] = Trainer(config)
+        trainers[which] = Trainer.seeded(config)
         setup[which] = time.perf_counter() - started
     seconds: dict[str, list[float]] = {which: [] for which in FLAGS}
     names = list(FLAGS)

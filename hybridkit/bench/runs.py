@@ -91,7 +91,7 @@ def measure_run(spec: RunSpec) -> RunRecord:
     """Train as `spec` says and measure. Raises DivergedError where the loss is not finite."""
     from hybridkit.training.trainer import Trainer
 
-    trainer = Trainer(spec.config())
+    trainer = Trainer.seeded(spec.config())
     initial = _hash(trainer.model)
     while not trainer.done:
         trainer.step()

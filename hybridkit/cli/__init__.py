@@ -14,6 +14,8 @@ Where a value comes from: the command line, else `HYBRIDKIT_<VERB>_<OPTION>`, el
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import importlib
 import os
@@ -24,9 +26,9 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from hybridkit import __version__
+from hybridkit import __version__, interrupts
 from hybridkit.cli._shared import option_name
-from hybridkit.errors import HybridkitError, UsageError
+from hybridkit.errors import HybridkitError, InterruptedRun, UsageError, printable
 from hybridkit.options import nearest
 
 VERBS: Final = {
@@ -71,6 +73,13 @@ class VerbTable(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import a verb and build its command; None if there is no such verb."""
         return load_verb(cmd_name) if cmd_name in VERBS else None
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; Ctrl-C is an error like any other here, or click would add an empty line."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise InterruptedRun("interrupted") from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The verb that `args` begin with. Raises UsageError with the nearest name if there is none."""
@@ -136,6 +145,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     Errors that a user can mend become one line on stderr; anything else propagates with its traceback.
     """
+    _see_current_directory()
     try:
         code = root().main(
             args=None if arguments is None else list(arguments), prog_name="hybridkit", standalone_mode=False
@@ -151,20 +161,30 @@ def run(arguments: Sequence[str] | None = None) -> int:
         reason = error.format_message().strip().rstrip(".")
         return _complain(f"{reason}; try '{command} --help'", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted", 130)
+        return _complain("interrupted", interrupts.EXIT_CODE)
     except BrokenPipeError:
         # Whoever read our output has gone (`| head`); keep the interpreter's last flush from complaining.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno != errno.EIO or error.filename is not None:
+            raise
+        return _complain("the terminal is gone", interrupts.EXIT_CODE)
     return code if isinstance(code, int) else 0
 
 
+def _see_current_directory() -> None:
+    """Arguments of the form package.module:attribute may name code there, as they may under `python -m`."""
+    with contextlib.suppress(OSError):  # it may have been removed
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+
+
 def _complain(message: str, exit_code: int) -> int:
-    line = " ".join(message.split())
-    print(f"hybridkit: error: {line}", file=sys.stderr)
+    if interrupts.arrived():  # and something made another exception of it
+        message, exit_code = "interrupted", interrupts.EXIT_CODE
+    interrupts.settle()
+    line = " ".join(printable(message).split())
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"hybridkit: error: {line}", file=sys.stderr, flush=True)
     return exit_code
-
-
-def main() -> None:
-    """The console script `hybridkit`."""
-    sys.exit(run())

@@ -149,7 +149,8 @@ def _from_file(path: Path, code: Code, inputs: Sequence[str]) -> Source:
 
 def _from_weights(path: Path, code: Code, inputs: Sequence[str]) -> Source:
     from hybridkit.tasks.resolve import import_model
-    from hybridkit.training.init import load_weights, read_weights
+    from hybridkit.training.init import read_weights
+    from hybridkit.training.weights import load_weights
 
     if code.model is None or not inputs:
         raise UsageError(

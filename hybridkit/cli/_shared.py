@@ -18,20 +18,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
 from hybridkit import __version__
 from hybridkit.errors import FileError, UsageError
 from hybridkit.hookspecs import KINDS, Kind
-from hybridkit.options import nearest
+from hybridkit.options import Flag, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 Settings = dict[Kind, dict[str, Any]]
 
+_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _CONFIG_TABLES = "hybridkit.config_tables"
 _NAME_OPTION = {"exporter": "target"}  # the option that names a strategy, where it is not its kind
 
@@ -174,6 +177,44 @@ JsonOption = Annotated[
         rich_help_panel="Configuration",
     ),
 ]
+
+
+def declared_options(schema: type) -> list[inspect.Parameter]:
+    """An option for each field of a data class whose type is annotated with a `Flag`, in their order.
+
+    The value is None where an option was not given; a switch's is False.
+    """
+    found = []
+    for field in dataclasses.fields(schema):
+        hint = get_type_hints(schema, include_extras=True)[field.name]
+        flag = next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Flag)), None)
+        if flag is None:
+            continue
+        name = "--" + field.name.replace("_", "-")
+        help_text = flag.help.format(default=_shown(field.default))
+        option = typer.Option(name, metavar=flag.metavar, help=help_text, rich_help_panel=flag.panel)
+        kind = _bare(hint)
+        switch = kind is bool
+        annotation: Any = Annotated[kind if switch else kind | None, option]
+        default = False if switch else None
+        found.append(inspect.Parameter(field.name, _KEYWORD, default=default, annotation=annotation))
+    return found
+
+
+def _bare(hint: Any) -> Any:
+    """The type that a value is typed as: without limits and None, and text for a choice."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _bare(arguments[0])
+    if origin is Literal:
+        return str
+    if origin in (Union, UnionType):
+        return _bare(next(argument for argument in arguments if argument is not NoneType))
+    return hint
+
+
+def _shown(default: Any) -> str:
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def emit_json(verb: str, payload: Mapping[str, Any]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import errno
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from hybridkit.cli._shared import progress
+from hybridkit.errors import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -44,17 +47,28 @@ class _Watcher:
             case events.EpochDone():
                 self._print(epoch_line(event))
             case events.Warned(message=message):
-                self.display.console.print(f"hybridkit: warning: {message}", markup=False, soft_wrap=True)
+                line = f"hybridkit: warning: {printable(message)}"
+                with _gone_terminal():
+                    self.display.console.print(line, markup=False, soft_wrap=True)
             case _:
                 pass
 
     def _print(self, line: str) -> None:
-        if self.out.isatty() and self.display.console.is_terminal:
-            self.display.console.print(
-                line, markup=False, soft_wrap=True
-            )  # one terminal: above the live display
-        else:
-            print(line, file=self.out, flush=True)
+        with _gone_terminal():
+            if self.out.isatty() and self.display.console.is_terminal:  # one terminal: above the live display
+                self.display.console.print(line, markup=False, soft_wrap=True)
+            else:
+                print(line, file=self.out, flush=True)
+
+
+@contextlib.contextmanager
+def _gone_terminal() -> Iterator[None]:
+    """Let nothing keep a run whose terminal was closed from saving its state."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 def epoch_line(done: EpochDone) -> str:

@@ -195,7 +195,8 @@ def find_source(source: str, *, task: str | None, model: str | None, quantizer: 
     if source.endswith(SUFFIX):
         raise UsageError(f"{source} is packed already; hybridkit export --from takes it")
     if Path(source).is_file():
-        from hybridkit.training.init import load_weights, read_weights
+        from hybridkit.training.init import read_weights
+        from hybridkit.training.weights import load_weights
 
         if model is None:
             raise UsageError(

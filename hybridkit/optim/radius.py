@@ -67,6 +67,8 @@ class RadiusRule:
             raise UsageError(
                 f"the saved state has {len(state['radii'])} radii, this optimizer {len(self.radii)}"
             )
+        if not all(r > 0 for each in (state["radii"], *state["recent"]) for r in each):
+            raise UsageError("a saved trust radius is not a positive number")
         self.radii = [float(r) for r in state["radii"]]
         self.recent = [[float(norm) for norm in norms] for norms in state["recent"]]
 

@@ -1,15 +1,22 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and what killed processes leave of them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
+import re
 import secrets
-from collections.abc import Iterator
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from hybridkit.errors import FileError
+
+_TEMPORARY = re.compile(r"\..+\.([0-9]{1,10})-([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
 
 
 @contextmanager
@@ -19,7 +26,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises FileError if the folder does not exist or cannot be written.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(target)
     try:
         with temporary.open("x+b") as file:
             yield file
@@ -33,6 +40,32 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def temporary_beside(target: Path) -> Path:
+    """A new name in the folder of `target` that says which process of which machine writes there."""
+    owner = f"{os.getpid()}-{_machine()}-{secrets.token_hex(4)}"
+    return target.with_name(f".{target.name}.{owner}.tmp")
+
+
+def sweep(folders: Iterable[Path]) -> None:
+    """Remove from `folders` what processes of this machine that are no more were writing."""
+    import psutil
+
+    for folder in folders:
+        with contextlib.suppress(OSError):  # no such folder, or not ours
+            for path in folder.glob(".*.tmp"):
+                found = _TEMPORARY.fullmatch(path.name)
+                if found and found[2] == _machine() and not psutil.pid_exists(int(found[1])):
+                    remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Wait until the disk has a file's content, or the names in a folder."""
     if path.is_dir() and os.name != "posix":  # elsewhere a folder cannot be opened
@@ -42,3 +75,8 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _machine() -> str:
+    """Eight hex digits: process numbers mean nothing on another machine, or in another container."""
+    return f"{zlib.crc32(platform.node().encode()):08x}"

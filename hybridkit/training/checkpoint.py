@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hybridkit.errors import FileError
-from hybridkit.packing.atomic import atomic_file, sync
+from hybridkit.packing.atomic import atomic_file, remove, sync, temporary_beside
 from hybridkit.training.files import read_json, sha256, to_json, write_synced
 from hybridkit.training.state import flatten, unflatten
 
@@ -58,22 +57,30 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint) -> Path:
     folder = root / f"step-{checkpoint.step}"
     if folder.exists():
         raise FileError(f"{folder}: this step was saved before")
-    temporary = root / f".step-{checkpoint.step}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    tensors, rest = flatten(checkpoint.state)
-    model = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.model.items()}
-    write_synced(temporary / MODEL, safetensors.torch.save(model))
-    write_synced(temporary / STATE_TENSORS, safetensors.torch.save(tensors))
-    write_synced(temporary / STATE, to_json(rest))
-    files = {name: sha256(temporary / name) for name in (MODEL, STATE_TENSORS, STATE)}
-    manifest = {"format": FORMAT, "version": VERSION, "step": checkpoint.step, "files": files}
-    write_synced(temporary / MANIFEST, to_json(manifest))
-    sync(temporary)
-    os.rename(temporary, folder)
+    temporary = temporary_beside(folder)
+    try:
+        temporary.mkdir(parents=True)
+        _write(temporary, checkpoint)
+        os.rename(temporary, folder)
+    except OSError as error:
+        raise FileError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        remove(temporary)
     sync(root)
     point_latest(root, checkpoint.step)
     return folder
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    tensors, rest = flatten(checkpoint.state)
+    model = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.model.items()}
+    write_synced(folder / MODEL, safetensors.torch.save(model))
+    write_synced(folder / STATE_TENSORS, safetensors.torch.save(tensors))
+    write_synced(folder / STATE, to_json(rest))
+    files = {name: sha256(folder / name) for name in (MODEL, STATE_TENSORS, STATE)}
+    manifest = {"format": FORMAT, "version": VERSION, "step": checkpoint.step, "files": files}
+    write_synced(folder / MANIFEST, to_json(manifest))
+    sync(folder)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -85,7 +92,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         return _load(folder)
     except FileError as error:
-        step = _step(folder.name)
+        step = step_of(folder.name)
         intact = next(
             (s for s in reversed(steps(folder.parent)) if s != step and _is_intact(folder.parent, s)), None
         )
@@ -98,13 +105,13 @@ def steps(root: Path) -> list[int]:
     """The steps that have a checkpoint, ascending."""
     if not root.is_dir():
         return []
-    return sorted(step for entry in root.iterdir() if (step := _step(entry.name)) is not None)
+    return sorted(step for entry in root.iterdir() if (step := step_of(entry.name)) is not None)
 
 
 def latest_step(root: Path) -> int:
     """The step that `latest` names. Raises FileError where there is no checkpoint."""
     try:
-        step = _step((root / "latest").read_text().strip())
+        step = step_of((root / "latest").read_text().strip())
     except (OSError, UnicodeDecodeError):
         step = None
     if step is not None and (root / f"step-{step}").is_dir():
@@ -122,10 +129,8 @@ def point_latest(root: Path, step: int) -> None:
 
 
 def drop_after(root: Path, step: int) -> None:
-    """Forget what came after `step`, and temporary folders of a killed process; `latest` comes first."""
+    """Forget what came after `step`; `latest` comes first."""
     point_latest(root, step)
-    for leftover in root.glob(".step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
     _remove(root, (s for s in steps(root) if s > step))
 
 
@@ -141,8 +146,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return dict(safetensors.torch.load_file(path))
     except FileNotFoundError:
         raise FileError(f"{path}: there is no such file") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())
         raise FileError(f"{path}: not a safetensors file, or truncated ({reason})") from None
 
 
@@ -164,10 +169,13 @@ def _load(folder: Path) -> Checkpoint:
             raise FileError(f"{folder}: {name} is missing from the checkpoint") from None
         if digest != files.get(name):
             raise FileError(f"{folder}: {name} is truncated or corrupted (its SHA-256 differs)")
-    if _step(folder.name) not in (None, manifest.get("step")):
-        raise FileError(f"{folder}: the manifest says step {manifest.get('step')!r}")
+    step = manifest.get("step")
+    if type(step) is not int or step_of(folder.name) not in (None, step):
+        raise FileError(f"{folder}: the manifest says step {step!r}")
     state = unflatten(load_tensors(folder / STATE_TENSORS), read_json(folder / STATE, "checkpoint state"))
-    return Checkpoint(manifest["step"], load_tensors(folder / MODEL), state)
+    if not isinstance(state, dict):
+        raise FileError(f"{folder}: the checkpoint's state is not a table")
+    return Checkpoint(step, load_tensors(folder / MODEL), state)
 
 
 def _is_intact(root: Path, step: int) -> bool:
@@ -178,14 +186,15 @@ def _is_intact(root: Path, step: int) -> bool:
     return True
 
 
-def _step(name: str) -> int | None:
-    match = re.fullmatch(r"step-(\d+)", name)
+def step_of(name: str) -> int | None:
+    """The step that a folder of this name is the checkpoint of."""
+    match = re.fullmatch(r"step-([0-9]{1,18})", name)
     return int(match.group(1)) if match else None
 
 
 def _remove(root: Path, unwanted: Iterable[int]) -> None:
     for step in list(unwanted):
         # Renamed first: a folder that is half deleted must not look like a checkpoint.
-        doomed = root / f".step-{step}.{os.getpid()}.tmp"
+        doomed = temporary_beside(root / f"step-{step}")
         os.rename(root / f"step-{step}", doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        remove(doomed)

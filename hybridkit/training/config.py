@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
@@ -13,70 +12,134 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.hookspecs import KINDS, Kind
-from hybridkit.options import nearest
-from hybridkit.registry import registry
+from hybridkit.options import Flag, nearest
 
-DEFAULT_EPOCHS = 20
 HYBRID_DEFAULTS = {
     "optimizer": "steepest",
     "lr_controller": "relative-step",
     "clusterer": "none",  # balanced batches cost accuracy wherever they were measured
     "constraint": "l2",
 }
+HYBRID_CLUSTERER = "kmeans"  # where clusters are asked for
 HYBRID_RAMP = 0.8
 
+
+WHAT, HOW, HYBRID, QUANT, START, RUN = (
+    "What is trained",
+    "Optimisation",
+    "Hybrid optimisation",
+    "Quantisation",
+    "Starting points and teachers",
+    "The run",
+)
 Count = Annotated[int, Ge(1)]
+Name = str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """Everything that decides what a run does. Equal configurations give equal runs on one machine.
 
-    Each field is validated on construction (UsageError). `quantizer` is the one that trains under `qat`, or
-    the one applied afterwards where `ternary` stands alone; None: full precision. `lr_controller`,
-    `clusterer` and `constraint` are None where that part of the hybrid optimisation is off. `options` holds
-    the options of strategies, by kind and option name.
+    This is the one declaration of a run's options: defaults, limits and words. `hybridkit train` makes its
+    flags from the fields that have a `Flag`. Each field is validated on construction (UsageError).
+    `quantizer` is the one that trains under `qat`, or the one applied afterwards where `ternary` stands
+    alone; None: full precision. `lr_controller`, `clusterer` and `constraint` are None where that part of
+    the hybrid optimisation is off. `options` holds the options of strategies, by kind and option name.
     """
 
-    task: str = "digits"
-    model: str | None = None  # a name from the task, or package.module:factory; None: the task's first
-    data_dir: str | None = None
-    epochs: Count | None = DEFAULT_EPOCHS  # None: until max_steps
-    max_steps: Count | None = None
-    batch_size: Count = 32
-    lr: Annotated[float, Gt(0)] = 1e-3
-    weight_decay: Annotated[float, Ge(0)] = 1e-5
-    momentum: Annotated[float, Ge(0)] = 0.9  # SGD's momentum, or Adam's beta1
-    seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
-    optimizer: str = "adamw"
+    task: Annotated[str, Flag(WHAT, "{default} (default), a plugin's, or package.module:attr.", "NAME")] = (
+        "digits"
+    )
+    # None: the task's first
+    model: Annotated[Name, Flag(WHAT, "One of the task's, or package.module:factory.", "NAME")] = None
+    data_dir: Annotated[Name, Flag(WHAT, "Where the task's data are.", "PATH")] = None
 
-    hybrid: bool = False
-    lr_controller: str | None = None
-    clusterer: str | None = None
-    constraint: str | None = None
-    sampler: Literal["shuffle", "balanced", "per-cluster"] = "shuffle"
-    data_clusters: Count = 8
-    param_clusters: Count = 4
-    initial_trust_radius: Annotated[float, Gt(0)] = 0.01
+    # None: until max_steps
+    epochs: Annotated[
+        Count | None, Flag(HOW, "Passes over the training data ({default}, or until --max-steps).")
+    ] = 20
+    max_steps: Annotated[Count | None, Flag(HOW, "Stop after so many steps.")] = None
+    batch_size: Annotated[Count, Flag(HOW, "Samples per step ({default}).")] = 32
+    lr: Annotated[float, Gt(0), Flag(HOW, "Base learning rate ({default}).")] = 1e-3
+    weight_decay: Annotated[float, Ge(0), Flag(HOW, "Weight decay ({default}).")] = 1e-5
+    momentum: Annotated[float, Ge(0), Flag(HOW, "SGD's momentum or Adam's beta1 ({default}).")] = 0.9
+    optimizer: Annotated[
+        str,
+        Flag(
+            HOW,
+            f"{{default}} (with --hybrid: {HYBRID_DEFAULTS['optimizer']}), muon, sgd, module:attr.",
+            "NAME",
+        ),
+    ] = "adamw"
 
-    ternary: bool = False
-    qat: bool = False
-    quantizer: str | None = None
-    activations: Literal["int8", "float"] = "int8"
-    quantize_all: bool = False
-    target_bits: Annotated[float, Ge(1), Le(8)] | None = None
-    ramp: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of the run from full precision to quantised weights
+    hybrid: Annotated[bool, Flag(HYBRID, "Clusters, learning-rate controller and trust region.")] = False
+    lr_controller: Annotated[
+        Name,
+        Flag(HYBRID, f"Who sets the learning-rate multiplier ({HYBRID_DEFAULTS['lr_controller']}).", "NAME"),
+    ] = None
+    clusterer: Annotated[
+        Name,
+        Flag(
+            HYBRID,
+            f"How the data are clustered ({HYBRID_DEFAULTS['clusterer']}; {HYBRID_CLUSTERER}).",
+            "NAME",
+        ),
+    ] = None
+    constraint: Annotated[
+        Name, Flag(HYBRID, f"The trust region's shape ({HYBRID_DEFAULTS['constraint']}).", "NAME")
+    ] = None
+    sampler: Annotated[
+        Literal["shuffle", "balanced", "per-cluster"],
+        Flag(HYBRID, "balanced (with clusters), per-cluster or {default}.", "NAME"),
+    ] = "shuffle"
+    data_clusters: Annotated[Count, Flag(HYBRID, "Clusters of the data ({default}).")] = 8
+    param_clusters: Annotated[Count, Flag(HYBRID, "Clusters of the parameters ({default}).")] = 4
+    initial_trust_radius: Annotated[
+        float, Gt(0), Flag(HYBRID, "Trust radius of the first step ({default}).")
+    ] = 0.01
 
-    init_from: str | None = None
-    teacher: str | None = None
-    temperature: Annotated[float, Gt(0)] = 2.0
-    alpha: Annotated[float, Ge(0), Le(1)] = 0.5  # share of the task's own loss under a teacher
+    ternary: Annotated[bool, Flag(QUANT, "Ternary weights: after training, or in training with --qat.")] = (
+        False
+    )
+    qat: Annotated[bool, Flag(QUANT, "Train quantised from the first step; 1-bit without --ternary.")] = False
+    quantizer: Annotated[Name, Flag(QUANT, "Replaces the default quantizer.", "NAME")] = None
+    activations: Annotated[
+        Literal["int8", "float"], Flag(QUANT, "{default} by default under --qat.", "int8|float")
+    ] = "int8"
+    quantize_all: Annotated[bool, Flag(QUANT, "The last Linear and embeddings too.")] = False
+    target_bits: Annotated[
+        Annotated[float, Ge(1), Le(8)] | None,
+        Flag(QUANT, "Mean bits per weight; layers get what they need."),
+    ] = None
+    ramp: Annotated[
+        float,
+        Ge(0),
+        Lt(1),
+        Flag(
+            QUANT,
+            "Share of the run from full-precision to quantised weights "
+            f"({{default}}; {HYBRID_RAMP} with --hybrid).",
+        ),
+    ] = 0.0
 
-    eval_every: Count | None = None  # steps; None: once per epoch
+    init_from: Annotated[Name, Flag(START, "Start from a run's weights, or a .safetensors.", "RUN|FILE")] = (
+        None
+    )
+    teacher: Annotated[Name, Flag(START, "Learn from this network's output too.", "RUN|MODULE:ATTR")] = None
+    temperature: Annotated[float, Gt(0), Flag(START, "Temperature of the distillation ({default}).")] = 2.0
+    alpha: Annotated[
+        float, Ge(0), Le(1), Flag(START, "Share of the task's own loss beside the teacher's ({default}).")
+    ] = 0.5
+
+    seed: Annotated[int, Ge(0), Le(2**63 - 1), Flag(RUN, "Seed of everything random ({default}).")] = 0
+    threads: Annotated[
+        Annotated[int, Ge(1), Le(4096)] | None, Flag(RUN, "CPU threads (OMP_NUM_THREADS, else all).")
+    ] = None
+    device: Annotated[str, Flag(RUN, "{default} (default), or cuda.")] = "cpu"
+    # None: once per epoch
+    eval_every: Annotated[Count | None, Flag(RUN, "Steps between evaluations (an epoch).")] = None
     checkpoint_every: Count = 100  # steps; an epoch's end counts too
     keep_checkpoints: Count = 3
-    threads: Count | None = None
-    device: str = "cpu"
     options: dict[Kind, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -143,7 +206,7 @@ def resolve(
         given["epochs"] = None
     if hybrid:
         asked = "data_clusters" in given or given.get("sampler", "shuffle") != "shuffle"
-        given = {**HYBRID_DEFAULTS, **({"clusterer": "kmeans"} if asked else {}), **given}
+        given = {**HYBRID_DEFAULTS, **({"clusterer": HYBRID_CLUSTERER} if asked else {}), **given}
         if qat:
             given.setdefault("ramp", HYBRID_RAMP)
     _reject_idle(given, qat=qat, ternary=ternary)
@@ -174,6 +237,8 @@ def named_targets(config: TrainConfig) -> dict[str, str]:
 
 
 def _is_registered(kind: str, name: str) -> bool:
+    from hybridkit.registry import registry
+
     if kind not in KINDS:
         return False
     try:
@@ -220,6 +285,8 @@ def _reject_idle(given: Mapping[str, Any], *, qat: bool, ternary: bool) -> None:
 
 
 def _check_strategies(config: TrainConfig) -> None:
+    from hybridkit.registry import registry  # not for --help, which needs the declaration alone
+
     for kind in KINDS:
         name = getattr(config, kind, None)
         if name is not None:
@@ -239,15 +306,14 @@ def _check(name: str, value: Any) -> None:
     from pydantic import ValidationError
 
     try:
-        _validator(name).validate_python(value, strict=True)
+        _validator(name).validate_python(value)
     except ValidationError as error:
         raise UsageError(f"{name.replace('_', '-')} is {value!r}: {error.errors()[0]['msg']}") from None
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{name.replace('_', '-')} is {value!r}: it must be finite")
 
 
 @functools.cache
 def _validator(name: str) -> Any:
-    from pydantic import TypeAdapter
+    from pydantic import ConfigDict, TypeAdapter
 
-    return TypeAdapter(get_type_hints(TrainConfig, include_extras=True)[name])
+    hint = get_type_hints(TrainConfig, include_extras=True)[name]
+    return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False))

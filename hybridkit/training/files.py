@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,30 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The JSON value that `text` is. Raises ValueError, also for numbers that are not finite.
+
+    Raises RecursionError where it is nested too deeply.
+    """
+    return json.loads(text, parse_float=_finite, parse_constant=_finite)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number is not finite")
+    return value
+
+
 def read_json(path: Path, what: str) -> Any:
     """The JSON value in `path`. Raises FileError, which calls the file `what`."""
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise FileError(f"{path}: there is no {what} here") from None
     except OSError as error:
         raise FileError(f"{path}: the {what} cannot be read ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise FileError(f"{path}: the {what} is truncated or corrupted (it is not JSON)") from None
 
 

@@ -1,19 +1,17 @@
-"""Starting a run from trained weights: by name, every shape checked, nothing silently skipped."""
+"""Where the weights come from that a run starts with."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from hybridkit.errors import FileError, UsageError
-from hybridkit.options import nearest
+from hybridkit.errors import FileError
 from hybridkit.training.checkpoint import load_tensors
 from hybridkit.training.runs import find_run
 
 
-def read_weights(source: str, trusted: Collection[str] = ()) -> dict[str, Tensor]:
+def read_weights(source: str) -> dict[str, Tensor]:
     """The state dict of a run's latest checkpoint, of one checkpoint, or of a `.safetensors` file."""
     if Path(source).is_file():
         return load_tensors(Path(source))
@@ -22,49 +20,3 @@ def read_weights(source: str, trusted: Collection[str] = ()) -> dict[str, Tensor
     except FileError as error:
         raise FileError(f"--init-from {error}; a .safetensors file works too") from None
     return run.checkpoint(step).model
-
-
-def fits(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of the model's state dict."""
-    return set(weights) == set(model.state_dict())
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy `weights` into `model`.
-
-    Raises UsageError where a name is missing or left over, or a shape or kind of number differs.
-    """
-    own = model.state_dict()
-    weights = _with_tied(own, weights)
-    missing = sorted(set(own) - set(weights))
-    extra = sorted(set(weights) - set(own))
-    if missing:
-        where = (
-            f"{len(missing)} of the model's tensors, such as {missing[0]!r}"
-            if missing[1:]
-            else repr(missing[0])
-        )
-        hint = nearest(missing[0], extra) if extra else "is it the same model?"
-        raise UsageError(f"{source}: lacks {where}; {hint}")
-    if extra:
-        raise UsageError(
-            f"{source}: has a tensor {extra[0]!r} that the model has not; {nearest(extra[0], own)}"
-        )
-    for name, tensor in weights.items():
-        if tensor.shape != own[name].shape:
-            raise UsageError(
-                f"{source}: {name} is {list(tensor.shape)}, the model's is {list(own[name].shape)}"
-            )
-        if tensor.is_floating_point() != own[name].is_floating_point():
-            raise UsageError(f"{source}: {name} is {tensor.dtype}, the model's is {own[name].dtype}")
-    model.load_state_dict(dict(weights))
-
-
-def _with_tied(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights`, completed where a missing name is tied to one that is there (files may store those once)."""
-    complete = dict(weights)
-    by_place = {own[name].data_ptr(): name for name in own if name in weights and own[name].numel()}
-    for name, tensor in own.items():
-        if name not in complete and tensor.data_ptr() in by_place:
-            complete[name] = weights[by_place[tensor.data_ptr()]]
-    return complete

@@ -16,7 +16,7 @@ from hybridkit.training.events import EpochDone, Evaluated, Event, Listener, Sav
 from hybridkit.training.metrics import MetricsLog, cut_back
 from hybridkit.training.network import example_batch
 from hybridkit.training.packed import PackedResult, pack_run, packed_difference
-from hybridkit.training.runs import Run, runs_root, with_end
+from hybridkit.training.runs import Run, runs_root, sweep_runs, with_end
 from hybridkit.training.signals import interruptible, stop_requests
 from hybridkit.training.trainer import DivergedError, Trainer, evaluation_weights
 from hybridkit.training.watch import watch_over
@@ -58,13 +58,14 @@ def train(
 ) -> TrainResult:
     """Train from the beginning in a new folder under `run_dir` (see `runs_root`).
 
-    Raises InterruptedRun after SIGINT or SIGTERM (the state is saved), DivergedError where the loss is not
-    finite, UsageError and FileError for what does not fit together.
+    Raises InterruptedRun after SIGINT, SIGTERM or SIGHUP (the state is saved), DivergedError where the loss
+    is not finite, UsageError and FileError for what does not fit together.
     """
     trusted = set(named_targets(config).values())
     with interruptible("stopped before the first step; nothing was written"):
-        trainer = Trainer(config, trusted=trusted)
+        trainer = Trainer.seeded(config, trusted=trusted)
     about = {"environment": environment(config.device), "data": trainer.task.provenance()}
+    sweep_runs(runs_root(run_dir))
     run = Run.create(runs_root(run_dir), config, about)
     return _Session(run, trainer, on_event).finish()
 
@@ -90,8 +91,13 @@ def resume(
     if threads is not None:
         config = dataclasses.replace(config, threads=threads)
     checkpoint = run.checkpoint(step)
-    trainer = Trainer(config, restored=checkpoint, trusted=trusted)
+    with interruptible("stopped before the first step; nothing was changed"):
+        try:
+            trainer = Trainer.seeded(config, restored=checkpoint, trusted=trusted)
+        except FileError as error:
+            raise FileError(f"{run.path}, step {checkpoint.step}: {error}") from None
     _check_data(run, trainer)
+    run.sweep()
     cut_back(run.metrics_path, checkpoint.step)
     drop_after(run.checkpoints, checkpoint.step)
     if config != recorded:

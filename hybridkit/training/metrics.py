@@ -18,9 +18,10 @@ from typing import Any
 
 from hybridkit.errors import FileError
 from hybridkit.packing.atomic import atomic_file
-from hybridkit.training.files import to_json
+from hybridkit.training.files import parse_json, to_json
 
 Record = dict[str, Any]
+EVENTS = ("step", "epoch", "evaluation", "final")
 
 
 class MetricsLog:
@@ -51,7 +52,7 @@ def read_records(path: Path) -> list[Record]:
     Raises FileError where the file is missing or holds something else.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except FileNotFoundError:
         raise FileError(f"{path}: there is no metrics log here") from None
     except (OSError, UnicodeDecodeError):
@@ -59,10 +60,10 @@ def read_records(path: Path) -> list[Record]:
     records: list[Record] = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-            if not isinstance(record["step"], int) or not isinstance(record["event"], str):
-                raise TypeError
-        except (ValueError, TypeError, KeyError):
+            record = parse_json(line)
+            if not _is_record(record):
+                raise ValueError
+        except (ValueError, RecursionError):
             if number == len(lines):
                 break
             raise FileError(f"{path}: line {number} of the metrics log is corrupted") from None
@@ -120,6 +121,19 @@ def save_metrics(destination: Path, records: list[Record], about: Mapping[str, A
             with atomic_file(path) as file:
                 file.write(to_json({"schema": "hybridkit/metrics/1", **about, "records": records}))
     return paths
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
+        return False
+    if record.get("event") not in EVENTS or not all(name.isprintable() for name in record):
+        return False
+    values = (v for name, value in record.items() if name != "event" for v in _each(value))
+    return all(v is None or isinstance(v, int | float) for v in values)
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _finite(value: Any) -> Any:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from hybridkit.errors import FileError
 from hybridkit.quant.layers import set_ramp
 from hybridkit.tasks.protocol import Task
 from hybridkit.tasks.resolve import make_model, make_task
 from hybridkit.training.checkpoint import Checkpoint
 from hybridkit.training.config import TrainConfig
-from hybridkit.training.init import fits, load_weights, read_weights
+from hybridkit.training.schema import RunState, checked
+from hybridkit.training.weights import fits, load_weights
 
 Allocation = dict[str, Any]
 
@@ -41,14 +43,13 @@ def model_name(config: TrainConfig, task: Task) -> str:
 
 
 def fresh_network(
-    config: TrainConfig, task: Task, trusted: Collection[str] = ()
+    config: TrainConfig, task: Task, weights: Mapping[str, torch.Tensor] | None = None
 ) -> tuple[nn.Module, Allocation]:
     """The network a run starts with, and the bits of each layer where they were chosen (--target-bits).
 
-    Initial weights come from the global generator, or from `init_from`.
+    Initial weights come from the global generator, or are those of --init-from.
     """
     model = make_model(task, config.model)
-    weights = read_weights(config.init_from, trusted) if config.init_from else None
     # A full-precision file goes in before quantisation (learned scales start from the weights), a quantised
     # run's file after it.
     late = (
@@ -71,15 +72,28 @@ def restore_network(config: TrainConfig, checkpoint: Checkpoint) -> tuple[Task, 
     task = configured_task(config)
     with torch.random.fork_rng(devices=[]):
         model = make_model(task, config.model)
-        model = rebuilt(config, task, model, checkpoint)
+        model = rebuilt(config, task, model, checkpoint.model, run_state(checkpoint))
     return task, model.to(config.device).eval()
 
 
-def rebuilt(config: TrainConfig, task: Task, model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
-    """A fresh `model`, made what it was when the checkpoint was taken."""
-    model = quantised(config, task, model, checkpoint.state["allocation"])
-    load_weights(model, checkpoint.model, "the checkpoint")
-    set_ramp(model, checkpoint.state["ramp"])
+def run_state(checkpoint: Checkpoint) -> RunState:
+    """A checkpoint's state, checked. Raises FileError for another one."""
+    state = checked(RunState, checkpoint.state, "the saved state")
+    if state.progress.step != checkpoint.step:
+        raise FileError(f"the saved state is of step {state.progress.step}, not {checkpoint.step}")
+    return state
+
+
+def rebuilt(
+    config: TrainConfig, task: Task, model: nn.Module, weights: Mapping[str, torch.Tensor], state: RunState
+) -> nn.Module:
+    """A fresh `model`, made what it was when the checkpoint of `weights` and `state` was taken."""
+    model = quantised(config, task, model, state.allocation)
+    load_weights(model, weights, "the checkpoint")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise FileError(f"the checkpoint: {name} holds values that are not finite")
+    set_ramp(model, state.ramp)
     return model
 
 

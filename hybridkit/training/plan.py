@@ -33,7 +33,7 @@ def plan(config: TrainConfig) -> Plan:
 
     Raises what the run itself would raise. Writes nothing.
     """
-    trainer = Trainer(config, trusted=set(named_targets(config).values()))
+    trainer = Trainer.seeded(config, trusted=set(named_targets(config).values()))
     trainer.step()
     sizes = None
     if config.qat:

@@ -6,23 +6,31 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Le
+from pydantic import AllowInfNan, ConfigDict, Strict
+
+Count = Annotated[int, Strict(), Ge(0), Le(2**63 - 1)]
+Number = Annotated[float, Strict(), AllowInfNan(False)]
 
 
 @dataclass(slots=True)
 class Progress:
     """How far a run is, and the sums that its summary is made of."""
 
-    step: int = 0
-    epoch_loss: float = 0.0  # sum over the epoch so far
-    epoch_steps: int = 0
-    last_loss: float = math.nan
-    multiplier_sum: float = 0.0
-    active_steps: int = 0
-    learning_rate: float = 0.0  # of the last step
-    trust_radius: float | None = None
-    best_value: float = math.inf  # least validation loss
-    best_step: int = 0
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    step: Count = 0
+    epoch_loss: Number = 0.0  # sum over the epoch so far
+    epoch_steps: Count = 0
+    last_loss: Annotated[float, Strict()] = math.nan
+    multiplier_sum: Number = 0.0
+    active_steps: Count = 0
+    learning_rate: Number = 0.0  # of the last step
+    trust_radius: Number | None = None
+    best_value: Annotated[float, Strict()] = math.inf  # least validation loss
+    best_step: Count = 0
 
     def count(self, values: Mapping[str, Any], *, first_of_epoch: bool) -> None:
         """Add one step."""
@@ -52,8 +60,3 @@ class Progress:
     def state_dict(self) -> dict[str, Any]:
         """All fields."""
         return dataclasses.asdict(self)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        for name, value in state.items():
-            setattr(self, name, value)

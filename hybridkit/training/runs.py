@@ -9,6 +9,7 @@ runs/digits-20260131-120000-s0/
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridkit.errors import FileError, UsageError
-from hybridkit.packing.atomic import atomic_file
-from hybridkit.training.checkpoint import Checkpoint, latest_step, load_checkpoint
+from hybridkit.packing.atomic import atomic_file, sweep
+from hybridkit.training.checkpoint import Checkpoint, latest_step, load_checkpoint, step_of
 from hybridkit.training.config import TrainConfig, named_targets
 from hybridkit.training.files import read_json, to_json
 
@@ -68,6 +69,10 @@ class Run:
         run._write({"created": now.isoformat(), **about, "config": config.to_json()})
         return run
 
+    def sweep(self) -> None:
+        """Remove what killed processes left here half written."""
+        sweep([self.path, self.checkpoints])
+
     @property
     def metrics_path(self) -> Path:
         """The log."""
@@ -92,6 +97,8 @@ class Run:
             raise FileError(
                 f"{self.path}: run version {about.get('version')!r}; this hybridkit reads {VERSION}"
             )
+        if not all(isinstance(about.get(name, {}), dict) for name in ("environment", "data")):
+            raise FileError(f"{self.path}: the run configuration is damaged")
         return about
 
     def config(self, trusted: Collection[str] = ()) -> TrainConfig:
@@ -144,17 +151,25 @@ class Run:
 def find_run(source: str | os.PathLike[str], root: Path | None = None) -> tuple[Run, int | None]:
     """The run that `source` means, and the step where it is one checkpoint of it.
 
-    `source` is a run folder, a checkpoint folder in one, or the name of a run under `root`.
-    Raises FileError where there is none.
+    `source` is a run folder, a checkpoint folder in one, the name of a run under `root`, or a folder of runs,
+    of which the newest is taken. Raises FileError where there is none.
     """
     root = runs_root(root)
     for path in (Path(source), root / source):
         if (path / "config.json").is_file():
             return Run(path), None
-        match = re.fullmatch(r"step-(\d+)", path.name)
-        if match and (path / "manifest.json").is_file():
-            return Run(path.parent.parent), int(match.group(1))
+        step = step_of(path.name)
+        if step is not None and (path / "manifest.json").is_file():
+            return Run(path.parent.parent), step
+    with contextlib.suppress(FileError):
+        return newest_run(Path(source)), None
     raise FileError(f"{source}: there is no run here, nor one of that name in {root}")
+
+
+def sweep_runs(root: Path) -> None:
+    """Remove what killed processes left half written in any run under `root`."""
+    for folder in root.glob("*/"):
+        Run(folder).sweep()
 
 
 def newest_run(root: Path | None = None) -> Run:

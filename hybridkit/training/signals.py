@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a question that the loop asks between two steps, or a clean exception elsewhere."""
+"""SIGINT, SIGTERM, SIGHUP (a closed terminal): asked about between two steps, a clean exception elsewhere."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from types import FrameType
 
 from hybridkit.errors import InterruptedRun
 
+SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 Handler = Callable[[int, FrameType | None], None]
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGINT or SIGTERM arrived within the block.
+    """A function that says whether one of the signals arrived within the block.
 
     The first signal only sets a flag; a second one acts as it did before the block.
     """
@@ -32,26 +33,38 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def interruptible(message: str) -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM raise InterruptedRun(message) at once."""
+    """Within the block a signal raises InterruptedRun(message) at once.
+
+    Code in the block may swallow that, or make another exception of it; it is raised again at the end.
+    """
+    arrived = False
 
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal arrived
+        arrived = True
         restore()
         raise InterruptedRun(message)
 
     with _handled(stop) as restore:
-        yield
+        try:
+            yield
+        finally:
+            if arrived:
+                raise InterruptedRun(message) from None
 
 
 @contextlib.contextmanager
 def _handled(handler: Handler) -> Iterator[Callable[[], None]]:
-    """Install a handler for both signals; yields what puts the previous ones back.
+    """Install a handler for the signals; yields what puts the previous ones back.
 
-    Outside the main thread Python delivers no signals, and nothing is installed.
+    One that is ignored (by nohup, in a background job) stays so. Outside the main thread Python delivers no
+    signals, and nothing is installed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handler) for number in heeded}
 
     def restore() -> None:
         for number, before in previous.items():

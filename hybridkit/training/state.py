@@ -34,7 +34,7 @@ def unflatten(tensors: Mapping[str, Tensor], value: Any) -> Any:
     """The state that `flatten` took apart. Raises FileError where the value is not one of its results."""
     try:
         return _decode(tensors, value)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise FileError(f"the saved state is inconsistent ({type(error).__name__}: {error})") from None
 
 

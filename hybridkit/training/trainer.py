@@ -1,6 +1,6 @@
 """The steps of a run: network, optimizer, sampler and counters, in memory. Files are the loop's business.
 
-trainer = Trainer(config)
+trainer = Trainer.seeded(config)
 while not trainer.done:
     trainer.step()
 trainer.evaluate("test")
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hybridkit.clustering.batches import take
 from hybridkit.clustering.clusterers import fit_labels, make_clusterer
 from hybridkit.clustering.samplers import make_sampler
-from hybridkit.errors import HybridkitError, NotFiniteError, UsageError
+from hybridkit.errors import FileError, HybridkitError, NotFiniteError, UsageError
 from hybridkit.optim.base import build_base_optimizer
 from hybridkit.optim.factory import hybrid_optimizer
 from hybridkit.optim.hybrid import HybridOptimizer
@@ -33,15 +33,19 @@ from hybridkit.training.checkpoint import Checkpoint
 from hybridkit.training.config import TrainConfig
 from hybridkit.training.distillation import check_teacher, load_teacher
 from hybridkit.training.evaluation import evaluate
+from hybridkit.training.init import read_weights
 from hybridkit.training.network import (
     Allocation,
     configured_task,
     fresh_network,
     rebuilt,
+    run_state,
     seed_everything,
 )
 from hybridkit.training.objective import Objective
 from hybridkit.training.progress import Progress
+from hybridkit.training.schema import RandomStates, RunState, rehearse
+from hybridkit.training.weights import load_weights
 
 Part = Literal["train", "validation", "test"]
 
@@ -51,33 +55,49 @@ class DivergedError(HybridkitError):
 
 
 class Trainer:
-    """A run in memory, from its first step or from a checkpoint. Seeds the global random generators.
+    """A run in memory, from its first step or from a checkpoint.
 
-    `trusted`: the package.module:attribute texts that the user gave, see `Run.config`.
+    It draws from the global random generators, initial weights too; `seeded` puts them where a run of this
+    configuration starts, and a checkpoint where it was taken. `trusted`: the package.module:attribute texts
+    that the user gave, see `Run.config`.
     """
+
+    @classmethod
+    def seeded(
+        cls, config: TrainConfig, *, restored: Checkpoint | None = None, trusted: Collection[str] = ()
+    ) -> Trainer:
+        """A trainer in a process made ready for it: global generators seeded, torch's threads set."""
+        check_device(config.device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        seed_everything(config.seed)
+        trainer = cls(config, restored=restored, trusted=trusted)
+        if restored is None:
+            random.seed(config.seed)  # again: modules imported on the way may have drawn from it (rich does)
+        return trainer
 
     def __init__(
         self, config: TrainConfig, *, restored: Checkpoint | None = None, trusted: Collection[str] = ()
     ) -> None:
         self.config = config
-        check_device(config.device)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        seed_everything(config.seed)
         self.task: Task = configured_task(config)
-        self.model, self.allocation = self._network(restored, trusted)
+        state = run_state(restored) if restored else None
+        self.model, self.allocation = self._network(restored, state)
         started = time.perf_counter()
-        self.labels = restored.state["labels"] if restored else self._cluster_data()
+        self.labels = self._restored_labels(state) if state else self._cluster_data()
         self.setup_seconds = time.perf_counter() - started  # what clustering the data cost, once
         self.sampler = make_sampler(config.sampler, self.labels, config.batch_size, config.seed)
         self.total_steps = config.total_steps(self.sampler.steps_per_epoch)
-        self.parameter_clusters: list[int] | None = restored.state["parameter_clusters"] if restored else None
+        self.parameter_clusters = self._restored_clusters(state) if state else None
         self.optimizer = self._optimizer()
+        if restored and state:
+            rehearse(self.optimizer, state.optimizer)
+            load_weights(self.model, restored.model, "the checkpoint")  # the rehearsal has moved them
+            self.optimizer = self._optimizer()
         self.objective = self._objective(trusted)
         self.progress = Progress()
-        random.seed(config.seed)  # again: modules imported on the way may have drawn from it (rich does)
-        if restored:
-            self._restore(restored.state)
+        if state:
+            self._restore(state)
 
     @property
     def done(self) -> bool:
@@ -151,12 +171,7 @@ class Trainer:
             "sampler": self.sampler.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": self.progress.state_dict(),
-            "random": {
-                "python": random.getstate(),
-                "numpy": np.random.get_state(),  # noqa: NPY002
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if self.config.device.startswith("cuda") else [],
-            },
+            "random": RandomStates.now(self.config.device),
         }
         return Checkpoint(self.progress.step, weights, state)
 
@@ -165,11 +180,29 @@ class Trainer:
         length = self.config.ramp * self.total_steps
         return min(step / length, 1.0) if length else 1.0
 
-    def _network(self, restored: Checkpoint | None, trusted: Collection[str]) -> tuple[nn.Module, Allocation]:
-        if restored is None:
-            return fresh_network(self.config, self.task, trusted)
-        model = rebuilt(self.config, self.task, make_model(self.task, self.config.model), restored)
-        return model.to(self.config.device), restored.state["allocation"]
+    def _network(self, restored: Checkpoint | None, state: RunState | None) -> tuple[nn.Module, Allocation]:
+        if restored is None or state is None:
+            start = self.config.init_from
+            return fresh_network(self.config, self.task, read_weights(start) if start else None)
+        fresh = make_model(self.task, self.config.model)
+        model = rebuilt(self.config, self.task, fresh, restored.model, state)
+        return model.to(self.config.device), state.allocation
+
+    def _restored_labels(self, state: RunState) -> Any:
+        samples = len(self.task.splits().train[0])
+        if len(state.labels) != samples:
+            raise FileError(f"the saved state has {len(state.labels)} cluster labels for {samples} samples")
+        return state.labels
+
+    def _restored_clusters(self, state: RunState) -> list[int] | None:
+        """The cluster of each trainable parameter; None where nothing in the run asks for them."""
+        count = sum(p.requires_grad for p in self.model.parameters())
+        clusters, wanted = state.parameter_clusters, self.config.uses_hybrid_optimizer
+        if (clusters is not None) != wanted or any(c >= count for c in clusters or ()):
+            raise FileError("the saved state has other parameter clusters than this run")
+        if clusters is not None and len(clusters) != count:
+            raise FileError(f"the saved state has {len(clusters)} parameter clusters for {count} parameters")
+        return clusters
 
     def _cluster_data(self) -> Any:
         data = self.task.splits().train
@@ -226,15 +259,14 @@ class Trainer:
             return dict(self.optimizer.last_step)
         return {"learning_rate": float(self.optimizer.param_groups[0]["lr"])}
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.sampler.load_state_dict(state["sampler"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.progress.load_state_dict(state["progress"])
-        random.setstate(state["random"]["python"])
-        np.random.set_state(state["random"]["numpy"])  # noqa: NPY002
-        torch.set_rng_state(state["random"]["torch"])
-        if state["random"]["cuda"]:
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    def _restore(self, state: RunState) -> None:
+        self.sampler.load_state_dict(state.sampler)
+        drawn = self.sampler.epoch * self.sampler.steps_per_epoch + self.sampler.position
+        if drawn != state.progress.step:
+            raise FileError(f"the saved state has drawn {drawn} batches for {state.progress.step} steps")
+        self.optimizer.load_state_dict(state.optimizer)
+        self.progress = state.progress
+        state.random.restore()
 
 
 def has_modes(optimizer: Any) -> bool:
@@ -267,6 +299,6 @@ def evaluation_weights(optimizer: Any) -> Iterator[None]:
 def check_device(device: str) -> None:
     """Raise UsageError unless torch can put a tensor on `device`."""
     try:
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros((), device=device).item()
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from None

@@ -413,7 +413,7 @@ def test_the_quantisation_error_is_that_of_packed_network_and_twin(precision):
     assert not Trial(trial.cell, OURS, 0, lr=1e-3).has_twin
     networks = []
     for each in (trial, trial.twin()):
-        trainer = Trainer(each.config())
+        trainer = Trainer.seeded(each.config())
         while not trainer.done:
             trainer.step()
         networks.append(trainer)

@@ -59,8 +59,8 @@ def test_sizes_are_those_of_the_files(quantised, tmp_path):
     from safetensors.torch import save_file
 
     plan, _, result = quantised
-    trainer = Trainer(plan.run(HYBRID, "ternary", 0).config())
-    fp32 = Trainer(plan.run(HYBRID, "fp32", 0).config())
+    trainer = Trainer.seeded(plan.run(HYBRID, "ternary", 0).config())
+    fp32 = Trainer.seeded(plan.run(HYBRID, "fp32", 0).config())
     save_file(copy.deepcopy(fp32.model.state_dict()), tmp_path / "fp32.safetensors", {"format": "pt"})
     for size in (s for s in result.sizes if s.precision == "ternary"):
         path = tmp_path / f"{size.codec}.hk.safetensors"

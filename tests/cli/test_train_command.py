@@ -107,6 +107,22 @@ def test_resuming(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Resumed from step 3 of 5" in capsys.readouterr().out
 
 
+def test_resuming_from_the_folder_of_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for _ in range(2):
+        assert (
+            run(["train", "--max-steps", "2", "--batch-size", "256", "--run-dir", str(tmp_path / "own")]) == 0
+        )
+    newest = newest_run(tmp_path / "own").path
+    capsys.readouterr()
+    assert run(["train", "--resume", str(tmp_path / "own"), "--max-steps", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"The newest run there: {newest}", "Resumed from step 2 of 3"]
+    assert (newest / "checkpoints" / "step-3").is_dir()
+    (tmp_path / "nothing").mkdir()
+    assert run(["train", "--resume", str(tmp_path / "nothing")]) == 1
+    assert "there is no run here" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -99,10 +99,10 @@ def test_a_step_waits_once_for_the_device(constraint):
 @pytest.mark.parametrize("flags", [{}, {"ternary": True, "qat": True}], ids=["fp32", "ternary"])
 def test_a_restored_run_goes_on_as_one_that_was_not_stopped(tmp_path, flags):
     config = resolve(task="digits", max_steps=12, batch_size=32, hybrid=True, device="cuda", **flags)
-    whole, stopped = Trainer(config), Trainer(config)
+    whole, stopped = Trainer.seeded(config), Trainer.seeded(config)
     losses = [whole.step()["loss"] for _ in range(12)]
     for _ in range(6):
         stopped.step()
     saved = save_checkpoint(tmp_path, stopped.checkpoint())
-    restored = Trainer(config, restored=load_checkpoint(saved))
+    restored = Trainer.seeded(config, restored=load_checkpoint(saved))
     assert [restored.step()["loss"] for _ in range(6)] == pytest.approx(losses[6:], rel=1e-4)

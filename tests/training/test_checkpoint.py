@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from hybridkit.errors import FileError
+from hybridkit.packing.atomic import sweep, temporary_beside
 from hybridkit.training import checkpoint as module
 from hybridkit.training.checkpoint import (
     Checkpoint,
@@ -118,7 +121,6 @@ def test_only_recent_and_wanted_ones_are_kept(tmp_path: Path) -> None:
 def test_going_back_forgets_what_came_later(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, make(step))
-    (tmp_path / ".step-9.1.tmp").mkdir()
     drop_after(tmp_path, 2)
     assert steps(tmp_path) == [1, 2]
     assert latest_step(tmp_path) == 2
@@ -139,3 +141,22 @@ def test_manifest_of_another_version_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.undo()
     with pytest.raises(FileError, match="checkpoint version 99"):
         load_checkpoint(folder)
+
+
+def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    ours = temporary_beside(tmp_path / "step-1")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [
+        ours.with_name(f.name.replace(f".{os.getpid()}-", f".{dead.pid}-"))
+        for f in (ours, temporary_beside(tmp_path / "latest"))
+    ]
+    parent = ours.with_name(ours.name.replace(f".{os.getpid()}-", f".{os.getppid()}-"))
+    elsewhere = tmp_path / f".latest.{dead.pid}-{'0' * 8}-{'1' * 8}.tmp"
+    others = [parent, elsewhere, tmp_path / ".mine.tmp", tmp_path / "latest", ours]
+    left[0].mkdir()
+    (left[0] / "model.safetensors").write_bytes(b"half")
+    for file in (left[1], *others):
+        file.write_bytes(b"half")
+    sweep([tmp_path, tmp_path / "no such folder"])
+    assert set(tmp_path.iterdir()) == set(others)

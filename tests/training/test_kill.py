@@ -48,3 +48,25 @@ def test_killed_at_a_random_step_and_resumed(tmp_path: Path) -> None:
     assert_same_run(expected, resumed)
     assert resumed.checkpoint().step == 60
     assert expected.packed_path.read_bytes() == resumed.packed_path.read_bytes()
+
+
+LINGERING = """
+import os, sys
+from hybridkit.packing import atomic
+from hybridkit.training import checkpoint
+def killed(*_): os.kill(os.getpid(), 9)
+atomic.os.replace = killed
+from hybridkit.__main__ import main
+main()
+"""
+
+
+def test_what_a_killed_run_left_is_gone_after_the_next_start(tmp_path: Path) -> None:
+    line = ["train", "--task", TASK, "--run-dir", str(tmp_path), "--max-steps", "3", "--batch-size", "6"]
+    environment = {**os.environ, "PYTHONPATH": str(FIXTURES), "OMP_NUM_THREADS": "1"}
+    for _ in range(2):  # killed while config.json is put in its place: no run yet
+        done = subprocess.run([sys.executable, "-c", LINGERING, *line], env=environment, check=False)
+        assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob("*/.config.json.*.tmp"))) >= 1
+    train(CONFIG, run_dir=tmp_path)
+    assert not list(tmp_path.glob("**/.*.tmp"))

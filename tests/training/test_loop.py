@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ import tiny_task
 import torch
 from same_run import assert_same_run, logged
 
-from hybridkit.errors import FileError, InterruptedRun, UsageError
+from hybridkit.errors import FileError, HybridkitError, InterruptedRun, UsageError
 from hybridkit.training.checkpoint import steps
 from hybridkit.training.config import TrainConfig, resolve
 from hybridkit.training.events import EpochDone, Event, StepDone, Warned
 from hybridkit.training.loop import TrainResult, resume, train
 from hybridkit.training.runs import find_run, newest_run
-from hybridkit.training.trainer import DivergedError
+from hybridkit.training.trainer import DivergedError, Trainer
 
 TASK = "tiny_task:tiny"
 HYBRID = {"hybrid": True, "ternary": True, "qat": True, "batch_size": 12, "checkpoint_every": 5}
@@ -137,6 +138,16 @@ def test_not_a_number_stops_the_run_and_names_the_way_back(tmp_path: Path) -> No
     assert all(torch.isfinite(t).all() for t in run.checkpoint().model.values())
 
 
+def test_a_controller_that_leaves_its_bounds_is_what_the_error_says(tmp_path: Path) -> None:
+    with pytest.raises(HybridkitError, match="WildController proposed") as error:
+        train(config(**PLAIN, lr_controller="tiny_task:WildController"), run_dir=tmp_path)
+    assert not isinstance(error.value, DivergedError)
+    with pytest.raises(
+        DivergedError, match=r"the gradient is not finite at step 1 .*no checkpoint was written yet"
+    ):
+        train(config(**PLAIN, lr_controller="constant", task="tiny_task:steep"), run_dir=tmp_path)
+
+
 def test_weights_that_exploded_are_never_saved(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"no checkpoint was written yet|last good checkpoint"):
         train(config(**PLAIN, optimizer="sgd", lr=1e30), run_dir=tmp_path)
@@ -238,3 +249,19 @@ def test_another_machine_is_a_warning(tmp_path: Path) -> None:
     result: TrainResult = resume(run, max_steps=3, trusted={TASK}, on_event=told.append)
     assert result.steps == 3
     assert any(isinstance(e, Warned) and "torch 1.0 -> " in e.message for e in told)
+
+
+def numpy_state() -> str:
+    return str(np.random.get_state())  # noqa: NPY002
+
+
+def test_building_a_trainer_seeds_nothing_unless_asked() -> None:
+    torch.manual_seed(11)
+    before = random.getstate(), numpy_state()
+    first = Trainer(config(**PLAIN)).model.state_dict()["0.weight"]
+    assert (random.getstate(), numpy_state()) == before
+    torch.manual_seed(12)
+    assert not torch.equal(Trainer(config(**PLAIN)).model.state_dict()["0.weight"], first)
+    ours, again = (Trainer.seeded(config(**PLAIN)).model.state_dict()["0.weight"] for _ in range(2))
+    assert torch.equal(ours, again)
+    assert random.getstate() == random.Random(0).getstate()

@@ -13,7 +13,7 @@ FLAGS = {"task": "digits", "max_steps": 6, "threads": 1, "optimizer": "schedulef
 
 @pytest.mark.parametrize("extra", [{}, {"lr_controller": "constant"}])
 def test_evaluation_leaves_training_alone(extra):
-    watched, left = Trainer(resolve(**FLAGS, **extra)), Trainer(resolve(**FLAGS, **extra))
+    watched, left = Trainer.seeded(resolve(**FLAGS, **extra)), Trainer.seeded(resolve(**FLAGS, **extra))
     for _ in range(6):
         watched.step()
         watched.evaluate()
@@ -28,7 +28,7 @@ def test_evaluation_leaves_training_alone(extra):
 
 
 def test_an_ordinary_optimizer_has_one_set_of_weights():
-    trainer = Trainer(resolve(task="digits", max_steps=1, threads=1))
+    trainer = Trainer.seeded(resolve(task="digits", max_steps=1, threads=1))
     before = [p.detach().clone() for p in trainer.model.parameters()]
     with evaluation_weights(trainer.optimizer):
         assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))

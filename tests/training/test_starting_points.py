@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from hybridkit.errors import FileError, UsageError
 from hybridkit.training.config import TrainConfig, resolve
 from hybridkit.training.distillation import distillation_loss
-from hybridkit.training.init import load_weights
 from hybridkit.training.loop import train
 from hybridkit.training.objective import Objective
 from hybridkit.training.runs import Run
 from hybridkit.training.trainer import Trainer
+from hybridkit.training.weights import load_weights
 
 
 def config(**flags: Any) -> TrainConfig:
@@ -70,7 +70,7 @@ def test_a_teacher_is_a_run_a_checkpoint_or_an_attribute(teacher: Run, form: str
         "attribute": "tiny_task:net",
     }[form]
     trusted = {"tiny_task:tiny", "tiny_task:net"}
-    trainer = Trainer(config(teacher=source, alpha=0.0), trusted=trusted)
+    trainer = Trainer.seeded(config(teacher=source, alpha=0.0), trusted=trusted)
     expert = trainer.objective.teacher
     assert expert is not None
     assert not expert.training
@@ -92,14 +92,14 @@ def test_a_teacher_is_a_run_a_checkpoint_or_an_attribute(teacher: Run, form: str
 )
 def test_a_teacher_that_does_not_fit(source: str, message: str) -> None:
     with pytest.raises((UsageError, FileError), match=message):
-        Trainer(config(teacher=source))
+        Trainer.seeded(config(teacher=source))
 
 
 @pytest.mark.parametrize(
     "flags", [{}, {"qat": True}, {"qat": True, "ternary": True, "learnable_scale": True}]
 )
 def test_starting_from_a_full_precision_run(teacher: Run, flags: dict[str, Any]) -> None:
-    trainer = Trainer(config(init_from=str(teacher.path), **flags), trusted={"tiny_task:tiny"})
+    trainer = Trainer.seeded(config(init_from=str(teacher.path), **flags), trusted={"tiny_task:tiny"})
     weights = teacher.checkpoint().model
     own = trainer.model.state_dict()
     assert all(torch.equal(own[name], tensor) for name, tensor in weights.items())
@@ -111,7 +111,7 @@ def test_starting_from_a_quantised_run_and_from_a_file(teacher: Run, tmp_path: P
     assert set(quantised) > set(teacher.checkpoint().model)
     file = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(quantised, file)
-    own = Trainer(config(init_from=str(file), **flags)).model.state_dict()
+    own = Trainer.seeded(config(init_from=str(file), **flags)).model.state_dict()
     assert all(torch.equal(own[name], tensor) for name, tensor in quantised.items())
 
 
@@ -130,12 +130,12 @@ def test_files_that_do_not_fit_say_why(teacher: Run, tmp_path: Path) -> None:
     for tensors, message in cases:
         safetensors.torch.save_file(tensors, file)
         with pytest.raises(UsageError, match=message):
-            Trainer(config(init_from=str(file)))
+            Trainer.seeded(config(init_from=str(file)))
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(FileError, match="not a safetensors file, or truncated"):
-        Trainer(config(init_from=str(file)))
+        Trainer.seeded(config(init_from=str(file)))
     with pytest.raises(FileError, match=r"a \.safetensors file works too"):
-        Trainer(config(init_from="nowhere"))
+        Trainer.seeded(config(init_from="nowhere"))
 
 
 def test_tied_weights_may_be_stored_once() -> None:

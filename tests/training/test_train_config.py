@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
 
+from hybridkit.cli import load_verb
 from hybridkit.errors import FileError, UsageError
 from hybridkit.training.config import TrainConfig, named_targets, resolve
 
@@ -90,6 +92,18 @@ def test_the_end_of_a_run() -> None:
     assert resolve(max_steps=7, epochs=3).total_steps(10) == 7
     with pytest.raises(UsageError, match="needs an end"):
         TrainConfig(epochs=None)
+
+
+def test_the_command_line_is_made_from_the_declaration() -> None:
+    options = {p.name: p for p in load_verb("train").params}
+    for field in dataclasses.fields(TrainConfig):
+        if field.name in ("checkpoint_every", "keep_checkpoints", "options"):
+            continue  # for Python only
+        option = options[field.name]
+        assert option.opts == ["--" + field.name.replace("_", "-")]
+        assert option.default is (False if isinstance(field.default, bool) else None)
+        assert "{" not in option.help
+    assert "(32)" in options["batch_size"].help
 
 
 def test_json_round_trip() -> None:

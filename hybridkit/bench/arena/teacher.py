@@ -19,7 +19,7 @@ from hybridkit.training.trainer import Trainer
 def fashion_mnist() -> nn.Module:
     """The task's own network after 1,200 steps of AdamW with a cosine; trained once in each process."""
     with _generators_kept():
-        trainer = Trainer(
+        trainer = Trainer.seeded(
             resolve(
                 task="fashion-mnist",
                 lr=3e-3,

@@ -109,7 +109,7 @@ def run(trial: Trial) -> Record:
     from hybridkit.training.trainer import DivergedError, Trainer
 
     config = trial.config()
-    trainer = Trainer(config)
+    trainer = Trainer.seeded(config)
     spent = trainer.setup_seconds
     curve = [(0, glance(trainer))]
     every = max(trial.steps // POINTS, 1) if trial.is_ranked else trial.steps
@@ -162,7 +162,7 @@ def quantisation_error(trial: Trial, trained: Trainer) -> float:
     from hybridkit.training.trainer import DivergedError, Trainer
 
     packed = packed_twin(trained.model, convert(trained.model))
-    twin = Trainer(trial.twin().config())
+    twin = Trainer.seeded(trial.twin().config())
     try:
         while not twin.done:
             twin.step()
