@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hybridkit.clustering.batches import take
+from hybridkit.tasks.data import take
 from hybridkit.clustering.clusterers import fit_labels, make_clusterer
 from hybridkit.errors import UsageError
 from hybridkit.optim.base import build_base_optimizer
