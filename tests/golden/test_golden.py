@@ -1,4 +1,4 @@
-"""What is not meant to change behaviour changes no bit of a training, its packed file and its exported one."""
+"""What is not meant to change behaviour changes no bit of a training, its packed and its exported file."""
 
 from __future__ import annotations
 

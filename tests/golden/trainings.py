@@ -1,7 +1,7 @@
 """Short trainings whose results are written down to the bit: `python tests/golden/trainings.py --write`.
 
-A change that is not meant to change behaviour leaves every digest where it is. Bits depend on the kernels that
-torch picks; the environment below makes it pick those that every x86-64 processor has.
+A change that is not meant to change behaviour leaves every digest where it is. Bits depend on the kernels
+that torch picks; the environment below makes it pick those that every x86-64 processor has.
 """
 
 from __future__ import annotations
