@@ -34,9 +34,9 @@ class Task(Protocol):
     where `inputs` gives a tuple; `dynamic_axes` the dimensions of each that may vary at inference, in that
     order, or by name.
 
-    A task may also have `forward(model, batch) -> output`, where the model is not simply called with `inputs`,
-    and `collate(samples) -> batch`, where torch's default cannot put the samples of a dataset together, as they
-    differ in length.
+    A task may also have `forward(model, batch) -> output`, where the model is not simply called with
+    `inputs`, and `collate(samples) -> batch`, where samples of a dataset differ in length, so that torch's default
+    cannot put them together.
     """
 
     name: str

@@ -30,7 +30,7 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
 
 
 def named_tensors(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor with its place in the tree (`logits`, `hidden_states.3`), in order; a lone tensor is ''."""
+    """Every tensor with its place in the tree (`logits`, `hidden_states.3`), in order; '' for a lone one."""
     if isinstance(tree, Tensor):
         yield path, tree
         return

@@ -57,6 +57,5 @@ def check_teacher(task: Task, teacher: nn.Module, student: nn.Module, batch: Bat
     finally:
         student.train(was_training)
     if theirs.shape != ours.shape:
-        raise UsageError(
-            f"--teacher: its output is {list(theirs.shape)}, the student's {list(ours.shape)}; they must agree"
-        )
+        shapes = f"{list(theirs.shape)}, the student's {list(ours.shape)}"
+        raise UsageError(f"--teacher: its output is {shapes}; they must agree")

@@ -70,8 +70,8 @@ class Streamed:
     """Batches of a stream in its own order; it starts again where it ends.
 
     One batch is in memory at a time. A stream with `set_epoch` (as those of Hugging Face's datasets) is told
-    the epoch, counted from 0, so that it can shuffle anew. To go on where it was, the samples of the epoch that
-    were seen are read again and dropped, unless the stream has a `state_dict` of its own.
+    the epoch, counted from 0, so that it can shuffle anew. To go on where it was, the samples of the epoch
+    that were seen are read again and dropped, unless the stream has a `state_dict` of its own.
 
     Args:
         stream: an iterable that gives samples.
