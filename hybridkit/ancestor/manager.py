@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from hybridkit.ancestor.config import HybridTrainingConfig
 from hybridkit.ancestor.gradients import Gradients, set_gradients
 from hybridkit.ancestor.quantization_error import quantization_error, quantizer_for
-from hybridkit.clustering.batches import take
 from hybridkit.clustering.clusterers import fit_labels, make_clusterer
 from hybridkit.errors import UsageError
 from hybridkit.optim.factory import hybrid_optimizer
 from hybridkit.optim.hybrid import HybridOptimizer
+from hybridkit.tasks.data import take
 
 logger = logging.getLogger(__name__)
 

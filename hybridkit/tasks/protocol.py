@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -10,25 +10,33 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Batch = tuple[Tensor, ...]
+from hybridkit.tasks.data import Batch, Collate, Data
+
+Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
+Axes = Mapping[int, str]  # dimension -> name
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Three disjoint parts of the data, fixed for ever, each a tuple of tensors of equal length."""
+    """Three disjoint parts of the data, fixed for ever; see tasks/data.py for what each may be."""
 
-    train: Batch
-    validation: Batch
-    test: Batch
+    train: Data
+    validation: Data
+    test: Data
 
 
 class Task(Protocol):
     """Data, default models, loss, metric and cluster features.
 
-    A batch is the tuple of tensors of a split, indexed along the first dimension. `models` maps names to
-    factories, the first is the default. `metric` is the key of `metrics` that a person looks at first and
-    `metric_goal` says which way is better. `dynamic_axes` names the dimensions of each model input that
-    may vary at inference.
+    A batch is a tree of tensors, samples along the first dimension; an output is whatever the model answers
+    with. `models` maps names to factories, the first is the default. `metric` is the key of `metrics` that a
+    person looks at first and `metric_goal` says which way is better. `input_names` names the model's inputs
+    where `inputs` gives a tuple; `dynamic_axes` the dimensions of each that may vary at inference, in that
+    order, or by name.
+
+    A task may also have `forward(model, batch) -> output`, where the model is not simply called with
+    `inputs`, and `collate(samples) -> batch`, where samples of a dataset differ in length, so that torch's default
+    cannot put them together.
     """
 
     name: str
@@ -36,28 +44,61 @@ class Task(Protocol):
     metric: str
     metric_goal: Literal["max", "min"]
     input_names: tuple[str, ...]
-    dynamic_axes: tuple[Mapping[int, str], ...]
+    dynamic_axes: tuple[Axes, ...] | Mapping[str, Axes]
 
     def splits(self) -> Splits:
-        """The data; loaded on the first call and kept."""
+        """The data; opened on the first call and kept."""
         ...
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The arguments of the model for this batch."""
+    def inputs(self, batch: Batch) -> Inputs:
+        """The arguments of the model for this batch: in order, or by name. Optional ones may be left out."""
         ...
 
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+    def loss(self, output: Any, batch: Batch) -> Tensor:
         """Mean loss of the model's output, 0-d."""
         ...
 
-    def metrics(self, output: Tensor, batch: Batch) -> dict[str, float]:
+    def metrics(self, output: Any, batch: Batch) -> dict[str, float]:
         """Means over the batch, by name."""
         ...
 
-    def cluster_features(self, data: Batch) -> NDArray[np.float32]:
+    def cluster_features(self, data: Data) -> NDArray[np.float32]:
         """What the samples are clustered by, [samples, features]."""
         ...
 
     def provenance(self) -> dict[str, Any]:
         """Where the data came from and how much there is; recorded with every run."""
         ...
+
+
+def forward(task: Task, model: nn.Module, batch: Batch) -> Any:
+    """The model's output on a batch."""
+    own = getattr(task, "forward", None)
+    return call(model, task.inputs(batch)) if own is None else own(model, batch)
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """The model's output for inputs in order, or by name."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def collate_of(task: Task) -> Collate | None:
+    """How the task puts samples together; None: torch's default."""
+    found: Collate | None = getattr(task, "collate", None)
+    return found
+
+
+def named_inputs(task: Task, batch: Batch) -> dict[str, Tensor]:
+    """The model's inputs for a batch, by name."""
+    inputs = task.inputs(batch)
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    return dict(zip(task.input_names, inputs, strict=True))
+
+
+def named_axes(task: Task, names: Sequence[str]) -> dict[str, Axes]:
+    """The free dimensions of each input."""
+    axes = task.dynamic_axes
+    if isinstance(axes, Mapping):
+        return {name: axes.get(name, {0: "batch"}) for name in names}
+    return dict(zip(names, axes, strict=True))

@@ -1,4 +1,4 @@
-"""A task of (input, target) pairs, described by its parts; the easiest way to a task of one's own.
+"""A task of inputs and targets, described by its parts; the easiest way to a task of one's own.
 
     def load() -> Splits:
         return stratified_splits(inputs, targets)
@@ -15,13 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hybridkit.tasks.protocol import Batch, Splits
+from hybridkit.errors import UsageError
+from hybridkit.options import nearest
+from hybridkit.tasks.data import Batch, Collate, Data, in_memory, in_order, size
+from hybridkit.tasks.protocol import Axes, Inputs, Splits
 from hybridkit.tasks.splits import fingerprint
+from hybridkit.tasks.trees import main_output, tensors
 
 FEATURE_BLOCK = 4_096  # samples whose cluster features are computed at once
 
@@ -31,8 +34,10 @@ def as_is(inputs: Tensor) -> Tensor:
     return inputs
 
 
-def flat_values(inputs: Tensor) -> Tensor:
-    """All values of a sample in a row, float32 [samples, values]."""
+def flat_values(inputs: Any) -> Tensor:
+    """All values of a sample in a row, float32 [samples, values]. Raises UsageError for several tensors."""
+    if not isinstance(inputs, Tensor):
+        raise UsageError("samples of several tensors are clustered by what the task's `features` says")
     return inputs.reshape(len(inputs), -1).float()
 
 
@@ -48,27 +53,32 @@ def default_measures() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
 
 @dataclass(kw_only=True, eq=False)
 class SupervisedTask:
-    """A `Task` whose batches are (inputs, targets).
+    """A `Task` whose batches are (inputs, target), or mappings in which one entry is the target.
 
-    `load`: gives the splits, each (inputs [samples, ...], targets [samples, ...]); called once.
-    `prepare`: turns stored inputs into the model's, e.g. bytes into scaled floats.
-    `loss_function`, `measures`: take (output, target) and return 0-d tensors.
+    `load`: gives the splits; called once. A mapping's other entries are the model's inputs by name.
+    `prepare`: turns stored inputs (a tensor, or that mapping) into the model's, e.g. bytes into floats.
+    `loss_function`, `measures`: take (output, target) and return 0-d tensors; of an output with several
+    tensors they get the main one (see `main_output`).
     `metric`: the name of a measure, or "loss".
     `features`: turns stored inputs into float [samples, features], what samples are clustered by.
+    `collate`: puts samples of a dataset together; None: torch's default.
+    `target`: the name of a mapping's target.
     `source`: where the data come from, in a few words.
     """
 
     name: str
     load: Callable[[], Splits]
     models: Mapping[str, Callable[[], nn.Module]]
-    prepare: Callable[[Tensor], Tensor] = as_is
+    prepare: Callable[[Any], Any] = as_is
     loss_function: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     measures: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=default_measures)
     metric: str = "accuracy"
     metric_goal: Literal["max", "min"] = "max"
-    features: Callable[[Tensor], Tensor] = flat_values
+    features: Callable[[Any], Tensor] = flat_values
     input_names: tuple[str, ...] = ("input",)
-    dynamic_axes: tuple[Mapping[int, str], ...] = ({0: "batch"},)
+    dynamic_axes: tuple[Axes, ...] | Mapping[str, Axes] = ({0: "batch"},)
+    collate: Collate | None = None
+    target: str = "labels"
     source: str = ""
     _splits: Splits | None = field(default=None, init=False, repr=False)
 
@@ -78,32 +88,45 @@ class SupervisedTask:
             self._splits = self.load()
         return self._splits
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The model's one argument."""
-        return (self.prepare(batch[0]),)
+    def inputs(self, batch: Batch) -> Inputs:
+        """The model's one argument, or its arguments by name."""
+        prepared = self.prepare(self._parts(batch)[0])
+        return prepared if isinstance(prepared, Mapping) else (prepared,)
 
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+    def loss(self, output: Any, batch: Batch) -> Tensor:
         """Mean loss of the model's output, 0-d."""
-        return self.loss_function(output, batch[1])
+        return self.loss_function(main_output(output), self._parts(batch)[1])
 
-    def metrics(self, output: Tensor, batch: Batch) -> dict[str, float]:
+    def metrics(self, output: Any, batch: Batch) -> dict[str, float]:
         """The loss and every measure, means over the batch."""
+        main, target = main_output(output), self._parts(batch)[1]
         values = {"loss": self.loss(output, batch)}
-        values |= {name: measure(output, batch[1]) for name, measure in self.measures.items()}
+        values |= {name: measure(main, target) for name, measure in self.measures.items()}
         return {name: float(value) for name, value in values.items()}
 
-    def cluster_features(self, data: Batch) -> NDArray[np.float32]:
+    def cluster_features(self, data: Data) -> NDArray[np.float32]:
         """What the samples are clustered by, [samples, features]."""
-        blocks = [self.features(block).float().cpu().numpy() for block in torch.split(data[0], FEATURE_BLOCK)]
-        return np.concatenate(blocks)
+        blocks = (self._parts(block)[0] for block in in_order(data, FEATURE_BLOCK, self.collate))
+        return np.concatenate([self.features(block).float().cpu().numpy() for block in blocks])
 
     def provenance(self) -> dict[str, Any]:
-        """Source, number of samples of each part, and a sha256 of all data."""
+        """Source, number of samples of each part, and a sha256 of all data that lie in memory."""
         splits = self.splits()
         parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+        held = all(in_memory(part) for part in parts.values())
         return {
             "task": self.name,
             "source": self.source,
-            "samples": {name: len(part[0]) for name, part in parts.items()},
-            "sha256": fingerprint(*(tensor for part in parts.values() for tensor in part)),
+            "samples": {name: size(part) for name, part in parts.items()},
+            "sha256": fingerprint(*(t for part in parts.values() for t in tensors(part))) if held else None,
         }
+
+    def _parts(self, batch: Batch) -> tuple[Any, Tensor]:
+        """Stored inputs and target. Raises UsageError where a mapping has no target."""
+        if not isinstance(batch, Mapping):
+            return batch[0], batch[1]
+        if self.target not in batch:
+            raise UsageError(
+                f"task {self.name!r}: a batch has no {self.target!r}; {nearest(self.target, batch)}"
+            )
+        return {name: part for name, part in batch.items() if name != self.target}, batch[self.target]

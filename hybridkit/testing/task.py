@@ -8,7 +8,9 @@ from abc import ABC, abstractmethod
 import numpy as np
 import torch
 
-from hybridkit.tasks.protocol import Batch, Task
+from hybridkit.tasks.data import Batch, count, first
+from hybridkit.tasks.protocol import Task, collate_of, forward, named_axes, named_inputs
+from hybridkit.tasks.trees import tensors
 
 
 class TaskContract(ABC):
@@ -21,31 +23,31 @@ class TaskContract(ABC):
         """The task."""
 
     def test_splits_are_disjoint(self) -> None:
-        splits = self.make().splits()
+        task = self.make()
+        splits = task.splits()
         seen: set[bytes] = set()
         for part in (splits.train, splits.validation, splits.test):
-            assert len({len(tensor) for tensor in part}) == 1, "the tensors of a split have different lengths"
-            assert len(part[0]) > 0
-            samples = {b"".join(t[i].numpy().tobytes() for t in part) for i in range(min(len(part[0]), 500))}
+            batch = first(part, 500, collate_of(task))
+            assert len({len(tensor) for tensor in tensors(batch)}) == 1, "tensors of a batch differ in length"
+            rows = [tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None] for tensor in tensors(batch)]
+            samples = {b"".join(r[i].numpy().tobytes() for r in rows) for i in range(count(batch))}
+            assert samples
             assert not samples & seen, "a sample is in two splits"
             seen |= samples
 
     def test_splits_are_the_same_every_time(self) -> None:
-        first, second = self.make().splits(), self.make().splits()
-        for a, b in (
-            (first.train, second.train),
-            (first.validation, second.validation),
-            (first.test, second.test),
-        ):
-            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        one, two = self.make(), self.make()
+        for name in ("train", "validation", "test"):
+            a, b = (first(getattr(t.splits(), name), 500, collate_of(t)) for t in (one, two))
+            assert all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
 
     def test_describes_the_inputs(self) -> None:
         task = self.make()
-        inputs = task.inputs(self._batch(task))
-        assert len(task.input_names) == len(task.dynamic_axes) == len(inputs)
-        for tensor, axes in zip(inputs, task.dynamic_axes, strict=True):
+        inputs = named_inputs(task, self._batch(task))
+        assert inputs
+        for name, axes in named_axes(task, list(inputs)).items():
             assert 0 in axes, "the batch dimension varies"
-            assert all(0 <= axis < tensor.dim() for axis in axes)
+            assert all(0 <= axis < inputs[name].dim() for axis in axes)
 
     def test_every_model_learns_from_a_finite_loss(self) -> None:
         task = self.make()
@@ -54,7 +56,7 @@ class TaskContract(ABC):
         for name, factory in task.models.items():
             torch.manual_seed(0)
             model = factory()
-            loss = task.loss(model(*task.inputs(batch)), batch)
+            loss = task.loss(forward(task, model, batch), batch)
             assert loss.shape == ()
             assert math.isfinite(loss.item()), f"{name}: loss {loss.item()}"
             torch.autograd.backward(loss)
@@ -66,7 +68,7 @@ class TaskContract(ABC):
         batch = self._batch(task)
         model = next(iter(task.models.values()))()
         with torch.no_grad():
-            metrics = task.metrics(model(*task.inputs(batch)), batch)
+            metrics = task.metrics(forward(task, model, batch), batch)
         assert task.metric in metrics
         assert task.metric_goal in ("max", "min")
         assert all(math.isfinite(value) for value in metrics.values())
@@ -76,7 +78,7 @@ class TaskContract(ABC):
         batch = self._batch(task)
         features = task.cluster_features(batch)
         assert features.ndim == 2
-        assert len(features) == len(batch[0])
+        assert len(features) == count(batch)
         assert features.dtype == np.float32
         assert np.isfinite(features).all()
 
@@ -86,4 +88,4 @@ class TaskContract(ABC):
         assert task.provenance()
 
     def _batch(self, task: Task) -> Batch:
-        return tuple(tensor[: self.batch_size] for tensor in task.splits().train)
+        return first(task.splits().train, self.batch_size, collate_of(task))

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
 from hybridkit.registry import import_target
-from hybridkit.tasks.protocol import Batch, Task
+from hybridkit.tasks.data import Batch
+from hybridkit.tasks.protocol import Task, forward
+from hybridkit.tasks.trees import main_output
 from hybridkit.training.runs import find_run, runs_root
 
 
@@ -46,15 +48,14 @@ def check_teacher(task: Task, teacher: nn.Module, student: nn.Module, batch: Bat
     was_training = student.training
     try:
         with torch.no_grad():
-            theirs, ours = teacher(*task.inputs(batch)), student.eval()(*task.inputs(batch))
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            theirs = main_output(forward(task, teacher, batch))
+            ours = main_output(forward(task, student.eval(), batch))
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UsageError(
             f"--teacher: does not take this task's input ({str(error).splitlines()[0]})"
         ) from None
     finally:
         student.train(was_training)
-    if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
-        shape = list(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
-        raise UsageError(
-            f"--teacher: its output is {shape}, the student's {list(ours.shape)}; they must agree"
-        )
+    if theirs.shape != ours.shape:
+        shapes = f"{list(theirs.shape)}, the student's {list(ours.shape)}"
+        raise UsageError(f"--teacher: its output is {shapes}; they must agree")

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hybridkit.tasks.protocol import Batch, Task
+from hybridkit.errors import UsageError
+from hybridkit.tasks.data import Batch, Data, count, in_order, on
+from hybridkit.tasks.protocol import Task, collate_of, forward
+from hybridkit.tasks.trees import floating, main_output
 
 
-def batches(data: Batch, size: int, device: str = "cpu") -> Iterator[Batch]:
+def batches(task: Task, data: Data, size: int, device: str = "cpu") -> Iterator[Batch]:
     """`data` in order, `size` samples at a time, on `device`."""
-    for start in range(0, len(data[0]), size):
-        yield tuple(part[start : start + size].to(device) for part in data)
+    for batch in in_order(data, size, collate_of(task)):
+        yield on(batch, device)
 
 
 @contextlib.contextmanager
@@ -38,32 +42,40 @@ class Means:
         self.sums: dict[str, float] = {}
         self.samples = 0
 
-    def add(self, output: Tensor, batch: Batch) -> None:
+    def add(self, output: Any, batch: Batch) -> None:
         """Add the model's output on one batch."""
         values = {"loss": float(self.task.loss(output, batch)), **self.task.metrics(output, batch)}
+        samples = count(batch)
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value) * len(batch[0])
-        self.samples += len(batch[0])
+            self.sums[name] = self.sums.get(name, 0.0) + float(value) * samples
+        self.samples += samples
 
     def result(self) -> dict[str, float]:
-        """The means so far, by name."""
+        """The means so far, by name. Raises UsageError where there was no sample."""
+        if not self.samples:
+            raise UsageError(
+                f"task {self.task.name!r}: a part of its data that is measured on holds no sample"
+            )
         return {name: total / self.samples for name, total in self.sums.items()}
 
 
 def evaluate(
-    model: nn.Module, task: Task, data: Batch, *, batch_size: int, device: str = "cpu"
+    model: nn.Module, task: Task, data: Data, *, batch_size: int, device: str = "cpu"
 ) -> dict[str, float]:
     """Loss and metrics of `model` on `data`, means over the samples; the model's mode is left as it was."""
     means = Means(task)
     with measuring(model):
-        for batch in batches(data, batch_size, device):
-            means.add(model(*task.inputs(batch)), batch)
+        for batch in batches(task, data, batch_size, device):
+            means.add(forward(task, model, batch), batch)
     return means.result()
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A network beside its twin on the same data. `error` = ||twin - network||^2 / ||network||^2."""
+    """A network beside its twin on the same data.
+
+    `error` = ||twin - network||^2 / ||network||^2 over every floating-point output.
+    """
 
     network: dict[str, float]
     twin: dict[str, float]
@@ -71,24 +83,27 @@ class Comparison:
 
 
 def compare(
-    model: nn.Module, twin: nn.Module, task: Task, data: Batch, *, batch_size: int, device: str = "cpu"
+    model: nn.Module, twin: nn.Module, task: Task, data: Data, *, batch_size: int, device: str = "cpu"
 ) -> Comparison:
-    """Metrics of both networks (the twin on the CPU), and the relative error of the twin's output."""
+    """Metrics of both networks (the twin on the CPU), and the error of the twin's outputs."""
     ours, theirs = Means(task), Means(task)
     difference = size = 0.0
     with measuring(model), measuring(twin):
-        for batch in batches(data, batch_size):
-            moved = tuple(part.to(device) for part in batch)
-            output, other = model(*task.inputs(moved)), twin(*task.inputs(batch))
+        for batch in batches(task, data, batch_size):
+            moved = on(batch, device)
+            output, other = forward(task, model, moved), forward(task, twin, batch)
             ours.add(output, moved)
             theirs.add(other, batch)
-            reference = output.cpu().double()
-            difference += float((other.double() - reference).square().sum())
-            size += float(reference.square().sum())
+            answers = floating(other)
+            for name, expected in floating(output).items():
+                reference = expected.cpu().double()
+                difference += float((answers[name].double() - reference).square().sum())
+                size += float(reference.square().sum())
     return Comparison(ours.result(), theirs.result(), difference / size if size else 0.0)
 
 
-def outputs(model: nn.Module, task: Task, data: Batch, *, batch_size: int, device: str = "cpu") -> Tensor:
-    """The model's output on `data` in evaluation mode, on the CPU."""
+def outputs(model: nn.Module, task: Task, data: Data, *, batch_size: int, device: str = "cpu") -> Tensor:
+    """The model's main output on `data` in evaluation mode, on the CPU."""
     with measuring(model):
-        return torch.cat([model(*task.inputs(batch)).cpu() for batch in batches(data, batch_size, device)])
+        found = (forward(task, model, batch) for batch in batches(task, data, batch_size, device))
+        return torch.cat([main_output(output).cpu() for output in found])

@@ -12,7 +12,8 @@ from torch import nn
 
 from hybridkit.errors import FileError
 from hybridkit.quant.layers import set_ramp
-from hybridkit.tasks.protocol import Task
+from hybridkit.tasks.data import Batch, first
+from hybridkit.tasks.protocol import Task, collate_of
 from hybridkit.tasks.resolve import make_model, make_task
 from hybridkit.training.checkpoint import Checkpoint
 from hybridkit.training.config import TrainConfig
@@ -130,9 +131,9 @@ def quantised(config: TrainConfig, task: Task, model: nn.Module, allocation: Map
     )
 
 
-def example_batch(task: Task, size: int = 1) -> tuple[torch.Tensor, ...]:
+def example_batch(task: Task, size: int = 1) -> Batch:
     """The first `size` validation samples."""
-    return tuple(part[:size] for part in task.splits().validation)
+    return first(task.splits().validation, size, collate_of(task))
 
 
 def _has_quantised_names(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:

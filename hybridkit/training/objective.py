@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hybridkit.tasks.protocol import Batch, Task
+from hybridkit.tasks.data import Batch
+from hybridkit.tasks.protocol import Task, forward
+from hybridkit.tasks.trees import main_output
 from hybridkit.training.distillation import distillation_loss
 
 
@@ -20,11 +23,12 @@ class Objective:
     temperature: float = 2.0
     alpha: float = 0.5
 
-    def __call__(self, output: Tensor, batch: Batch) -> Tensor:
+    def __call__(self, output: Any, batch: Batch) -> Tensor:
         """The objective for the model's output on a batch, 0-d."""
         loss = self.task.loss(output, batch)
         if self.teacher is None:
             return loss
         with torch.no_grad():
-            expert = self.teacher(*self.task.inputs(batch))
-        return self.alpha * loss + (1 - self.alpha) * distillation_loss(output, expert, self.temperature)
+            expert = main_output(forward(self.task, self.teacher, batch))
+        ours = main_output(output)
+        return self.alpha * loss + (1 - self.alpha) * distillation_loss(ours, expert, self.temperature)

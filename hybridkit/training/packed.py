@@ -13,9 +13,11 @@ from hybridkit.packing.model import PackedModel
 from hybridkit.quant.convert import convert
 from hybridkit.quant.post_training import quantize
 from hybridkit.runtime.modules import load_packed
-from hybridkit.tasks.protocol import Batch, Task
+from hybridkit.tasks.data import Batch, on
+from hybridkit.tasks.protocol import Task, forward, named_inputs
+from hybridkit.tasks.trees import main_output
 from hybridkit.training.config import TrainConfig
-from hybridkit.training.evaluation import Comparison, compare, outputs
+from hybridkit.training.evaluation import Comparison, compare, measuring
 from hybridkit.training.network import example_batch, model_name
 
 if TYPE_CHECKING:
@@ -43,9 +45,9 @@ def packed_twin(model: nn.Module, packed: PackedModel) -> nn.Module:
 
 def packed_difference(task: Task, model: nn.Module, batch: Batch, device: str = "cpu") -> dict[str, float]:
     """`max_diff` and `mean_diff`: |output in training - output of the packed network| on a batch."""
-    size = len(batch[0])
-    ours = outputs(model, task, batch, batch_size=size, device=device)
-    theirs = outputs(packed_twin(model, convert(model)), task, batch, batch_size=size)
+    with measuring(model):
+        ours = main_output(forward(task, model, on(batch, device))).cpu()
+        theirs = main_output(forward(task, packed_twin(model, convert(model)), batch))
     difference = (ours - theirs).abs()
     return {"max_diff": float(difference.max()), "mean_diff": float(difference.mean())}
 
@@ -84,9 +86,8 @@ def quantise_afterwards(
 
 def about(config: TrainConfig, task: Task, commit: str | None) -> dict[str, Any]:
     """The metadata of a packed file: task, model, inputs, commit."""
-    arrays = task.inputs(example_batch(task))
     inputs = [
         {"name": name, "shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
-        for name, x in zip(task.input_names, arrays, strict=True)
+        for name, x in named_inputs(task, example_batch(task)).items()
     ]
     return {"task": config.task, "model": model_name(config, task), "inputs": inputs, "commit": commit}
