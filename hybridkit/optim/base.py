@@ -26,7 +26,7 @@ def build_base_optimizer(
     momentum: float = 0.9,
     options: Mapping[str, Any] | None = None,
     roles: Mapping[str, str] | None = None,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> Optimizer:
     """An optimizer over all parameters that require a gradient.
 
@@ -41,7 +41,7 @@ def build_base_optimizer(
         momentum: SGD's momentum or Adam's beta1, passed on if the optimizer has either.
         options: the optimizer's own options.
         roles: what parameters are for, by name, where `parameter_roles` would not find it.
-        example_inputs: arguments of the model, from which `parameter_roles` learns more.
+        example_inputs: arguments of the model, in order or by name, from which `parameter_roles` learns more.
 
     Raises:
         UsageError: if nothing is to be trained, the name is unknown or an option does not exist.

@@ -34,7 +34,7 @@ def hybrid_optimizer(
     adapt_radius: bool = True,
     seed: int = 0,
     roles: Mapping[str, str] | None = None,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     measure_updates: bool = False,
 ) -> HybridOptimizer:
     """The optimizer of `hybridkit train --hybrid` over the trainable parameters of `model`.
@@ -56,7 +56,7 @@ def hybrid_optimizer(
         initial_trust_radius, adapt_radius, measure_updates: see `HybridOptimizer`.
         seed: of what is random in the clusters and the controller.
         roles: what parameters are for, by name, where `parameter_roles` would not find it.
-        example_inputs: arguments of the model, from which `parameter_roles` learns more; best given.
+        example_inputs: arguments of the model, in order or by name, from which `parameter_roles` learns more; best given.
 
     Raises:
         UsageError: where a name or an option does not exist, or nothing is to be trained.

@@ -88,7 +88,7 @@ class RoleNames:
 
 def parameter_roles(
     model: nn.Module,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     given: Mapping[str, str] | None = None,
 ) -> dict[str, Role]:
     """The role of each of `model.named_parameters()`.
@@ -198,7 +198,7 @@ def _parameters(value: Any) -> Iterator[Tensor]:
             yield from _parameters(item)
 
 
-def _run(model: nn.Module, example_inputs: Sequence[Any], watched: _Watched) -> None:
+def _run(model: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any], watched: _Watched) -> None:
     """Run the model once. Layers are watched as such: a quantised one multiplies by other tensors."""
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped: compiled code is not seen
     modes = {module: module.training for module in model.modules()}
@@ -209,7 +209,8 @@ def _run(model: nn.Module, example_inputs: Sequence[Any], watched: _Watched) -> 
     ]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), watched:
-            model.eval()(*example_inputs)
+            model.eval()
+            model(**example_inputs) if isinstance(example_inputs, Mapping) else model(*example_inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from hybridkit.clustering.samplers import Sampler
 from hybridkit.errors import FileError, UsageError
 from hybridkit.tasks.data import Batch, Collate, Data, collated, take
+
+MOST: Final = 2**62  # batches, epochs or samples that a saved state may name
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,11 @@ class Feed(Protocol):
     @property
     def steps_per_epoch(self) -> int:
         """How many batches show every sample once."""
+        ...
+
+    @property
+    def drawn(self) -> int:
+        """How many batches were taken."""
         ...
 
     def __next__(self) -> Fed:
@@ -52,6 +59,11 @@ class Sampled:
     def steps_per_epoch(self) -> int:
         """How many batches show every sample once."""
         return self.sampler.steps_per_epoch
+
+    @property
+    def drawn(self) -> int:
+        """How many batches were taken."""
+        return self.sampler.epoch * self.sampler.steps_per_epoch + self.sampler.position
 
     def __next__(self) -> Fed:
         draw = next(self.sampler)
@@ -88,13 +100,19 @@ class Streamed:
         steps = -(-known // batch_size) if known else epoch_steps
         if steps is None:
             raise UsageError("the training data are a stream of unknown length: say --max-steps N")
-        self.steps_per_epoch = steps
+        self._steps, self.drawn = steps, 0
         self._start(0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches show every sample once, or what counts as an epoch where that is not known."""
+        return self._steps
 
     def __next__(self) -> Fed:
         for _ in range(2):
             if samples := list(islice(self._samples, self.batch_size)):
                 self.samples += len(samples)
+                self.drawn += 1
                 return Fed(collated(samples, self.collate))
             self._start(self.epoch + 1)
         raise UsageError("the training data are a stream without samples")
@@ -108,21 +126,32 @@ class Streamed:
         self._samples: Iterator[Any] = iter(self.stream)
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, samples seen in it, and the stream's own state where it keeps one."""
+        """Batches taken, epoch, samples seen in it, and the stream's own state where it keeps one."""
         own = getattr(self.stream, "state_dict", None)
-        state = {"epoch": self.epoch, "samples": self.samples}
+        state = {"drawn": self.drawn, "epoch": self.epoch, "samples": self.samples}
         return {**state, "stream": own()} if callable(own) else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on behind the samples seen. Raises FileError where the stream has fewer than that now."""
+        """Go on behind the samples seen.
+
+        Raises FileError for the state of something else, and where the stream has fewer samples now.
+        """
+        here = self.state_dict()
+        counts: list[Any] = [state.get(name) for name in ("drawn", "epoch", "samples")]
+        if set(state) != set(here) or not all(type(n) is int and 0 <= n < MOST for n in counts):
+            raise FileError(f"this is not the state of a stream: it must hold {', '.join(here)}")
+        self.drawn, epoch, seen = counts
         if "stream" in state:
-            self._start(state["epoch"], state["stream"])
-            self.samples = state["samples"]
+            try:
+                self._start(epoch, state["stream"])
+            except Exception as error:  # whatever a stranger's stream raises for a state of something else
+                raise FileError(f"the training data cannot go on from the saved state ({error})") from None
+            self.samples = seen
             return
-        self._start(state["epoch"])
-        self.samples = sum(1 for _ in islice(self._samples, state["samples"]))
-        if self.samples < state["samples"]:
+        self._start(epoch)
+        self.samples = sum(1 for _ in islice(self._samples, seen))
+        if self.samples < seen:
             raise FileError(
-                f"the training data have {self.samples} samples where the checkpoint has seen "
-                f"{state['samples']} of them; they are other data"
+                f"the training data have {self.samples} samples where the checkpoint has seen {seen} of them; "
+                "they are other data"
             )

@@ -49,8 +49,10 @@ def _accepted_by(restore: Callable[[Any], object]) -> AfterValidator:
 
 
 def _labels(value: Any) -> Any:
-    if not isinstance(value, np.ndarray) or value.dtype != np.int64 or value.ndim != 1 or not len(value):
+    if not isinstance(value, np.ndarray) or value.dtype != np.int64 or value.ndim != 1:
         raise ValueError("cluster labels are int64, one for each sample")
+    if not len(value):  # of a stream
+        return value
     if value.min() < 0 or value.max() >= max(len(value), MOST_CLUSTERS):
         raise ValueError("a cluster label is out of range")
     return value
@@ -116,7 +118,7 @@ class RunState:
     ramp: Annotated[float, Strict(), Ge(0), Le(1), AllowInfNan(False)]
     labels: Annotated[Any, AfterValidator(_labels)]
     parameter_clusters: list[Whole] | None
-    sampler: dict[str, Whole]
+    sampler: dict[str, Any]  # of the feed, which checks it
     optimizer: dict[str, Any]
     progress: Progress
     random: RandomStates

@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hybridkit.clustering.batches import take
 from hybridkit.clustering.clusterers import fit_labels, make_clusterer
 from hybridkit.clustering.samplers import make_sampler
 from hybridkit.errors import FileError, HybridkitError, NotFiniteError, UsageError
@@ -27,16 +26,19 @@ from hybridkit.optim.base import build_base_optimizer
 from hybridkit.optim.factory import hybrid_optimizer
 from hybridkit.optim.hybrid import HybridOptimizer
 from hybridkit.quant.layers import set_ramp
-from hybridkit.tasks.protocol import Batch, Task
+from hybridkit.tasks.data import Data, first, is_stream, on, size
+from hybridkit.tasks.protocol import Task, collate_of, forward
 from hybridkit.tasks.resolve import make_model
 from hybridkit.training.checkpoint import Checkpoint
 from hybridkit.training.config import TrainConfig
 from hybridkit.training.distillation import check_teacher, load_teacher
 from hybridkit.training.evaluation import evaluate
+from hybridkit.training.feed import Feed, Sampled, Streamed
 from hybridkit.training.init import read_weights
 from hybridkit.training.network import (
     Allocation,
     configured_task,
+    example_batch,
     fresh_network,
     rebuilt,
     run_state,
@@ -86,8 +88,8 @@ class Trainer:
         started = time.perf_counter()
         self.labels = self._restored_labels(state) if state else self._cluster_data()
         self.setup_seconds = time.perf_counter() - started  # what clustering the data cost, once
-        self.sampler = make_sampler(config.sampler, self.labels, config.batch_size, config.seed)
-        self.total_steps = config.total_steps(self.sampler.steps_per_epoch)
+        self.feed = self._feed()
+        self.total_steps = config.total_steps(self.feed.steps_per_epoch)
         self.parameter_clusters = self._restored_clusters(state) if state else None
         self.optimizer = self._optimizer()
         if restored and state:
@@ -112,12 +114,12 @@ class Trainer:
     @property
     def epoch(self) -> int:
         """The epoch (from 1) that the last step belonged to."""
-        return max(self.progress.step - 1, 0) // self.sampler.steps_per_epoch + 1
+        return max(self.progress.step - 1, 0) // self.feed.steps_per_epoch + 1
 
     @property
     def epoch_ended(self) -> bool:
         """Whether the last step closed an epoch, or the run."""
-        return self.progress.step % self.sampler.steps_per_epoch == 0 or self.done
+        return self.progress.step % self.feed.steps_per_epoch == 0 or self.done
 
     def step(self) -> dict[str, Any]:
         """Take one optimisation step and return what is worth logging.
@@ -125,31 +127,31 @@ class Trainer:
         Raises DivergedError, before anything is changed, where the loss is not finite.
         """
         started = time.perf_counter()
-        draw = next(self.sampler)
-        batch = self._batch("train", draw.indices)
+        fed = next(self.feed)
+        batch = on(fed.batch, self.config.device)
         self.model.train()
         if self.config.ramp:
             set_ramp(self.model, self._ramp(self.progress.step + 1))
-        loss = self.objective(self.model(*self.task.inputs(batch)), batch)
+        loss = self.objective(forward(self.task, self.model, batch), batch)
         value = float(loss.detach())
-        where = f"at step {self.progress.step + 1} (data cluster {draw.cluster_id})"
+        where = f"at step {self.progress.step + 1} (data cluster {fed.cluster_id})"
         if not math.isfinite(value):
             raise DivergedError(f"the loss is {value} {where}")
         self.optimizer.zero_grad()
         if isinstance(self.optimizer, HybridOptimizer):
-            self.optimizer.observe(value, draw.cluster_id, draw.histogram)
+            self.optimizer.observe(value, fed.cluster_id, fed.histogram)
         loss.backward()  # type: ignore[no-untyped-call]
         try:
             self.optimizer.step()
         except NotFiniteError:
             raise DivergedError(f"the gradient is not finite {where}") from None
-        values = {**self._last_step(), "loss": value, "cluster_id": draw.cluster_id}
-        self.progress.count(values, first_of_epoch=self.progress.step % self.sampler.steps_per_epoch == 0)
+        values = {**self._last_step(), "loss": value, "cluster_id": fed.cluster_id}
+        self.progress.count(values, first_of_epoch=self.progress.step % self.feed.steps_per_epoch == 0)
         return {"epoch": self.epoch, **values, "seconds": time.perf_counter() - started}
 
     def evaluate(self, part: Part = "validation") -> dict[str, float]:
         """Loss and metrics on one part of the data, in evaluation mode."""
-        data: Batch = getattr(self.task.splits(), part)
+        data: Data = getattr(self.task.splits(), part)
         with evaluation_weights(self.optimizer):
             return evaluate(
                 self.model, self.task, data, batch_size=self.config.batch_size, device=self.config.device
@@ -168,7 +170,7 @@ class Trainer:
             "ramp": self._ramp(self.progress.step),
             "labels": self.labels,
             "parameter_clusters": self.parameter_clusters,
-            "sampler": self.sampler.state_dict(),
+            "sampler": self.feed.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": self.progress.state_dict(),
             "random": RandomStates.now(self.config.device),
@@ -188,8 +190,16 @@ class Trainer:
         model = rebuilt(self.config, self.task, fresh, restored.model, state)
         return model.to(self.config.device), state.allocation
 
+    def _feed(self) -> Feed:
+        """Batches by cluster where the data can be indexed, else as they come."""
+        config, data, collate = self.config, self.task.splits().train, collate_of(self.task)
+        if is_stream(data):
+            return Streamed(data, config.batch_size, config.max_steps, collate)
+        return Sampled(data, make_sampler(config.sampler, self.labels, config.batch_size, config.seed), collate)
+
     def _restored_labels(self, state: RunState) -> Any:
-        samples = len(self.task.splits().train[0])
+        data = self.task.splits().train
+        samples = 0 if is_stream(data) else size(data)
         if len(state.labels) != samples:
             raise FileError(f"the saved state has {len(state.labels)} cluster labels for {samples} samples")
         return state.labels
@@ -205,9 +215,14 @@ class Trainer:
         return clusters
 
     def _cluster_data(self) -> Any:
+        """The cluster of each sample, int64 [samples]; of a stream, which has no index, nothing."""
         data = self.task.splits().train
+        if is_stream(data):
+            if self.config.clusterer not in (None, "none"):
+                raise UsageError("the training data are a stream, whose samples cannot be clustered; drop it")
+            return np.zeros(0, np.int64)
         if self.config.clusterer is None:
-            return np.zeros(len(data[0]), np.int64)
+            return np.zeros(size(data) or 0, np.int64)
         clusterer = make_clusterer(
             self.config.clusterer, self.config.data_clusters, self.config.strategy_options("clusterer")
         )
@@ -219,7 +234,7 @@ class Trainer:
             "lr": config.lr,
             "weight_decay": config.weight_decay,
             "momentum": config.momentum,
-            "example_inputs": self.task.inputs(self._batch("validation", torch.arange(1))),
+            "example_inputs": self.task.inputs(on(example_batch(self.task), config.device)),
         }
         if not config.uses_hybrid_optimizer:
             options = config.strategy_options("optimizer")
@@ -247,12 +262,9 @@ class Trainer:
         if self.config.teacher is None:
             return Objective(self.task)
         teacher = load_teacher(self.config.teacher, trusted).to(self.config.device)
-        check_teacher(self.task, teacher, self.model, self._batch("train", torch.arange(1)))
+        sample = first(self.task.splits().train, 1, collate_of(self.task))
+        check_teacher(self.task, teacher, self.model, on(sample, self.config.device))
         return Objective(self.task, teacher, self.config.temperature, self.config.alpha)
-
-    def _batch(self, part: Part, indices: Tensor) -> Batch:
-        batch: Batch = take(getattr(self.task.splits(), part), indices)
-        return tuple(tensor.to(self.config.device) for tensor in batch)
 
     def _last_step(self) -> dict[str, Any]:
         if isinstance(self.optimizer, HybridOptimizer):
@@ -260,10 +272,11 @@ class Trainer:
         return {"learning_rate": float(self.optimizer.param_groups[0]["lr"])}
 
     def _restore(self, state: RunState) -> None:
-        self.sampler.load_state_dict(state.sampler)
-        drawn = self.sampler.epoch * self.sampler.steps_per_epoch + self.sampler.position
-        if drawn != state.progress.step:
-            raise FileError(f"the saved state has drawn {drawn} batches for {state.progress.step} steps")
+        self.feed.load_state_dict(state.sampler)
+        if self.feed.drawn != state.progress.step:
+            raise FileError(
+                f"the saved state has drawn {self.feed.drawn} batches for {state.progress.step} steps"
+            )
         self.optimizer.load_state_dict(state.optimizer)
         self.progress = state.progress
         state.random.restore()

@@ -27,7 +27,7 @@ STEPS = 12
 def test_a_plain_loop_gives_the_trainers_bits(lr, qat):
     flags = {"task": "digits", "hybrid": True, "max_steps": STEPS, "lr": lr, "seed": 5}
     config = resolve(**flags, qat=qat, ternary=qat, ramp=0.0)
-    trainer = Trainer(config)
+    trainer = Trainer.seeded(config)
     while not trainer.done:
         trainer.step()
 

@@ -86,14 +86,14 @@ def test_who_is_watched():
 
 
 def test_a_controller_that_leaves_its_bounds_is_not_a_gradient_that_is_not_finite():
-    trainer = Trainer(resolve(task="digits", hybrid=True, lr_controller=f"{HERE}:Escaping", max_steps=2))
+    trainer = Trainer.seeded(resolve(task="digits", hybrid=True, lr_controller=f"{HERE}:Escaping", max_steps=2))
     with pytest.raises(HybridkitError, match=r"Escaping proposed .* bounds are 0\.5 to 2\.0") as caught:
         trainer.step()
     assert not isinstance(caught.value, DivergedError)
 
 
 def test_a_gradient_that_is_not_finite_is():
-    trainer = Trainer(resolve(task="digits", hybrid=True, max_steps=2))
+    trainer = Trainer.seeded(resolve(task="digits", hybrid=True, max_steps=2))
     parameter = next(trainer.model.parameters())
     parameter.register_hook(lambda gradient: gradient * torch.inf)
     before = parameter.detach().clone()
@@ -104,7 +104,7 @@ def test_a_gradient_that_is_not_finite_is():
 
 def test_a_constraint_that_announces_nothing_gets_one_radius():
     config = resolve(task="digits", hybrid=True, constraint=f"{HERE}:Announcing", max_steps=2)
-    old, new = Trainer(config), Trainer(resolve(task="digits", hybrid=True, max_steps=2))
+    old, new = Trainer.seeded(config), Trainer(resolve(task="digits", hybrid=True, max_steps=2))
     for trainer in (old, new):
         torch.manual_seed(0)
         trainer.step()
