@@ -148,7 +148,8 @@ class Plan:
         """The trials of each extra, by method: ours, the baseline, everybody's own and the `best` rivals."""
         found = []
         for extra in self.extras:
-            rivals = dict.fromkeys((*best[extra.like], *(m.name for m in self.custom)))
+            own = [m.name for m in self.custom if m.suits(extra.like) and m.suits(extra.setting)]
+            rivals = [*best[extra.like], *own]
             rate = {name: rates[extra.like, name] for name in rivals}
             found.append(
                 {
