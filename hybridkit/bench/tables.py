@@ -122,7 +122,8 @@ def error_table(result: QuantizationResult) -> TextTable:
         [
             "error: squared relative, ||logits(packed) - logits(counterpart)||^2 / ||logits(counterpart)||^2 "
             "on test data. The counterpart is the same method, seed and steps in full precision, from the "
-            "same weights. Two runs that differ in the order of their batches alone differ by more."
+            "same weights. It is no rounding error alone: two full-precision runs that differ in the order "
+            "of their batches differ by about as much."
         ],
     )
 

@@ -164,7 +164,7 @@ def test_numbers_say_met_and_missed():
         steps = [n for n in rows if n.claim.startswith("steps to the final loss of AdamW, constant")]
         assert [n.met for n in steps] == [met, met]
         assert all(n.met is None for n in rows if n.claim == "constrained steps")
-        errors = [n for n in rows if n.claim.startswith("lower quantisation error")]
+        errors = [n for n in rows if n.claim.startswith("lower squared relative error")]
         assert [(n.setting, n.met) for n in errors] == [(DIGITS, met)]
 
 

@@ -71,8 +71,17 @@ def number_table(report: Report) -> TextTable:
         "A limit is met by the median; that against the best rival by the whole interval.",
         "Steps: the shortest run, with a schedule of its own, that ends at the other's final validation "
         "loss, as a share of the other's steps. Seconds include clustering, controller and constraint.",
+        f"{OURS} plans the size of its steps itself (relative_step of its controller), so that --lr does "
+        "nothing: that a wrong one leaves the loss as it is shows no robustness.",
+        f"Rivals tuned: {rival_counts(report.settings)}.",
     ]
     return TextTable("The numbers", ("number", "setting", "measured", "must be", "verdict"), rows, notes)
+
+
+def rival_counts(found: Sequence[Findings]) -> str:
+    """How many rivals were tuned in each setting."""
+    counts = {str(f.setting): sum(bool(s.spread) for s in f.standings) for f in found}
+    return ", ".join(f"{count} on {setting}" for setting, count in counts.items())
 
 
 def overhead_table(settings: Sequence[Findings]) -> TextTable:
@@ -120,7 +129,7 @@ def setting_table(found: Ranking) -> TextTable:
             format.interval(steps[s.method], 2) if s.method in steps else "-"
         )
     if any(s.error for s in found.standings):
-        columns["quantisation error"] = lambda s: format.interval(s.error, 3) if s.error else "-"
+        columns["squared relative error"] = lambda s: format.interval(s.error, 3) if s.error else "-"
     if any(s.spread for s in found.standings):
         columns["median loss by learning rate (2 seeds)"] = lambda s: ", ".join(
             f"{lr:g}: {_loss(loss)}" for lr, loss in s.spread.items()
