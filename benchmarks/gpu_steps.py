@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from hybridkit.bench.convergence.settings import QUANTISED, Precision
 from hybridkit.bench.overhead import FLAGS, STEPS
-from hybridkit.bench.runs import QUANTISED, Precision
 from hybridkit.bench.statistics import bootstrap_median
 from hybridkit.training.config import resolve
 from hybridkit.training.trainer import Trainer

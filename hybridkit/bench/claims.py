@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hybridkit.bench import format
-from hybridkit.bench.arena.methods import BASELINE, OURS
-from hybridkit.bench.convergence import ConvergenceResult
+from hybridkit.bench.convergence.methods import BASELINE, OURS
+from hybridkit.bench.convergence.summary import ConvergenceResult
 from hybridkit.bench.overhead import OverheadResult
 from hybridkit.bench.quantization import QuantizationResult
 from hybridkit.bench.statistics import Interval

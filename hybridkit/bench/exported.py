@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hybridkit.bench.runs import RunSpec
+from hybridkit.bench.convergence.trials import Trial, trained
 
 
-def export_trained(spec: RunSpec, path: str) -> None:
-    """Train as `spec` says and export the packed network to `path`, verified.
+def export_trained(trial: Trial, path: str) -> None:
+    """Train as `trial` says and export the packed network to `path`, verified.
 
     Raises as training and `hybridkit.export` do.
     """
@@ -17,14 +17,10 @@ def export_trained(spec: RunSpec, path: str) -> None:
     from hybridkit.training.evaluation import batches
     from hybridkit.training.network import example_batch
     from hybridkit.training.packed import about
-    from hybridkit.training.trainer import Trainer
 
-    config = spec.config()
-    trainer = Trainer.seeded(config)
-    while not trainer.done:
-        trainer.step()
+    trainer = trained(trial)
     task = trainer.task
-    metadata = about(config, task, commit=None)
+    metadata = about(trainer.config, task, commit=None)
     export(
         trainer.model.eval(),
         convert(trainer.model, metadata=metadata),
@@ -33,7 +29,7 @@ def export_trained(spec: RunSpec, path: str) -> None:
         input_names=task.input_names,
         dynamic_axes=task.dynamic_axes,
         validation=Validation(
-            batches=list(batches(task.splits().validation, 256)), inputs=task.inputs, loss=task.loss
+            batches=list(batches(task, task.splits().validation, 256)), inputs=task.inputs, loss=task.loss
         ),
         metadata=metadata,
     )

@@ -241,8 +241,8 @@ def _latencies(
 
 
 def _output_error(ours: Variant, twin: Variant, work: Workload) -> float:
-    from hybridkit.bench.statistics import relative_error
+    from hybridkit.bench.statistics import squared_relative_error
 
     batch = work.batches((32,))[0]
     [given] = work.feeds(batch, 1)
-    return relative_error(ours.session(1).run(None, given)[0], twin.session(1).run(None, given)[0])
+    return squared_relative_error(ours.session(1).run(None, given)[0], twin.session(1).run(None, given)[0])

@@ -7,15 +7,13 @@ turns from round to round. What is done once, before the first step, is reported
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from hybridkit.bench.arena.cells import Cell
-from hybridkit.bench.runs import Precision
+from hybridkit.bench.convergence.identity import key
+from hybridkit.bench.convergence.settings import Precision, Setting
 from hybridkit.bench.statistics import Interval, bootstrap_median
 from hybridkit.training.config import HYBRID_DEFAULTS, TrainConfig, resolve
 
@@ -30,24 +28,18 @@ FLAGS: Final[dict[str, dict[str, object]]] = {
 
 @dataclass(frozen=True, slots=True)
 class OverheadSpec:
-    """Which cell, and how many rounds."""
+    """Which setting, and how many rounds."""
 
-    cell: Cell
+    setting: Setting
     rounds: int
-
-    @property
-    def is_ours(self) -> bool:
-        """It depends on what is ours."""
-        return True
 
     def key(self) -> str:
         """Its name in the store."""
-        cell = {k: v for k, v in dataclasses.asdict(self.cell).items() if v is not None}
-        return json.dumps({"cell": cell, "rounds": self.rounds}, sort_keys=True)
+        return key(self.config(HYBRID), measured="time")
 
     def config(self, which: str) -> TrainConfig:
         """One of the three, on one thread, long enough for every round and one that is not counted."""
-        return resolve(seed=0, threads=1, **self.cell.flags(STEPS * (self.rounds + 1)), **FLAGS[which])  # type: ignore[arg-type]
+        return resolve(seed=0, threads=1, **self.setting.flags(STEPS * (self.rounds + 1)), **FLAGS[which])  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +84,7 @@ def summarise(
     ratios = [h / b - 1 for h, b in zip(seconds[HYBRID], seconds[BASE], strict=True)]
     step_ms = {which: 1e3 * bootstrap_median(values).median / STEPS for which, values in seconds.items()}
     return OverheadResult(
-        precision=spec.cell.precision,
+        precision=spec.setting.precision,
         rounds=len(ratios),
         overhead=bootstrap_median(ratios),
         base_step_ms=step_ms[BASE],

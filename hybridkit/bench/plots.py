@@ -8,19 +8,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from hybridkit.bench.arena import methods as arena
-from hybridkit.bench.convergence import ConvergenceResult, MethodResult
+from hybridkit.bench.convergence.methods import BASELINE, TUNED
+from hybridkit.bench.convergence.methods import OURS as METHOD
+from hybridkit.bench.convergence.summary import ConvergenceResult, MethodResult
 from hybridkit.bench.inference import InferenceResult, LatencyResult
 from hybridkit.bench.quantization import QuantizationResult
 from hybridkit.bench.results import BenchResults
-from hybridkit.bench.runs import BASELINE, HYBRID
 from hybridkit.bench.variants import NAMES
 
 # Okabe and Ito's palette: distinct also for readers who do not see all colours.
 OURS: Final = "#D55E00"
 ADAMW: Final = "#555555"
 RIVALS: Final = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-TRAINED: Final = {BASELINE: ADAMW, HYBRID: OURS}
+TRAINED: Final = {TUNED: ADAMW, METHOD: OURS}
 AFTERWARDS: Final = "#56B4E9"
 PEERS: Final = dict(zip(NAMES, ("#B08A5B", "#555555", "#0072B2", "#009E73", "#CC79A7"), strict=True))
 
@@ -70,7 +70,7 @@ def draw_convergence(figure: Any, result: ConvergenceResult) -> None:
     precisions = list(dict.fromkeys(row.precision for row in result.methods))
     rivals = list(dict.fromkeys(row.method for row in result.methods if row.tuning))
     colours = {name: RIVALS[i % len(RIVALS)] for i, name in enumerate(rivals)}
-    colours |= {arena.BASELINE: ADAMW, arena.OURS: OURS}
+    colours |= {BASELINE: ADAMW, METHOD: OURS}
     panels = figure.subplots(1, len(precisions), squeeze=False, sharey=True)[0]
     for panel, precision in zip(panels, precisions, strict=True):
         for row in (r for r in result.methods if r.precision == precision):
@@ -84,7 +84,7 @@ def draw_convergence(figure: Any, result: ConvergenceResult) -> None:
 
 
 def _curve(panel: Any, row: MethodResult, colour: str) -> None:
-    curve, style = row.curve, "-" if row.method == arena.OURS else "--"
+    curve, style = row.curve, "-" if row.method == METHOD else "--"
     label = f"{row.method} ({row.lr:g})"
     panel.plot(curve.steps, curve.median, style, color=colour, label=label, linewidth=1.6)
     panel.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
@@ -117,10 +117,10 @@ def draw_errors(figure: Any, result: QuantizationResult) -> None:
         panel.set(title=f"{precision} weights", ylim=(0, 1.15 * max(row.error.high for row in rows)))
         panel.grid(alpha=0.3, axis="y")
         panel.set_axisbelow(True)
-    panels[0].set_ylabel("relative squared output error")
+    panels[0].set_ylabel("squared relative output error")
     figure.suptitle(
-        f"{result.task}: packed network against its fp32 twin, median of {len(result.seeds)} seeds, "
-        "95 % intervals"
+        f"{result.task}: packed network against its full-precision counterpart, "
+        f"median of {len(result.seeds)} seeds, 95 % intervals"
     )
 
 

@@ -10,6 +10,7 @@ from hybridkit.bench.variants import Variant
 from hybridkit.errors import HybridkitError, UsageError
 
 SAMPLES: Final = 2048  # of the test data, at most
+BATCH: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +43,22 @@ def quality_of(variants: Sequence[Variant], metadata: Mapping[str, str]) -> Qual
 def _measure(variants: Sequence[Variant], name: str) -> Quality:
     import torch
 
+    from hybridkit.tasks.data import count, in_order
+    from hybridkit.tasks.protocol import collate_of, named_inputs
     from hybridkit.tasks.resolve import make_task
 
     task = make_task(name)
-    data = tuple(part[:SAMPLES] for part in task.splits().test)
-    values = {}
+    values, samples = {}, 0
     for variant in variants:
         runner = variant.session(1)
-        names = [value.name for value in runner.get_inputs()]
-        total = 0.0
-        for start in range(0, len(data[0]), 256):
-            batch = tuple(part[start : start + 256] for part in data)
-            given = {n: x.numpy() for n, x in zip(names, task.inputs(batch), strict=True)}
+        total, samples = 0.0, 0
+        for batch in in_order(task.splits().test, BATCH, collate_of(task)):
+            given = {name: x.numpy() for name, x in named_inputs(task, batch).items()}
             output = torch.from_numpy(runner.run(None, given)[0])
             scores = {"loss": float(task.loss(output, batch)), **task.metrics(output, batch)}
-            total += float(scores[task.metric]) * len(batch[0])
-        values[variant.name] = total / len(data[0])
-    return Quality(name, task.metric, len(data[0]), values, "")
+            total += float(scores[task.metric]) * count(batch)
+            samples += count(batch)
+            if samples >= SAMPLES:
+                break
+        values[variant.name] = total / samples
+    return Quality(name, task.metric, samples, values, "")

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from hybridkit import __version__
 from hybridkit.bench.claims import ClaimResult
-from hybridkit.bench.convergence import ConvergenceResult
+from hybridkit.bench.convergence.summary import ConvergenceResult
 from hybridkit.bench.inference import InferenceResult
 from hybridkit.bench.machine import Machine
 from hybridkit.bench.overhead import OverheadResult

@@ -1,4 +1,4 @@
-"""Medians with bootstrap intervals, percentiles and relative errors. NumPy only."""
+"""Medians with bootstrap intervals, percentiles and squared relative errors. NumPy only."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _median(
         return np.where(lower == upper, lower, lower / 2 + upper / 2)
 
 
-def relative_error(output: Any, reference: Any) -> float:
+def squared_relative_error(output: Any, reference: Any) -> float:
     """||output - reference||^2 / ||reference||^2 in double precision, for arrays of one shape."""
     reference = np.asarray(reference, np.float64)
     difference = np.asarray(output, np.float64) - reference

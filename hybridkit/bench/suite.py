@@ -9,24 +9,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from hybridkit.bench.arena.findings import findings
-from hybridkit.bench.arena.methods import TUNED
-from hybridkit.bench.arena.plan import Plan, small
-from hybridkit.bench.arena.run import Progress, Trials, gather, tune
-from hybridkit.bench.arena.store import trial_store
-from hybridkit.bench.arena.suitable import suited
-from hybridkit.bench.arena.trials import run
 from hybridkit.bench.claims import judge
-from hybridkit.bench.convergence import ConvergenceResult, summarise
+from hybridkit.bench.convergence.findings import findings
+from hybridkit.bench.convergence.methods import METHODS, OURS, TUNED
+from hybridkit.bench.convergence.plan import Plan, small
+from hybridkit.bench.convergence.run import Progress, Trials, gather, step_times, tune
+from hybridkit.bench.convergence.store import plain_store, trial_store
+from hybridkit.bench.convergence.suitable import suited
+from hybridkit.bench.convergence.summary import ConvergenceResult, summarise
+from hybridkit.bench.convergence.trials import Trial, run
 from hybridkit.bench.exported import export_trained
 from hybridkit.bench.inference import InferenceResult, measure_inference, steps
 from hybridkit.bench.latency import Effort
 from hybridkit.bench.machine import available_cores, this_machine
-from hybridkit.bench.overhead import OverheadResult, OverheadSpec, measure_overhead
+from hybridkit.bench.overhead import OverheadResult
 from hybridkit.bench.pool import Runs, processes
-from hybridkit.bench.quantization import QuantizationPlan, QuantizationResult, measure_quantization
+from hybridkit.bench.quantization import (
+    QuantisedRecord,
+    QuantisedTrial,
+    QuantizationPlan,
+    QuantizationResult,
+    measure_quantised,
+    measure_quantization,
+)
 from hybridkit.bench.results import BenchResults, Settings
-from hybridkit.bench.runs import HYBRID, RunRecord, RunSpec, measure_run
 from hybridkit.registry import registry
 
 Section = Literal["convergence", "quantization", "inference"]
@@ -41,7 +47,7 @@ class Request:
     """What to measure. `model`: the file whose inference is measured; None trains and exports one.
 
     grid: learning rates tried for a rival. rounds: of timing the overhead. trials: the file that keeps the
-    runs of convergence.
+    runs of convergence; those of quantisation are beside it.
     """
 
     sections: tuple[Section, ...] = SECTIONS
@@ -83,7 +89,8 @@ def run_bench(request: Request, progress: Progress) -> BenchResults:
         plan, metric = _plan(request)
         convergence, quantization = _training(request, plan, metric, workers, progress)
         if convergence:
-            overheads = _overheads(request, plan, progress)
+            timed = replace(plan, rounds=request.rounds)
+            overheads = list(step_times(timed, request.trials, progress).values())
     if "inference" in request.sections:
         inference = _inference(request, threads, progress)
     return BenchResults(
@@ -106,7 +113,7 @@ def run_bench(request: Request, progress: Progress) -> BenchResults:
 
 
 def _plan(request: Request) -> tuple[Plan, str]:
-    """What the arena does here, and the task's metric; counting the steps of an epoch loads the data."""
+    """What is compared here, and the task's metric; counting the steps of an epoch loads the data."""
     from hybridkit.tasks.resolve import make_task
     from hybridkit.training.config import TrainConfig
 
@@ -130,21 +137,13 @@ def _training(
         else:
             rates = tune(replace(plan, among=(TUNED,)), trials, progress)
         if "quantization" in request.sections:
-            tuned = {cell.precision: rates[cell, TUNED] for cell in plan.cells}
-            compared = QuantizationPlan(request.task, plan.seeds, request.epochs, tuned["ternary"])
-            runs: Runs[RunSpec, RunRecord] = Runs(measure_run, executor)
-            quantization = measure_quantization(
-                compared, runs, progress("Quantisation", len(compared.runs()))
-            )
+            ternary, full = plan.settings
+            compared = QuantizationPlan(full, plan.seeds, request.epochs, rates[ternary, TUNED])
+            kept = plain_store(request.trials.with_name("quantised.jsonl"), QuantisedRecord)
+            runs: Runs[QuantisedTrial, QuantisedRecord] = Runs(measure_quantised, executor, kept)
+            missing = len(runs.missing(compared.trials()))
+            quantization = measure_quantization(compared, runs, progress("Quantisation", missing))
     return convergence, quantization
-
-
-def _overheads(request: Request, plan: Plan, progress: Progress) -> list[OverheadResult]:
-    """One process, and nothing else at the same time."""
-    specs = [OverheadSpec(cell, request.rounds) for cell in plan.cells]
-    with processes(1) as executor:
-        runs: Runs[OverheadSpec, OverheadResult] = Runs(measure_overhead, executor)
-        return list(runs.get(specs, progress("Overhead", len(specs))).values())
 
 
 def _inference(request: Request, threads: Sequence[int], progress: Progress) -> InferenceResult:
@@ -153,8 +152,8 @@ def _inference(request: Request, threads: Sequence[int], progress: Progress) -> 
         return measure_inference(request.model, threads=threads, effort=request.effort, tick=tick)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{request.task.replace(':', '-')}-ternary.onnx"
-        spec = RunSpec(request.task, HYBRID, "ternary", seed=0, epochs=request.epochs)
+        trial = Trial(_plan(request)[0].settings[0], METHODS[OURS], seed=0)
         with processes(1) as executor:
-            executor.submit(export_trained, spec, str(path)).result()
+            executor.submit(export_trained, trial, str(path)).result()
         tick()
         return measure_inference(path, threads=threads, effort=request.effort, tick=tick)

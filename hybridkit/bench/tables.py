@@ -1,4 +1,4 @@
-"""Every table of a bench as text cells: the terminal and the documents render the same ones."""
+"""Every table of a bench as text settings: the terminal and the documents render the same ones."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hybridkit.bench import format
-from hybridkit.bench.arena.methods import OURS
-from hybridkit.bench.convergence import ConvergenceResult
+from hybridkit.bench.convergence.methods import OURS
+from hybridkit.bench.convergence.summary import ConvergenceResult
 from hybridkit.bench.inference import InferenceResult
 from hybridkit.bench.layers import REFERENCE, SLOW
 from hybridkit.bench.quantization import QuantizationResult
@@ -117,11 +117,13 @@ def error_table(result: QuantizationResult) -> TextTable:
     ]
     return TextTable(
         f"Quantisation error on {result.task}: {len(result.seeds)} seeds, {result.epochs} epochs",
-        ("weights", "method", "error", f"test {result.metric}", f"fp32 twin's {result.metric}"),
+        ("weights", "method", "error", f"test {result.metric}", f"counterpart's {result.metric}"),
         rows,
         [
-            "error = ||logits(packed) - logits(fp32 twin)||^2 / ||logits(fp32 twin)||^2 on test data. The "
-            "twin has the same arm, seed and steps, and starts from the same weights."
+            "error: squared relative, ||logits(packed) - logits(counterpart)||^2 / ||logits(counterpart)||^2 "
+            "on test data. The counterpart is the same method, seed and steps in full precision, from the "
+            "same weights. It is no rounding error alone: two full-precision runs that differ in the order "
+            "of their batches differ by about as much."
         ],
     )
 
@@ -162,7 +164,7 @@ def file_table(result: InferenceResult) -> TextTable:
     notes = list(result.notes)
     if result.output_error is not None:
         notes.append(
-            f"Relative squared difference of the outputs on random inputs: {result.output_error:.2e}."
+            f"Squared relative difference of the outputs on random inputs: {result.output_error:.2e}."
         )
     metric = f"{result.metric} ({result.samples} test samples)" if result.metric else "metric"
     return TextTable(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hybridkit.cli._shared import ConfigOption, JsonOption, console, emit_json, progress
+from hybridkit.cli._shared import ConfigOption, JsonOption, console, emit_json, progress, read_config
 from hybridkit.errors import UsageError
 from hybridkit.options import nearest
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from hybridkit.bench.convergence.methods import Method
+    from hybridkit.bench.convergence.plan import Plan
     from hybridkit.bench.pool import Tick
     from hybridkit.bench.results import BenchResults
     from hybridkit.bench.tables import TextTable
@@ -95,6 +97,27 @@ def command(
             rich_help_panel=WHAT,
         ),
     ] = False,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=KIND:STRATEGY,...",
+            help="A method of yours among the rivals of convergence: optimizer:torch.optim:NAdam,"
+            "lr_controller:cosine,optimizer.momentum_decay=0.01; may be given several times.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    methods: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The same as tables of a TOML or YAML file.", rich_help_panel=WHAT),
+    ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LR,LR,...",
+            help="Learning rates tried for methods of yours (default: those of the AdamW rivals).",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
     out: Annotated[
         Path,
         typer.Option(metavar="DIR", help="Where results.json and the plots go.", rich_help_panel=HOW),
@@ -113,10 +136,13 @@ def command(
             raise UsageError(
                 "convergence has lengths of its own and one thread a run: drop --epochs, --threads"
             )
-        _arena(task, seeds, steps, batch_size, quick, full, out, json)
+        plan = _plan(task, seeds, steps, batch_size, quick, full, _custom(method, methods, grid))
+        _convergence(plan, out, json)
         return
-    if full or steps or batch_size:
-        raise UsageError("--full, --steps and --batch-size are for hybridkit bench convergence")
+    if full or steps or batch_size or method or methods or grid:
+        raise UsageError(
+            "--full, --steps, --batch-size, --method, --methods, --grid are for hybridkit bench convergence"
+        )
 
     from hybridkit.bench.suite import Request, run_bench
 
@@ -140,28 +166,40 @@ def command(
         _print(results)
 
 
-def _arena(
+def _custom(method: list[str] | None, file: Path | None, grid: str | None) -> tuple[Method, ...]:
+    """The methods that the user brought along. Raises UsageError or FileError for what is none."""
+    if not (method or file):
+        if grid:
+            raise UsageError("--grid is for --method: the rivals have grids of their own")
+        return ()
+    from hybridkit.bench.convergence.custom import custom_methods, parse_grid
+
+    return custom_methods(method or (), read_config(file) if file else {}, parse_grid(grid) if grid else ())
+
+
+def _plan(
     task: str | None,
     seeds: int,
     steps: int | None,
     batch_size: int | None,
     quick: bool,
     full: bool,
-    out: Path,
-    json: bool,
-) -> None:
-    from hybridkit.bench.arena.plan import core
-    from hybridkit.bench.arena.plan import quick as quick_plan
-    from hybridkit.bench.arena.report import save, tables, to_json
-    from hybridkit.bench.arena.run import run_arena
+    custom: Sequence[Method],
+) -> Plan:
+    from hybridkit.bench.convergence import plan
 
     if quick and task is None:
         task = "digits"
-    plan = core(seeds, task, steps=steps, batch_size=batch_size, full=full)
-    if quick:
-        plan = quick_plan(plan)
+    found = plan.core(seeds, task, steps=steps, batch_size=batch_size, full=full, custom=custom)
+    return plan.quick(found) if quick else found
+
+
+def _convergence(plan: Plan, out: Path, json: bool) -> None:
+    from hybridkit.bench.convergence.report import save, tables, to_json
+    from hybridkit.bench.convergence.run import run_convergence
+
     with progress() as display:
-        report = run_arena(plan, out / TRIALS, _bars(display))
+        report = run_convergence(plan, out / TRIALS, _bars(display))
     print(f"written: {', '.join(str(path) for path in save(report, out))}", file=sys.stderr)
     if json:
         emit_json("bench", to_json(report))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -71,7 +72,8 @@ def in_order(data: Data, batch_size: int, collate: Collate | None = None) -> Ite
     for start in range(0, samples_in, batch_size):
         end = min(start + batch_size, samples_in)
         if in_memory(data):  # a view, where an index would copy
-            yield map_tensors(lambda tensor, a=start, b=end: tensor[a:b], data)
+            rows = slice(start, end)
+            yield map_tensors(itemgetter(rows), data)
         else:
             yield take(data, range(start, end), collate)
 

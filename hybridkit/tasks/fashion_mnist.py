@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from hybridkit.errors import FileError
 from hybridkit.options import option
+from hybridkit.tasks.data import Batch
 from hybridkit.tasks.idx import read_idx
 from hybridkit.tasks.models.cnn import ConvNet
-from hybridkit.tasks.data import Batch
 from hybridkit.tasks.protocol import Splits
 from hybridkit.tasks.splits import stratified_indices
 from hybridkit.tasks.supervised import SupervisedTask

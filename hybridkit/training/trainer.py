@@ -195,7 +195,9 @@ class Trainer:
         config, data, collate = self.config, self.task.splits().train, collate_of(self.task)
         if is_stream(data):
             return Streamed(data, config.batch_size, config.max_steps, collate)
-        return Sampled(data, make_sampler(config.sampler, self.labels, config.batch_size, config.seed), collate)
+        return Sampled(
+            data, make_sampler(config.sampler, self.labels, config.batch_size, config.seed), collate
+        )
 
     def _restored_labels(self, state: RunState) -> Any:
         data = self.task.splits().train

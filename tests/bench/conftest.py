@@ -6,22 +6,21 @@ from concurrent.futures import Future
 
 import pytest
 
-from hybridkit.bench.arena.cells import Cell
-from hybridkit.bench.arena.findings import findings
-from hybridkit.bench.arena.methods import TUNED
-from hybridkit.bench.arena.plan import small
-from hybridkit.bench.arena.run import gather
-from hybridkit.bench.arena.trials import run
 from hybridkit.bench.claims import judge
-from hybridkit.bench.convergence import summarise
+from hybridkit.bench.convergence.findings import findings
+from hybridkit.bench.convergence.methods import METHODS, OURS, TUNED
+from hybridkit.bench.convergence.plan import small
+from hybridkit.bench.convergence.run import gather
+from hybridkit.bench.convergence.settings import Setting
+from hybridkit.bench.convergence.summary import summarise
+from hybridkit.bench.convergence.trials import Trial, run
 from hybridkit.bench.inference import measure_inference
 from hybridkit.bench.latency import Effort
 from hybridkit.bench.machine import this_machine
 from hybridkit.bench.overhead import OverheadSpec, measure_overhead
 from hybridkit.bench.pool import Runs
-from hybridkit.bench.quantization import QuantizationPlan, measure_quantization
+from hybridkit.bench.quantization import QuantizationPlan, measure_quantised, measure_quantization
 from hybridkit.bench.results import BenchResults, Settings
-from hybridkit.bench.runs import HYBRID, RunSpec, measure_run
 
 TASK = "bench_tiny_task:tiny"
 LEAST = Effort(rounds=1, seconds=0.001)
@@ -59,9 +58,9 @@ def converged():
 @pytest.fixture(scope="session")
 def quantised(converged):
     """plan, runs, quantisation result."""
-    rates = {cell.precision: converged[2][cell, TUNED] for cell in converged[0].cells}
-    plan = QuantizationPlan(TASK, (0, 1), 1, rates["ternary"])
-    runs = Runs(measure_run, None)
+    ternary, full = converged[0].settings
+    plan = QuantizationPlan(full, (0, 1), 1, converged[2][ternary, TUNED])
+    runs = Runs(measure_quantised, None)
     return plan, runs, measure_quantization(plan, runs, _ignore)
 
 
@@ -71,7 +70,7 @@ def exported(tmp_path_factory):
     from hybridkit.bench.exported import export_trained
 
     path = tmp_path_factory.mktemp("exported") / "digits.onnx"
-    export_trained(RunSpec("digits", HYBRID, "ternary", 0, 1), str(path))
+    export_trained(Trial(Setting("digits", "ternary", 40, 32), METHODS[OURS], 0), str(path))
     return path
 
 
@@ -85,7 +84,7 @@ def inference(exported):
 def results(converged, quantised, inference):
     """A whole result document."""
     convergence, quantization = converged[-1], quantised[-1]
-    overheads = [measure_overhead(OverheadSpec(Cell(TASK, "ternary", 5, 32), 2))]
+    overheads = [measure_overhead(OverheadSpec(Setting(TASK, "ternary", 5, 32), 2))]
     return BenchResults(
         machine=this_machine(),
         settings=Settings(["convergence", "quantization", "inference"], TASK, [0, 1], 1, 1, [1]),

@@ -1,4 +1,4 @@
-"""What the whole bench makes of the arena's findings, and the machinery of its runs."""
+"""What the whole bench makes of the comparison's findings, and the machinery of its runs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ import statistics
 
 import pytest
 
-from hybridkit.bench.arena.methods import BASELINE, COSINE, MUON, OURS, RIVALS, TUNED
-from hybridkit.bench.arena.trials import Trial
-from hybridkit.bench.convergence import curve, summarise
+from hybridkit.bench.convergence.methods import BASELINE, COSINE, MUON, OURS, RIVALS, TUNED
+from hybridkit.bench.convergence.summary import curve, summarise
 from hybridkit.bench.pool import Runs, processes
-from hybridkit.bench.runs import BASELINE as ADAMW
-from hybridkit.bench.runs import HYBRID, RunSpec
-from hybridkit.errors import UsageError
 
 
 def own(converged, row):
     plan, trials, rates, *_ = converged
-    cell = next(cell for cell in plan.cells if cell.precision == row.precision)
-    lr = rates[cell, row.method] if row.method in RIVALS else None
-    return [trials.results[Trial(cell, row.method, seed, lr)] for seed in plan.seeds]
+    setting = next(s for s in plan.settings if s.precision == row.precision)
+    lr = rates[setting, row.method] if row.method in RIVALS else None
+    return [trials.results[plan.trial(setting, row.method, seed, lr)] for seed in plan.seeds]
 
 
 def test_every_method_starts_from_the_same_weights(converged):
@@ -71,10 +67,10 @@ def test_the_baseline_is_the_tuned_one_and_no_lower_than_itself(converged):
 def test_steps_saved_are_one_minus_the_share_that_was_needed(converged):
     *_, found, result = converged
     for row in (r for r in result.methods if r.method != OURS):
-        [cell] = [f for f in found if f.cell.precision == row.precision]
-        needed = cell.steps[row.method]
+        [setting] = [f for f in found if f.setting.precision == row.precision]
+        needed = setting.steps[row.method]
         assert (row.fewer_steps.median, row.fewer_steps.low) == (1 - needed.median, 1 - needed.high)
-        assert row.reached == cell.reached[row.method]
+        assert row.reached == setting.reached[row.method]
         assert row.fewer_steps.median == -math.inf or row.reached >= 1
 
 
@@ -84,25 +80,19 @@ def test_a_curve_that_broke_off_is_left_out():
     assert found.median == [3.0, 2.0]
 
 
-def test_a_run_is_the_same_when_it_is_repeated(quantised):
-    _, runs, _ = quantised
-    spec = next(spec for spec in runs.results if spec.arm == HYBRID and spec.precision == "ternary")
-    again = runs.measure(spec)
-    assert again.logits.tobytes() == runs.results[spec].logits.tobytes()
+def test_a_comparison_is_the_same_when_it_is_repeated(quantised):
+    plan, runs, _ = quantised
+    trial = plan.trial(OURS, 0)
+    assert runs.measure(trial) == runs.results[trial]
 
 
 def test_the_constrained_share_is_what_the_run_logs(converged, tmp_path):
     from hybridkit.training.loop import train
 
     plan, trials, *_ = converged
-    trial = Trial(plan.cells[0], OURS, 0)
+    trial = plan.trial(plan.settings[0], OURS, 0)
     result = train(trial.config(), run_dir=tmp_path)
     assert result.summary.constraint_activation_rate == pytest.approx(trials.results[trial].active)
-
-
-def test_an_unknown_task_is_a_usage_error():
-    with pytest.raises(UsageError, match="did you mean 'digits'"):
-        RunSpec("digit", ADAMW, "fp32", 0, 1).config()
 
 
 def test_results_come_in_the_order_asked_for_and_ticks_count_what_was_measured():

@@ -8,63 +8,71 @@ import statistics
 import numpy as np
 import pytest
 
-from hybridkit.bench.quantization import LOW_BITS
-from hybridkit.bench.runs import AFTERWARDS, BASELINE, CODECS, HYBRID
-from hybridkit.bench.statistics import relative_error
+from hybridkit.bench.convergence.methods import OURS, TUNED
+from hybridkit.bench.convergence.store import plain_store
+from hybridkit.bench.convergence.trials import trained
+from hybridkit.bench.pool import Runs
+from hybridkit.bench.quantization import AFTERWARDS, CODECS, LOW_BITS, QuantisedRecord, measure_quantization
+from hybridkit.bench.statistics import squared_relative_error
 from hybridkit.quant.convert import convert
-from hybridkit.training.trainer import Trainer
+from hybridkit.training.evaluation import outputs
+from hybridkit.training.packed import packed_twin
 
 
-def test_the_error_is_the_relative_squared_distance():
+def test_the_error_is_the_squared_relative_distance():
     reference, output = np.array([[3.0, 4.0]]), np.array([[3.0, 3.0]])
-    assert relative_error(output, reference) == pytest.approx(1 / 25)
-    assert relative_error(reference, reference) == 0
+    assert squared_relative_error(output, reference) == pytest.approx(1 / 25)
+    assert squared_relative_error(reference, reference) == 0
 
 
-def test_errors_are_measured_against_the_twin_of_the_same_arm_and_seed(quantised):
-    plan, runs, result = quantised
-    for row in result.errors:
-        if not row.trained:
-            continue
-        errors = []
-        for seed in plan.seeds:
-            twin = runs.results[plan.run(row.method, "fp32", seed)]
-            own = runs.results[plan.run(row.method, row.precision, seed)]
-            assert own.initial == twin.initial
-            difference = own.packed[row.precision][0].logits.astype(float) - twin.logits
-            errors.append((difference**2).sum() / (twin.logits.astype(float) ** 2).sum())
-        assert row.error.median == pytest.approx(statistics.median(errors))
+def logits(trainer, model):
+    return outputs(model, trainer.task, trainer.task.splits().test, batch_size=256).double().numpy()
 
 
-def test_what_trained_is_what_is_packed(quantised):
-    plan, runs, _ = quantised
-    for precision in LOW_BITS:
-        record = runs.results[plan.run(HYBRID, precision, 0)]
-        [packed] = record.packed[precision]
-        assert np.array_equal(packed.logits, record.logits)
+@pytest.mark.parametrize("method", [TUNED, OURS])
+def test_errors_are_measured_against_the_counterpart_of_the_same_method_and_seed(quantised, method):
+    plan, _, result = quantised
+    [row] = [r for r in result.errors if (r.precision, r.method) == ("ternary", method)]
+    errors = []
+    for seed in plan.seeds:
+        trial = plan.trial(method, seed)
+        full, own = trained(trial.full), trained(trial.quantised("ternary"))
+        packed = packed_twin(own.model, convert(own.model))
+        errors.append(squared_relative_error(logits(own, packed), logits(full, full.model)))
+        assert np.array_equal(logits(own, packed), logits(own, own.model))  # what trained is what is packed
+    assert row.error.median == pytest.approx(statistics.median(errors), rel=1e-4)
 
 
 def test_every_method_is_there_and_the_best_is_the_least(quantised):
     result = quantised[-1]
     for precision in LOW_BITS:
         rows = [row for row in result.errors if row.precision == precision]
-        assert [r.method for r in rows] == [BASELINE, HYBRID, *AFTERWARDS[precision]]
+        assert [r.method for r in rows] == [TUNED, OURS, *AFTERWARDS[precision]]
         after = {r.method: r.error.median for r in rows if not r.trained}
         assert result.best_afterwards[precision] == min(after, key=after.get)
-        assert [r.method for r in rows if r.less_than_adamw] == [HYBRID]
+        assert [r.method for r in rows if r.less_than_adamw] == [OURS]
     assert {(s.precision, s.codec) for s in result.sizes} == {(p, c) for p in LOW_BITS for c in CODECS[p]}
+
+
+def test_what_was_measured_is_kept(quantised, tmp_path):
+    plan, runs, result = quantised
+    kept = plain_store(tmp_path / "quantised.jsonl", QuantisedRecord)
+    for trial, record in runs.results.items():
+        kept.add(trial, record)
+    again = Runs(None, None, plain_store(kept.path, QuantisedRecord))  # measures nothing
+    assert measure_quantization(plan, again, lambda: None) == result
 
 
 def test_sizes_are_those_of_the_files(quantised, tmp_path):
     from safetensors.torch import save_file
 
     plan, _, result = quantised
-    trainer = Trainer.seeded(plan.run(HYBRID, "ternary", 0).config())
-    fp32 = Trainer.seeded(plan.run(HYBRID, "fp32", 0).config())
+    trial = plan.trial(OURS, 0)
+    own, fp32 = trained(trial.quantised("ternary")), trained(trial.full)
     save_file(copy.deepcopy(fp32.model.state_dict()), tmp_path / "fp32.safetensors", {"format": "pt"})
     for size in (s for s in result.sizes if s.precision == "ternary"):
         path = tmp_path / f"{size.codec}.hk.safetensors"
-        convert(trainer.model, codec=size.codec).save(path)
+        convert(own.model, codec=size.codec).save(path)
         assert size.sizes.fp32_bytes == (tmp_path / "fp32.safetensors").stat().st_size
         assert size.sizes.file_bytes == pytest.approx(
             path.stat().st_size, abs=32

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from hybridkit.bench import claims, format, plots, tables
-from hybridkit.bench.arena.cells import Cell
+from hybridkit.bench.convergence.settings import Setting
 from hybridkit.bench.overhead import ADAMW, BASE, HYBRID, STEPS, OverheadSpec, summarise
 from hybridkit.bench.results import from_json, read, save, to_json
 from hybridkit.bench.statistics import Interval
@@ -99,7 +99,7 @@ def test_sections_that_were_not_measured_claim_nothing(converged, quantised):
 
 
 def test_the_overhead_is_that_on_top_of_the_base_optimizer_alone():
-    spec = OverheadSpec(Cell("digits", "fp32", 400, 32), 3)
+    spec = OverheadSpec(Setting("digits", "fp32", 400, 32), 3)
     assert {
         which: (c.optimizer, c.uses_hybrid_optimizer)
         for which in (ADAMW, BASE, HYBRID)

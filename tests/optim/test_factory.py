@@ -6,11 +6,11 @@ import inspect
 
 import pytest
 import torch
+from hybridkit.clustering.batches import take
 from small_networks import batch, mlp, same_bits, take_step, train, values
 
 import hybridkit
 from hybridkit.ancestor.config import HybridTrainingConfig
-from hybridkit.clustering.batches import take
 from hybridkit.clustering.samplers import make_sampler
 from hybridkit.errors import UsageError
 from hybridkit.optim.controllers.aux_nn import AuxNN

@@ -86,7 +86,9 @@ def test_who_is_watched():
 
 
 def test_a_controller_that_leaves_its_bounds_is_not_a_gradient_that_is_not_finite():
-    trainer = Trainer.seeded(resolve(task="digits", hybrid=True, lr_controller=f"{HERE}:Escaping", max_steps=2))
+    trainer = Trainer.seeded(
+        resolve(task="digits", hybrid=True, lr_controller=f"{HERE}:Escaping", max_steps=2)
+    )
     with pytest.raises(HybridkitError, match=r"Escaping proposed .* bounds are 0\.5 to 2\.0") as caught:
         trainer.step()
     assert not isinstance(caught.value, DivergedError)

@@ -1,4 +1,4 @@
-"""The arena: what is run, what is kept, what the findings say."""
+"""The comparison of methods: what is run, what is kept, what the findings say."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from hybridkit.bench.arena import run as arena_run
-from hybridkit.bench.arena import store as stores
-from hybridkit.bench.arena.cells import CORE, Cell
-from hybridkit.bench.arena.extras import EXTRAS, Extra, best_rivals
-from hybridkit.bench.arena.findings import CellFindings, findings, rankings, share_to_reach
-from hybridkit.bench.arena.longtail import thinned
-from hybridkit.bench.arena.methods import (
+from hybridkit.bench.convergence import run as running
+from hybridkit.bench.convergence.extras import EXTRAS, Extra
+from hybridkit.bench.convergence.findings import Findings, best_rivals, findings, rankings, share_to_reach
+from hybridkit.bench.convergence.longtail import thinned
+from hybridkit.bench.convergence.methods import (
     BALANCED,
     BASELINE,
     COSINE,
@@ -30,20 +28,28 @@ from hybridkit.bench.arena.methods import (
     TUNED,
     UNCONSTRAINED,
 )
-from hybridkit.bench.arena.numbers import numbers
-from hybridkit.bench.arena.plan import Plan, best_rates, core, quick
-from hybridkit.bench.arena.report import Report, cell_table, save, tables, to_html, to_json
-from hybridkit.bench.arena.store import trial_store
-from hybridkit.bench.arena.suitable import suited
-from hybridkit.bench.arena.trials import Record, Trial, run, some
+from hybridkit.bench.convergence.numbers import numbers
+from hybridkit.bench.convergence.plan import Plan, best_rates, core, quick
+from hybridkit.bench.convergence.report import Report, save, setting_table, tables, to_html, to_json
+from hybridkit.bench.convergence.settings import CORE, Setting
+from hybridkit.bench.convergence.store import trial_store
+from hybridkit.bench.convergence.suitable import suited
+from hybridkit.bench.convergence.trials import Record, Trial, part_of, run
 from hybridkit.bench.machine import this_machine
 from hybridkit.bench.overhead import OverheadResult
 from hybridkit.bench.statistics import Interval
-from hybridkit.errors import UsageError
+from hybridkit.errors import FileError, UsageError
 from hybridkit.options import describe_options
 from hybridkit.registry import registry
+from hybridkit.tasks.resolve import make_task
+from hybridkit.training.config import resolve
+from hybridkit.training.trainer import Trainer
 
-DIGITS = Cell("digits", "ternary", 20, 32)
+DIGITS = Setting("digits", "ternary", 20, 32)
+
+
+def trial_of(setting: Setting, method: str, seed: int, lr: float | None = None, **more: float) -> Trial:
+    return Trial(setting, METHODS[method], seed, lr, **more)
 
 
 def record(loss: float, seconds: float = 1.0, error: float | None = None) -> Record:
@@ -56,14 +62,14 @@ def made_up(plan: Plan, of_ours: float, of_others: float) -> dict[Trial, Record]
     trials = [*plan.ours(), *plan.horizons(), *plan.tuning(), *plan.mistakes(), *plan.heat()]
     found = {}
     for t in trials:
-        base = of_others if t.method in RIVALS or t.method == BASELINE else of_ours
-        loss = (base + (abs(math.log10(t.lr / 3e-3)) if t.method in RIVALS else 0)) / t.share
-        found[t] = record(loss, error=base / 10 if t.has_twin else None)
+        base = of_others if t.method.name in RIVALS or t.method.name == BASELINE else of_ours
+        loss = (base + (abs(math.log10(t.lr / 3e-3)) if t.method.name in RIVALS else 0)) / t.share
+        found[t] = record(loss, error=base / 10 if t.is_compared else None)
     found |= {t: found.get(t, record(of_others)) for t in plan.tuned(best_rates(plan, found))}
     return found
 
 
-PLAN = Plan([DIGITS, Cell("digits", "fp32", 20, 32)], range(3), shares=(0.5,), misset=(0.1, 10.0))
+PLAN = Plan([DIGITS, Setting("digits", "fp32", 20, 32)], range(3), shares=(0.5,), misset=(0.1, 10.0))
 
 
 def test_shares_to_a_loss_are_interpolated_between_runs():
@@ -124,12 +130,12 @@ def test_ablations_are_for_the_precisions_where_they_make_sense():
     assert full.less_error is None
 
 
-@pytest.mark.parametrize("cell", CORE[:2], ids=str)
-def test_every_ablation_changes_something_and_every_method_is_valid(cell):
+@pytest.mark.parametrize("setting", CORE[:2], ids=str)
+def test_every_ablation_changes_something_and_every_method_is_valid(setting):
     """Also where an option is spelled out that is the default."""
 
     def meaning(method: str) -> object:
-        config = Trial(cell, method, 0).config()
+        config = trial_of(setting, method, 0).config()
         options = {}
         for kind in ("lr_controller", "optimizer", "constraint", "clusterer", "quantizer"):
             if (name := getattr(config, kind)) is not None:
@@ -137,14 +143,14 @@ def test_every_ablation_changes_something_and_every_method_is_valid(cell):
                 options[kind] = {n: info.default for n, info in known.items()} | config.strategy_options(kind)
         return repr(dataclasses.replace(config, options=options))
 
-    own = core().own(cell)
+    own = core().own(setting)
     assert len({meaning(method) for method in own}) == len(own)
 
 
 def test_a_loss_that_is_infinite_on_both_sides_is_no_error():
     records = made_up(PLAN, 1.0, 2.0)
     for trial in list(records):
-        if trial.method in (OURS, BASELINE) and trial.seed == 0:
+        if trial.method.name in (OURS, BASELINE) and trial.seed == 0:
             records[trial] = Record(math.inf, math.nan, 1.0, ((0, 2.0),))
     found = findings(PLAN, records, best_rates(PLAN, records))[0]
     assert found.lower_loss.low == -math.inf
@@ -158,16 +164,16 @@ def test_numbers_say_met_and_missed():
         steps = [n for n in rows if n.claim.startswith("steps to the final loss of AdamW, constant")]
         assert [n.met for n in steps] == [met, met]
         assert all(n.met is None for n in rows if n.claim == "constrained steps")
-        errors = [n for n in rows if n.claim.startswith("lower quantisation error")]
-        assert [(n.cell, n.met) for n in errors] == [(DIGITS, met)]
+        errors = [n for n in rows if n.claim.startswith("lower squared relative error")]
+        assert [(n.setting, n.met) for n in errors] == [(DIGITS, met)]
 
 
 def test_the_overhead_has_a_limit_on_text_alone():
     for task, met in (("text", False), ("digits", None)):
-        plan = dataclasses.replace(PLAN, cells=[Cell(task, "fp32", 20, 32)])
+        plan = dataclasses.replace(PLAN, settings=[Setting(task, "fp32", 20, 32)])
         records = made_up(plan, 1.0, 2.0)
         time = OverheadResult("fp32", 2, Interval(0.2, 0.1, 0.3), 10.0, 12.0, 8.0, 0.1)
-        found = findings(plan, records, best_rates(plan, records), {plan.cells[0]: time})
+        found = findings(plan, records, best_rates(plan, records), {plan.settings[0]: time})
         [row] = [n for n in numbers(found) if n.claim.startswith("time of controller")]
         assert (row.measured.median, row.met) == (0.2, met)
         report = Report(this_machine(), plan, found, records)
@@ -178,7 +184,7 @@ def test_the_overhead_has_a_limit_on_text_alone():
 def test_a_diverged_rival_is_no_obstacle():
     records = made_up(PLAN, 1.0, 2.0)
     for trial in list(records):
-        if trial.method == "Prodigy":
+        if trial.method.name == "Prodigy":
             records[trial] = Record(math.inf, math.nan, 1.0, ((0, 2.0),))
     report = Report(
         this_machine(),
@@ -188,16 +194,16 @@ def test_a_diverged_rival_is_no_obstacle():
     )
     assert "diverged" in " ".join(cell for table in tables(report) for row in table.rows for cell in row)
     document = json.loads(json.dumps(to_json(report), allow_nan=False))
-    read = TypeAdapter(list[CellFindings]).validate_python(document["cells"])
-    assert [cell_table(found) for found in read] == [cell_table(found) for found in report.cells]
-    assert cell_table(read[0]).rows[-1][0] == "Prodigy"
+    read = TypeAdapter(list[Findings]).validate_python(document["settings"])
+    assert [setting_table(found) for found in read] == [setting_table(found) for found in report.settings]
+    assert setting_table(read[0]).rows[-1][0] == "Prodigy"
     page = to_html(report)
     assert page.count("<h2>") == 2
     assert "Prodigy" in page
 
 
 def test_the_store_keeps_what_was_run(tmp_path):
-    kept, trial = trial_store(tmp_path / "trials.jsonl"), Trial(DIGITS, OURS, 0, lr=0.1)
+    kept, trial = trial_store(tmp_path / "trials.jsonl"), trial_of(DIGITS, OURS, 0, lr=0.1)
     assert kept.find(trial) is None
     kept.add(trial, Record(math.inf, math.nan, 2.5, ((0, 1.5),), error=math.inf))
     with kept.path.open("a") as file:
@@ -207,56 +213,35 @@ def test_the_store_keeps_what_was_run(tmp_path):
     assert found.loss == math.inf
     assert found.error == math.inf
     assert found.curve == ((0, 1.5),)
-    assert trial_store(kept.path).find(Trial(DIGITS, OURS, 1, lr=0.1)) is None
+    again = trial_store(kept.path)
+    again.add(trial, record(1.0))  # behind the half line
+    assert trial_store(kept.path).find(trial) is not None
+    assert len(kept.path.read_text().splitlines()) == 3
+    assert trial_store(kept.path).find(trial_of(DIGITS, OURS, 1, lr=0.1)) is None
 
 
-def test_a_record_of_other_sources_does_not_count(tmp_path, monkeypatch):
-    kept, ours, theirs = trial_store(tmp_path / "t.jsonl"), Trial(DIGITS, OURS, 0), Trial(DIGITS, BASELINE, 0)
-    kept.add(ours, record(1.0))
-    kept.add(theirs, record(2.0))
-    before = stores.sources(False)
-    monkeypatch.setattr(stores, "sources", lambda mine, modules: "changed" if mine else before)
-    assert kept.find(ours) is None
-    assert kept.find(theirs) == record(2.0)
-
-
-def test_a_task_of_ones_own_counts_as_a_source(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    module = tmp_path / "own_arena_task.py"
-    found = []
-    for text in ("one = 1", "one = 2"):
-        module.write_text(text)
-        stores.sources.cache_clear()
-        found.append(stores.sources_of(Trial(Cell("own_arena_task:one", "fp32", 5, 32), BASELINE, 0)))
-    assert len({*found, stores.sources_of(Trial(DIGITS, BASELINE, 0))}) == 3
-
-
-def test_keys_of_old_records_hold():
-    old = (
-        '{"cell": {"batch_size": 32, "precision": "ternary", "steps": 20, "task": "digits"}, '
-        '"lr": 0.003, "method": "Muon, WSD", "radius": null, "seed": 1, "share": 1.0}'
-    )
-    assert Trial(DIGITS, MUON, 1, 3e-3).key() == old
-    teacher = dataclasses.replace(DIGITS, teacher="a:b")
-    different = {Trial(DIGITS, OURS, 1), Trial(DIGITS, OURS, 1, share=0.5), Trial(teacher, OURS, 1)}
-    assert len({trial.key() for trial in different}) == 3
+@pytest.mark.parametrize("line", ['{"trial": "of an older bench"}', '{"key": {}, "record": {}}', "[]", "1"])
+def test_a_store_of_something_else_is_one_line(line, tmp_path):
+    (tmp_path / "t.jsonl").write_text(f"{line}\n")
+    with pytest.raises(FileError, match=r"t\.jsonl, line 1: no result of this bench"):
+        trial_store(tmp_path / "t.jsonl")
 
 
 def test_plans_name_methods_that_exist():
     for plan in (core(), quick(core(task="digits"))):
         trials = {*plan.ours(), *plan.tuning(), *plan.horizons(), *plan.mistakes(), *plan.heat()}
-        assert {t.method for t in trials} <= set(METHODS)
-        assert {t.cell for t in trials} == set(plan.cells)
+        assert {t.method.name for t in trials} <= set(METHODS)
+        assert {t.setting for t in trials} == set(plan.settings)
     assert "SGD, cosine" not in core().rivals(CORE[0])
-    assert len(core(task="text").cells) == 2
+    assert len(core(task="text").settings) == 2
     assert core().extras == []
     assert core(full=True).extras == list(EXTRAS)
-    assert [e.cell.precision for e in core(task="digits", full=True).extras] == ["1-bit"]
+    assert [e.setting.precision for e in core(task="digits", full=True).extras] == ["1-bit"]
 
 
 def test_a_task_of_ones_own_has_the_length_that_is_asked_for():
-    assert core(task="a:b", steps=7, batch_size=3).cells == [
-        Cell("a:b", precision, 7, 3) for precision in ("fp32", "ternary")
+    assert core(task="a:b", steps=7, batch_size=3).settings == [
+        Setting("a:b", precision, 7, 3) for precision in ("fp32", "ternary")
     ]
     with pytest.raises(UsageError, match="nothing to add to a:b"):
         core(task="a:b", full=True)
@@ -267,12 +252,12 @@ def test_a_task_of_ones_own_has_the_length_that_is_asked_for():
 
 def test_a_network_of_convolutions_has_nothing_for_muon():
     plan = suited(core())
-    assert {c.task for c in plan.cells if MUON not in plan.rivals(c)} == {"fashion-mnist"}
-    assert {c.task for c in plan.cells if "SGD, cosine" in plan.rivals(c)} == {"fashion-mnist"}
+    assert {c.task for c in plan.settings if MUON not in plan.rivals(c)} == {"fashion-mnist"}
+    assert {c.task for c in plan.settings if "SGD, cosine" in plan.rivals(c)} == {"fashion-mnist"}
 
 
-def test_the_full_arena_has_what_was_asked_for():
-    names = {str(extra.cell) for extra in EXTRAS}
+def test_the_full_comparison_has_what_was_asked_for():
+    names = {str(extra.setting) for extra in EXTRAS}
     assert names == {
         "text (transformer-3m), fp32",
         "text (transformer-3m), ternary",
@@ -285,29 +270,32 @@ def test_the_full_arena_has_what_was_asked_for():
     }
     for extra in EXTRAS:
         assert extra.like in CORE
-        assert (BALANCED in extra.also) == ("long-tailed" in str(extra.cell))
+        assert (BALANCED in extra.also) == ("long-tailed" in str(extra.setting))
 
 
 def test_the_best_rivals_go_on_at_their_rates():
     records = made_up(PLAN, 1.0, 2.0)
     for trial in list(records):
-        if trial.method in (MUON, TUNED) and trial.lr == 3e-3:
+        if trial.method.name in (MUON, TUNED) and trial.lr == 3e-3:
             records[trial] = record(0.5)
     rates = best_rates(PLAN, records)
     found = findings(PLAN, records, rates)
     assert sorted(best_rivals(found, DIGITS)) == sorted([TUNED, MUON])
     without = dataclasses.replace(PLAN, unsuitable={DIGITS: [MUON]})
     apart = findings(without, records, rates)
-    assert best_rivals(apart, PLAN.cells[1])[0] in (TUNED, MUON)
+    assert best_rivals(apart, PLAN.settings[1])[0] in (TUNED, MUON)
     assert MUON not in best_rivals(apart, DIGITS)
 
-    cell = Cell("digits", "1-bit", 20, 32)
-    trials = Extra(cell, DIGITS, (BALANCED,)).trials([MUON], (0, 1), rates)
-    assert trials[MUON] == [Trial(cell, MUON, seed, 3e-3) for seed in (0, 1)]
-    assert trials[OURS] == [Trial(cell, OURS, seed) for seed in (0, 1)]
-    made = records | {t: record(2.0 if t.method == OURS else 1.0) for own in trials.values() for t in own}
+    setting = Setting("digits", "1-bit", 20, 32)
+    extended = dataclasses.replace(PLAN, seeds=(0, 1), extras=[Extra(setting, DIGITS, (BALANCED,))])
+    [trials] = extended.further({DIGITS: [MUON]}, rates)
+    assert trials[MUON] == [trial_of(setting, MUON, seed, 3e-3) for seed in (0, 1)]
+    assert trials[OURS] == [trial_of(setting, OURS, seed) for seed in (0, 1)]
+    made = records | {
+        t: record(2.0 if t.method.name == OURS else 1.0) for own in trials.values() for t in own
+    }
     [ranking] = rankings([trials], made)
-    assert ranking.cell == cell
+    assert ranking.setting == setting
     assert {s.method: (s.ratio.median, s.lr) for s in ranking.standings} == {
         OURS: (1.0, None),
         BALANCED: (0.5, None),
@@ -318,7 +306,7 @@ def test_the_best_rivals_go_on_at_their_rates():
     report = Report(this_machine(), plan, findings(plan, made, rates), made, [ranking])
     assert [table.title for table in tables(report)][-1].startswith("digits, 1-bit")
     assert to_html(report).count("<h2>") == 3
-    assert to_json(report)["extras"][0]["cell"]["precision"] == "1-bit"
+    assert to_json(report)["extras"][0]["setting"]["precision"] == "1-bit"
 
 
 def test_a_long_tail_is_thinned_exponentially_and_always_the_same():
@@ -335,8 +323,7 @@ def test_a_long_tail_is_thinned_exponentially_and_always_the_same():
 
 def test_the_long_tail_is_in_the_training_data_alone():
     pytest.importorskip("torch")
-    from hybridkit.bench.arena.longtail import fashion_mnist_long_tailed
-    from hybridkit.errors import FileError
+    from hybridkit.bench.convergence.longtail import fashion_mnist_long_tailed
     from hybridkit.tasks.fashion_mnist import FashionMNIST
 
     try:
@@ -353,19 +340,46 @@ def test_the_long_tail_is_in_the_training_data_alone():
     assert task.metric == "balanced_accuracy"
 
 
-def test_a_teacher_leaves_the_generators_alone(monkeypatch):
-    from hybridkit.bench.arena import teacher
+def test_a_teacher_is_prepared_once_loaded_by_whom_it_teaches_and_leaves_the_generators_alone(
+    tmp_path, monkeypatch
+):
+    from hybridkit.bench.convergence import teacher
 
-    real = teacher.resolve
-    monkeypatch.setattr(
-        teacher, "resolve", lambda **flags: real(**{**flags, "task": "digits", "max_steps": 2})
-    )
+    monkeypatch.setenv("HYBRIDKIT_BENCH_CACHE", str(tmp_path))
+    brief = resolve(task="digits", max_steps=2, seed=3)
+    monkeypatch.setattr(teacher, "config", lambda: brief)
+    monkeypatch.setattr(teacher, "make_task", lambda name: make_task("digits"))
+    with pytest.raises(UsageError, match="was not trained yet: hybridkit bench convergence --full"):
+        teacher.fashion_mnist()
+    trained = Trainer(brief)
+    while not trained.done:
+        trained.step()
+    teacher.prepare()
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    model = teacher.fashion_mnist.__wrapped__()
+    loaded = teacher.fashion_mnist().state_dict()
     assert torch.equal(torch.rand(3), expected)
-    assert isinstance(model, torch.nn.Module)
+    assert all(torch.equal(loaded[name], value) for name, value in trained.model.state_dict().items())
+
+
+def test_the_teacher_is_a_step_of_its_own_where_a_missing_trial_needs_it(tmp_path, monkeypatch, here):
+    from hybridkit.bench.convergence import teacher
+
+    monkeypatch.setenv("HYBRIDKIT_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(teacher, "prepare", lambda: teacher.path().write_bytes(b""))
+    titles: list[str] = []
+
+    def progress(title, total):
+        titles.append(title)
+        return lambda: None
+
+    [taught] = [extra.setting for extra in EXTRAS if extra.setting.teacher]
+    running.prepare_teacher([trial_of(DIGITS, OURS, 0)], here, progress)
+    assert titles == []
+    for _ in range(2):
+        running.prepare_teacher([trial_of(taught, OURS, 0)], here, progress)
+        assert titles == ["Training the teacher"]
 
 
 @pytest.mark.parametrize(
@@ -381,7 +395,7 @@ def test_a_teacher_leaves_the_generators_alone(monkeypatch):
 )
 def test_a_trial_trains(method):
     lr = RIVALS[method].grid[2] if method in RIVALS else None
-    trial = Trial(dataclasses.replace(DIGITS, steps=10), method, 0, lr)
+    trial = trial_of(dataclasses.replace(DIGITS, steps=10), method, 0, lr)
     found = run(trial)
     assert [step for step, _ in found.curve] == [0, 2, 4, 6, 8, 10]
     assert found.loss < found.curve[0][1]
@@ -392,7 +406,7 @@ def test_a_trial_trains(method):
 
 @pytest.mark.parametrize("unranked", [{"share": 0.5}, {"lr": 1e-4}, {"radius": 0.1}])
 def test_of_a_shorter_run_and_a_wrong_setting_the_loss_is_measured(unranked):
-    trial = Trial(DIGITS, OURS, 0, **unranked)
+    trial = trial_of(DIGITS, OURS, 0, **unranked)
     found = run(trial)
     assert not trial.is_ranked
     assert [step for step, _ in found.curve] == [0, trial.steps]
@@ -401,64 +415,63 @@ def test_of_a_shorter_run_and_a_wrong_setting_the_loss_is_measured(unranked):
 
 
 @pytest.mark.parametrize("precision", ["ternary", "1-bit"])
-def test_the_quantisation_error_is_that_of_packed_network_and_twin(precision):
-    from hybridkit.bench.statistics import relative_error
+def test_the_quantisation_error_is_that_of_packed_network_and_counterpart(precision):
+    from hybridkit.bench.statistics import squared_relative_error
     from hybridkit.quant.convert import convert
     from hybridkit.training.evaluation import outputs
     from hybridkit.training.packed import packed_twin
-    from hybridkit.training.trainer import Trainer
 
-    trial = Trial(Cell("digits", precision, 6, 32), OURS, 0)
-    assert trial.has_twin
-    assert not Trial(trial.cell, OURS, 0, lr=1e-3).has_twin
+    trial = trial_of(Setting("digits", precision, 6, 32), OURS, 0)
+    assert trial.is_compared
+    assert not trial_of(trial.setting, OURS, 0, lr=1e-3).is_compared
     networks = []
-    for each in (trial, trial.twin()):
+    for each in (trial, trial.counterpart()):
         trainer = Trainer.seeded(each.config())
         while not trainer.done:
             trainer.step()
         networks.append(trainer)
-    quantised, twin = networks
-    test = twin.task.splits().test
+    quantised, full = networks
+    test = full.task.splits().test
     packed = packed_twin(quantised.model, convert(quantised.model))
-    logits = [outputs(model, twin.task, test, batch_size=64).numpy() for model in (packed, twin.model)]
-    assert run(trial).error == pytest.approx(relative_error(*logits), rel=1e-4)
+    logits = [outputs(model, full.task, test, batch_size=64).numpy() for model in (packed, full.model)]
+    assert run(trial).error == pytest.approx(squared_relative_error(*logits), rel=1e-4)
 
 
 def test_a_part_of_the_data_is_spread_over_all_of_it():
     x = torch.arange(1_000)
-    assert [part.tolist() for part in some((x, 2 * x))] == [
+    assert [part.tolist() for part in part_of((x, 2 * x))] == [
         list(range(0, 1_000, 3)),
         list(range(0, 2_000, 6)),
     ]
-    assert len(some((x[:400],))[0]) == 400
+    assert len(part_of((x[:400],))[0]) == 400
 
 
-def test_a_whole_arena_and_its_second_run(tmp_path, monkeypatch, here):
-    monkeypatch.setattr(arena_run, "processes", lambda count: nullcontext(here))
-    cells = [dataclasses.replace(DIGITS, steps=4), Cell("digits", "fp32", 4, 32)]
-    extras = [Extra(Cell("digits", "1-bit", 4, 32), cells[0])]
-    plan = Plan(cells, range(2), shares=(0.5,), misset=(10.0,), grid=1, rounds=1, extras=extras)
+def test_a_whole_comparison_and_its_second_run(tmp_path, monkeypatch, here):
+    monkeypatch.setattr(running, "processes", lambda count: nullcontext(here))
+    chosen = [dataclasses.replace(DIGITS, steps=4), Setting("digits", "fp32", 4, 32)]
+    extras = [Extra(Setting("digits", "1-bit", 4, 32), chosen[0])]
+    plan = Plan(chosen, range(2), shares=(0.5,), misset=(10.0,), grid=1, rounds=1, extras=extras)
     ticks: list[str] = []
 
     def progress(title, total):
         return lambda: ticks.append(title)
 
-    report = arena_run.run_arena(plan, tmp_path / "trials.jsonl", progress)
+    report = running.run_convergence(plan, tmp_path / "trials.jsonl", progress)
     lines = [
         line
         for name in ("trials.jsonl", "overhead.jsonl")
         for line in (tmp_path / name).read_text().splitlines()
     ]
-    assert len(lines) == len(ticks) == len({json.loads(line)["trial"] for line in lines})
-    assert [f.cell for f in report.cells] == cells
-    assert [f.cell for f in report.extras] == [extras[0].cell]
-    assert all(f.overhead for f in report.cells)
+    assert len(lines) == len(ticks) == len({json.dumps(json.loads(line)["key"]) for line in lines})
+    assert [f.setting for f in report.settings] == chosen
+    assert [f.setting for f in report.extras] == [extras[0].setting]
+    assert all(f.overhead for f in report.settings)
     assert {n.met for n in report.numbers} <= {True, False, None}
     written = save(report, tmp_path)
-    assert json.loads(written[0].read_text())["cells"][0]["cell"]["task"] == "digits"
+    assert json.loads(written[0].read_text())["settings"][0]["setting"]["task"] == "digits"
     assert "data:image/png;base64" in written[1].read_text()
 
     ticks.clear()
-    again = arena_run.run_arena(plan, tmp_path / "trials.jsonl", progress)
+    again = running.run_convergence(plan, tmp_path / "trials.jsonl", progress)
     assert ticks == []
-    assert to_json(again)["cells"] == to_json(report)["cells"]
+    assert to_json(again)["settings"] == to_json(report)["settings"]

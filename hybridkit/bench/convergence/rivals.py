@@ -1,4 +1,4 @@
-"""Base optimizers that nobody needs but the arena, as recipes."""
+"""Base optimizers that nobody needs but the comparison, as recipes."""
 
 from __future__ import annotations
 

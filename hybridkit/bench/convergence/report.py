@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import html
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,17 +15,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from hybridkit.bench import format
-from hybridkit.bench.arena.findings import CellFindings, Ranking, Standing
-from hybridkit.bench.arena.methods import BASELINE, OURS, OURS_AND_ABLATIONS, RIVALS
-from hybridkit.bench.arena.numbers import Number, numbers
-from hybridkit.bench.arena.plan import Plan
-from hybridkit.bench.arena.trials import Record, Trial
-from hybridkit.bench.convergence import curve
+from hybridkit.bench.convergence.findings import Findings, Ranking, Standing
+from hybridkit.bench.convergence.methods import BASELINE, OURS, OURS_AND_ABLATIONS
+from hybridkit.bench.convergence.numbers import Number, numbers
+from hybridkit.bench.convergence.plan import Plan
+from hybridkit.bench.convergence.summary import curve
+from hybridkit.bench.convergence.trials import Record, Trial
 from hybridkit.bench.machine import Machine
 from hybridkit.bench.tables import TextTable
 
-SCHEMA: Final = "hybridkit/arena/1"
-MINE, OTHERS, ABLATED = "#D55E00", "#0072B2", "#E69F00"
+SCHEMA: Final = "hybridkit/convergence/2"
+MINE, OTHERS, ABLATED, CUSTOM = "#D55E00", "#0072B2", "#E69F00", "#009E73"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +34,28 @@ class Report:
 
     machine: Machine
     plan: Plan
-    cells: list[CellFindings]
+    settings: list[Findings]
     records: Mapping[Trial, Record]
     extras: list[Ranking] = field(default_factory=list)
 
     @property
     def everything(self) -> list[Ranking]:
-        """All cells, those of `--full` last."""
-        return [*self.cells, *self.extras]
+        """All settings, those of `--full` last."""
+        return [*self.settings, *self.extras]
 
     @property
     def numbers(self) -> list[Number]:
         """The numbers that must be reached."""
-        return list(numbers(self.cells))
+        return list(numbers(self.settings))
 
 
 def tables(report: Report) -> Iterator[TextTable]:
-    """The numbers, then one table for each cell."""
+    """The numbers, then one table for each setting."""
     yield number_table(report)
-    if any(found.overhead for found in report.cells):
-        yield overhead_table(report.cells)
+    if any(found.overhead for found in report.settings):
+        yield overhead_table(report.settings)
     for found in report.everything:
-        yield cell_table(found)
+        yield setting_table(found)
 
 
 def number_table(report: Report) -> TextTable:
@@ -63,32 +64,48 @@ def number_table(report: Report) -> TextTable:
     for n in report.numbers:
         limit = "reported" if n.limit is None else f"{'>=' if n.least else '<='} {n.limit:g}"
         verdict = {None: "", True: "met", False: "missed"}[n.met]
-        rows.append((n.claim, str(n.cell), format.interval(n.measured, 3), limit, verdict))
+        rows.append((n.claim, str(n.setting), format.interval(n.measured, 3), limit, verdict))
     seeds = len(report.plan.seeds)
     notes = [
         f"Medians over {seeds} seeds, compared in pairs of equal seed, with 95 % bootstrap intervals. "
         "A limit is met by the median; that against the best rival by the whole interval.",
         "Steps: the shortest run, with a schedule of its own, that ends at the other's final validation "
         "loss, as a share of the other's steps. Seconds include clustering, controller and constraint.",
+        f"{OURS} plans the size of its steps itself (relative_step of its controller), so that --lr does "
+        "nothing: that a wrong one leaves the loss as it is shows no robustness.",
+        f"Rivals tuned: {rival_counts(report.settings)}.",
     ]
-    return TextTable("The numbers", ("number", "cell", "measured", "must be", "verdict"), rows, notes)
+    return TextTable("The numbers", ("number", "setting", "measured", "must be", "verdict"), rows, notes)
 
 
-def overhead_table(cells: Sequence[CellFindings]) -> TextTable:
+def rival_counts(found: Sequence[Findings]) -> str:
+    """How many rivals were tuned in each setting."""
+    counts = {str(f.setting): sum(bool(s.spread) for s in f.standings) for f in found}
+    return ", ".join(f"{count} on {setting}" for setting, count in counts.items())
+
+
+def overhead_table(settings: Sequence[Findings]) -> TextTable:
     """Milliseconds of a step, and what is added to it."""
     rows = [
         (
-            str(found.cell),
+            str(found.setting),
             f"{o.base_step_ms:.2f}",
             f"{o.hybrid_step_ms:.2f}",
             format.share(o.overhead),
             f"{o.adamw_step_ms:.2f}",
             f"{o.setup_seconds:.2f}",
         )
-        for found in cells
+        for found in settings
         if (o := found.overhead)
     ]
-    headings = ("cell", "base optimizer, ms", f"{OURS}, ms", "added", "AdamW, ms", "before the first step, s")
+    headings = (
+        "setting",
+        "base optimizer, ms",
+        f"{OURS}, ms",
+        "added",
+        "AdamW, ms",
+        "before the first step, s",
+    )
     notes = [
         f"A step's wall-clock, timed with nothing else running: {OURS}, its base optimizer alone, and AdamW "
         "take turns. Added: by controller, sampler and constraint."
@@ -96,7 +113,7 @@ def overhead_table(cells: Sequence[CellFindings]) -> TextTable:
     return TextTable("Time of a step", headings, rows, notes)
 
 
-def cell_table(found: Ranking) -> TextTable:
+def setting_table(found: Ranking) -> TextTable:
     """Every method, the best first; columns that nobody fills are left out."""
     columns: dict[str, Callable[[Standing], str]] = {
         "method": lambda s: s.method,
@@ -106,13 +123,13 @@ def cell_table(found: Ranking) -> TextTable:
         "test metric": lambda s: format.interval(s.metric, 4),
         "seconds": lambda s: f"{s.seconds:.1f}",
     }
-    if isinstance(found, CellFindings):
+    if isinstance(found, Findings):
         steps = found.steps
         columns[f"steps of {OURS} to it"] = lambda s: (
             format.interval(steps[s.method], 2) if s.method in steps else "-"
         )
     if any(s.error for s in found.standings):
-        columns["quantisation error"] = lambda s: format.interval(s.error, 3) if s.error else "-"
+        columns["squared relative error"] = lambda s: format.interval(s.error, 3) if s.error else "-"
     if any(s.spread for s in found.standings):
         columns["median loss by learning rate (2 seeds)"] = lambda s: ", ".join(
             f"{lr:g}: {_loss(loss)}" for lr, loss in s.spread.items()
@@ -120,7 +137,7 @@ def cell_table(found: Ranking) -> TextTable:
     ranked = sorted(found.standings, key=lambda s: (not math.isfinite(s.loss.median), s.loss.median))
     rows = [tuple(text(s) for text in columns.values()) for s in ranked]
     return TextTable(
-        f"{found.cell}: {found.cell.steps} steps of {found.cell.batch_size}", tuple(columns), rows
+        f"{found.setting}: {found.setting.steps} steps of {found.setting.batch_size}", tuple(columns), rows
     )
 
 
@@ -135,7 +152,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "machine": dataclasses.asdict(report.machine),
         "seeds": list(report.plan.seeds),
         "numbers": [_plain(dataclasses.asdict(n) | {"met": n.met}) for n in report.numbers],
-        "cells": [_plain(dataclasses.asdict(found)) for found in report.cells],
+        "settings": [_plain(dataclasses.asdict(found)) for found in report.settings],
         "extras": [_plain(dataclasses.asdict(found)) for found in report.extras],
     }
 
@@ -188,13 +205,13 @@ def to_html(report: Report) -> str:
         f"{machine.python}, {versions}, commit {machine.git_commit or 'unknown'}; one thread a run"
     )
     parts = [f"<h1>Convergence</h1><p class=note>{html.escape(head)}</p>", _table(number_table(report))]
-    if any(found.overhead for found in report.cells):
-        parts.append(_table(overhead_table(report.cells)))
+    if any(found.overhead for found in report.settings):
+        parts.append(_table(overhead_table(report.settings)))
     for found in report.everything:
-        parts.append(f"<h2>{html.escape(str(found.cell))}</h2>")
+        parts.append(f"<h2>{html.escape(str(found.setting))}</h2>")
         if available():
             parts.append(_picture(report, found))
-        parts.append(_table(cell_table(found)))
+        parts.append(_table(setting_table(found)))
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Convergence</title><style>{STYLE}</style>"
         f"<body>{''.join(parts)}</body></html>\n"
@@ -217,32 +234,37 @@ def _picture(report: Report, found: Ranking) -> str:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    widths = (1.1, 1, 0.9) if isinstance(found, CellFindings) else (1.1, 1)
+    widths = (1.1, 1, 0.9) if isinstance(found, Findings) else (1.1, 1)
     figure = Figure(figsize=(5 * len(widths), 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(widths), width_ratios=widths)
     _draw_curves(panels[0], report, found)
     _draw_bars(panels[1], found)
-    if isinstance(found, CellFindings):
+    if isinstance(found, Findings):
         _draw_mistakes(panels[2], figure, report, found)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<figure><img alt="{html.escape(str(found.cell))}" src="data:image/png;base64,{data}"></figure>'
+    return (
+        f'<figure><img alt="{html.escape(str(found.setting))}" src="data:image/png;base64,{data}"></figure>'
+    )
 
 
 def _draw_curves(axes: Any, report: Report, found: Ranking) -> None:
-    """Validation loss over steps with bands: ours, the baseline and the three best rivals."""
+    """Validation loss over steps with bands: ours, the baseline, those brought along, three best rivals."""
     from hybridkit.bench.plots import logarithmic
 
     ranked = sorted(found.standings, key=lambda s: s.loss.median)
-    rivals = [s for s in ranked if s.method in RIVALS][:3]
+    others = [s for s in ranked if s.method not in (*OURS_AND_ABLATIONS, BASELINE)]
+    rivals = [*(s for s in others if s.custom), *[s for s in others if not s.custom][:3]]
     baseline = next(s for s in ranked if s.method == BASELINE)
     ours = next(s for s in ranked if s.method == OURS)
-    colours = (MINE, "#555555", "#0072B2", "#009E73", "#CC79A7")
-    for standing, colour in zip((ours, baseline, *rivals), colours, strict=False):
-        lr = standing.lr if standing.method in RIVALS else None
-        runs = [report.records[Trial(found.cell, standing.method, s, lr)] for s in report.plan.seeds]
+    colours = itertools.cycle(("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"))
+    for standing in (ours, baseline, *rivals):
+        colour = {OURS: MINE, BASELINE: "#555555"}.get(standing.method) or next(colours)
+        lr = standing.lr if standing in rivals else None
+        trials = [report.plan.trial(found.setting, standing.method, s, lr) for s in report.plan.seeds]
+        runs = [report.records[trial] for trial in trials]
         band = curve([r.curve for r in runs])
         steps = band.steps[1:]
         axes.plot(steps, band.median[1:], color=colour, label=standing.method)
@@ -260,7 +282,8 @@ def _draw_bars(axes: Any, found: Ranking) -> None:
         if not math.isfinite(s.ratio.high):
             axes.annotate("diverged", (0.02, i), xycoords=("axes fraction", "data"), va="center", fontsize=8)
             continue
-        colour = MINE if s.method == OURS else ABLATED if s.method in OURS_AND_ABLATIONS else OTHERS
+        rival = CUSTOM if s.custom else OTHERS
+        colour = MINE if s.method == OURS else ABLATED if s.method in OURS_AND_ABLATIONS else rival
         axes.plot([s.ratio.low, s.ratio.high], [i, i], color=colour, linewidth=2)
         axes.plot(s.ratio.median, i, "o", color=colour)
     axes.axvline(1, color="#999999", linewidth=1)
@@ -270,15 +293,15 @@ def _draw_bars(axes: Any, found: Ranking) -> None:
     axes.grid(alpha=0.3, axis="x")
 
 
-def _draw_mistakes(axes: Any, figure: Any, report: Report, found: CellFindings) -> None:
+def _draw_mistakes(axes: Any, figure: Any, report: Report, found: Findings) -> None:
     """Heat map of the final loss over learning rate and first radius, relative to the default."""
-    from hybridkit.bench.arena.plan import heat_trial
+    from hybridkit.bench.convergence.plan import heat_trial
 
     factors = sorted({*report.plan.misset, 1.0})
     seed = report.plan.seeds[0]
-    middle = report.records[Trial(found.cell, OURS, seed)].loss
+    middle = report.records[heat_trial(found.setting, seed, 1, 1)].loss
     losses = [
-        [report.records[heat_trial(found.cell, seed, lr, radius)].loss / middle - 1 for lr in factors]
+        [report.records[heat_trial(found.setting, seed, lr, radius)].loss / middle - 1 for lr in factors]
         for radius in factors
     ]
     shown = axes.imshow([[100 * v for v in row] for row in losses], cmap="coolwarm", vmin=-5, vmax=5)

@@ -6,20 +6,22 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
-from hybridkit.bench.arena.cells import Cell
-from hybridkit.bench.arena.methods import BASELINE, OURS
-from hybridkit.bench.arena.plan import DEFAULT_LR, DEFAULT_RADIUS, Plan, Rates
-from hybridkit.bench.arena.trials import Record, Trial
+from hybridkit.bench.convergence.methods import BASELINE, OURS
+from hybridkit.bench.convergence.plan import DEFAULT_LR, DEFAULT_RADIUS, TUNING_SEEDS, Plan, Rates
+from hybridkit.bench.convergence.settings import Setting
+from hybridkit.bench.convergence.trials import Record, Trial
 from hybridkit.bench.overhead import OverheadResult
 from hybridkit.bench.statistics import Interval, Number, bootstrap_median
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One method in one cell. lr None: the default. ratio: its final loss over our method's, in pairs.
+    """One method in one setting. lr None: the default. ratio: its final loss over our method's, in pairs.
 
-    error: of quantisation, against its full-precision twin, where that was measured.
+    error: of quantisation, against its full-precision counterpart, where that was measured. custom: somebody
+    brought the method along.
     """
 
     method: str
@@ -29,20 +31,21 @@ class Standing:
     metric: Interval
     seconds: float
     error: Interval | None = None
+    custom: bool = False
     spread: dict[float, Number] = field(default_factory=dict)  # median loss by learning rate
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The methods that were run in one cell."""
+    """The methods that were run in one setting."""
 
-    cell: Cell
+    setting: Setting
     standings: list[Standing]
 
 
 @dataclass(frozen=True, slots=True)
-class CellFindings(Ranking):
-    """Everything about one cell.
+class Findings(Ranking):
+    """Everything about one setting of the plan.
 
     steps, seconds: of ours to a rival's final loss over the rival's own, by rival; infinite where never
     reached. reached: how many seeds did. lower_loss: 1 - ours / baseline. best: the best tuned rival;
@@ -64,49 +67,60 @@ class CellFindings(Ranking):
 
 
 Records = Mapping[Trial, Record]
+BEST: Final = 2  # rivals that go on in the settings of --full
 
 
 def findings(
-    plan: Plan, records: Records, rates: Rates, overheads: Mapping[Cell, OverheadResult] | None = None
-) -> list[CellFindings]:
-    """One for each cell of the plan, whose trials must all be there."""
-    return [_of_cell(plan, cell, records, rates, (overheads or {}).get(cell)) for cell in plan.cells]
+    plan: Plan, records: Records, rates: Rates, overheads: Mapping[Setting, OverheadResult] | None = None
+) -> list[Findings]:
+    """One for each setting of the plan, whose trials must all be there."""
+    return [
+        _of_setting(plan, setting, records, rates, (overheads or {}).get(setting))
+        for setting in plan.settings
+    ]
 
 
-def rankings(cells: Sequence[Mapping[str, Sequence[Trial]]], records: Records) -> list[Ranking]:
-    """One for each cell that has no rival tuned: its trials by method, ours among them."""
+def rankings(settings: Sequence[Mapping[str, Sequence[Trial]]], records: Records) -> list[Ranking]:
+    """One for each setting that has no rival tuned: its trials by method, ours among them."""
     found = []
-    for trials in cells:
+    for trials in settings:
         runs = {method: [records[trial] for trial in own] for method, own in trials.items()}
         first = {method: own[0] for method, own in trials.items()}
         standings = [
-            _standing(name, DEFAULT_LR if name == BASELINE else first[name].lr, own, runs[OURS])
+            _standing(
+                name,
+                DEFAULT_LR if name == BASELINE else first[name].lr,
+                own,
+                runs[OURS],
+                custom=first[name].method.custom,
+            )
             for name, own in runs.items()
         ]
-        found.append(Ranking(first[OURS].cell, standings))
+        found.append(Ranking(first[OURS].setting, standings))
     return found
 
 
-def _of_cell(
-    plan: Plan, cell: Cell, records: Records, rates: Rates, overhead: OverheadResult | None
-) -> CellFindings:
-    def of(method: str, lr: float | None = None) -> list[Record]:
-        return [records[Trial(cell, method, seed, lr)] for seed in plan.seeds]
+def _of_setting(
+    plan: Plan, setting: Setting, records: Records, rates: Rates, overhead: OverheadResult | None
+) -> Findings:
+    def of(method: str, lr: float | None = None, **more: float) -> list[Record]:
+        return [records[plan.trial(setting, method, seed, lr, **more)] for seed in plan.seeds]
 
     ours, baseline = of(OURS), of(BASELINE)
-    rivals = {name: of(name, rates[cell, name]) for name in plan.rivals(cell)}
+    rivals = {name: of(name, rates[setting, name]) for name in plan.rivals(setting)}
     others = {BASELINE: baseline, **rivals}
-    standings = [_standing(name, None, of(name), ours) for name in plan.own(cell)]
+    standings = [_standing(name, None, of(name), ours) for name in plan.own(setting)]
     standings.append(_standing(BASELINE, DEFAULT_LR, baseline, ours))
     for name, runs in rivals.items():
         spread = {
-            lr: statistics.median(records[Trial(cell, name, s, lr)].loss for s in plan.seeds[:2])
+            lr: statistics.median(
+                records[plan.trial(setting, name, s, lr)].loss for s in plan.seeds[:TUNING_SEEDS]
+            )
             for lr in plan.rates(name)
         }
-        standings.append(_standing(name, rates[cell, name], runs, ours, spread))
-    shares = {
-        share: [records[Trial(cell, OURS, seed, share=share)] for seed in plan.seeds] for share in plan.shares
-    } | {1.0: ours}
+        custom = plan.method(name).custom
+        standings.append(_standing(name, rates[setting, name], runs, ours, spread, custom=custom))
+    shares = {share: of(OURS, share=share) for share in plan.shares} | {1.0: ours}
     reach = {
         name: [
             share_to_reach({share: runs[i].loss for share, runs in shares.items()}, theirs[i].loss)
@@ -115,8 +129,8 @@ def _of_cell(
         for name, theirs in others.items()
     }
     best = min(rivals, key=lambda name: statistics.median(r.loss for r in rivals[name]))
-    return CellFindings(
-        cell=cell,
+    return Findings(
+        setting=setting,
         standings=standings,
         steps={name: bootstrap_median(values) for name, values in reach.items()},
         seconds={
@@ -132,7 +146,7 @@ def _of_cell(
         lower_loss=_pairs(ours, baseline, lambda r: 1 - r),
         best=best,
         against_best=_pairs(ours, rivals[best]),
-        mistakes=_mistakes(plan, cell, records, ours),
+        mistakes=_mistakes(plan, setting, records, ours),
         active=_interval([r.active for r in ours]),
         horizons={share: bootstrap_median([r.loss for r in runs]) for share, runs in sorted(shares.items())},
         less_error=_less_error(ours, baseline),
@@ -146,6 +160,8 @@ def _standing(
     runs: Sequence[Record],
     ours: Sequence[Record],
     spread: dict[float, float] | None = None,
+    *,
+    custom: bool = False,
 ) -> Standing:
     return Standing(
         method=name,
@@ -155,6 +171,7 @@ def _standing(
         metric=bootstrap_median([-math.inf if math.isnan(r.metric) else r.metric for r in runs]),
         seconds=statistics.median(r.seconds for r in runs),
         error=_interval([r.error for r in runs]),
+        custom=custom,
         spread=spread or {},
     )
 
@@ -173,14 +190,14 @@ def ratio(ours: float, theirs: float) -> float:
     return ours / theirs if math.isfinite(ours) else math.inf
 
 
-def _mistakes(plan: Plan, cell: Cell, records: Records, ours: Sequence[Record]) -> dict[str, Interval]:
+def _mistakes(plan: Plan, setting: Setting, records: Records, ours: Sequence[Record]) -> dict[str, Interval]:
     found = {}
     for factor in plan.misset:
-        for what, setting in (
+        for what, wrong in (
             ("lr", {"lr": DEFAULT_LR * factor}),
             ("initial radius", {"radius": DEFAULT_RADIUS * factor}),
         ):
-            runs = [records[Trial(cell, OURS, seed, **setting)] for seed in plan.seeds]
+            runs = [records[plan.trial(setting, OURS, seed, **wrong)] for seed in plan.seeds]
             found[f"{what} x {factor:g}"] = _pairs(runs, ours)
     return found
 
@@ -198,6 +215,19 @@ def _less_error(ours: Sequence[Record], theirs: Sequence[Record]) -> Interval | 
             for a, b in zip(ours, theirs, strict=True)
         ]
     )
+
+
+def best_rivals(found: Sequence[Findings], setting: Setting) -> list[str]:
+    """The BEST of the built-in rivals of `setting`, by the median over all settings of loss over ours."""
+    ratios: dict[str, list[float]] = {}
+    here: set[str] = set()
+    for each in found:
+        rivals = [s for s in each.standings if s.spread and not s.custom]
+        for s in rivals:
+            ratios.setdefault(s.method, []).append(s.ratio.median)
+        if each.setting == setting:
+            here = {s.method for s in rivals}
+    return sorted(here, key=lambda name: statistics.median(ratios[name]))[:BEST]
 
 
 def share_to_reach(losses: Mapping[float, float], target: float) -> float:

@@ -1,36 +1,37 @@
-"""One training run of the arena: what it is, and what is kept of it."""
+"""One training run: what it is, and what is kept of it."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from hybridkit.bench.arena.cells import Cell
-from hybridkit.bench.arena.methods import BASELINE, METHODS, OURS, UNCONSTRAINED, is_ours
+from hybridkit.bench.convergence.identity import key
+from hybridkit.bench.convergence.methods import BASELINE, OURS, UNCONSTRAINED, Method
+from hybridkit.bench.convergence.settings import Setting
 
 if TYPE_CHECKING:
-    from hybridkit.tasks.protocol import Batch
+    from hybridkit.tasks.data import Data
     from hybridkit.training.config import TrainConfig
     from hybridkit.training.trainer import Trainer
 
 POINTS: Final = 5  # of a curve, after its start
-GLANCE: Final = 400  # samples at most, evenly spaced, where all of them would take too long
-TWINS: Final = (OURS, UNCONSTRAINED, BASELINE)  # compared with their full-precision twins, if quantised
+PART: Final = 400  # samples at most, evenly spaced, where all of them would take too long
+COMPARED: Final = (OURS, UNCONSTRAINED, BASELINE)  # with their full-precision counterparts, if quantised
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """Equal trials give equal records on one machine, seconds aside.
 
-    lr, radius: None takes the default of `train`. share: of the cell's steps; schedules end with the run.
+    lr, radius: None takes the default of `train`. share: of the setting's steps; schedules end with the run.
     """
 
-    cell: Cell
-    method: str
+    setting: Setting
+    method: Method
     seed: int
     lr: float | None = None
     share: float = 1.0
@@ -39,48 +40,51 @@ class Trial:
     @property
     def steps(self) -> int:
         """How many it takes."""
-        return max(round(self.share * self.cell.steps), 1)
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether it uses what is ours."""
-        return is_ours(self.method)
+        return max(round(self.share * self.setting.steps), 1)
 
     @property
     def is_ranked(self) -> bool:
         """Whether it stands beside other methods; shorter runs and wrong settings are about final losses."""
-        return self.share == 1 and self.radius is None and (self.lr is None or not self.is_ours)
+        return self.share == 1 and self.radius is None and (self.lr is None or not self.method.ours)
 
     @property
-    def has_twin(self) -> bool:
+    def is_compared(self) -> bool:
         """Whether the same is trained in full precision as well, to measure the quantisation error."""
         as_given = self.lr is None and self.is_ranked
-        return self.cell.precision != "fp32" and self.method in TWINS and as_given
+        return self.setting.precision != "fp32" and self.method.name in COMPARED and as_given
 
-    def twin(self) -> Trial:
+    def counterpart(self) -> Trial:
         """The same in full precision."""
-        return dataclasses.replace(self, cell=dataclasses.replace(self.cell, precision="fp32"))
+        return dataclasses.replace(self, setting=dataclasses.replace(self.setting, precision="fp32"))
 
     def key(self) -> str:
-        """Its name in the store. What a cell does not say is left out, as old records have it."""
-        cell = {k: v for k, v in dataclasses.asdict(self.cell).items() if v is not None}
-        twin = {"twin": True} if self.has_twin else {}
-        return json.dumps({**dataclasses.asdict(self), "cell": cell, **twin}, sort_keys=True)
+        """Its name in the store."""
+        measured = "all and the error" if self.is_compared else "all" if self.is_ranked else "loss"
+        return key(self.config(), measured=measured)
 
     def config(self) -> TrainConfig:
         """As `train` would run it, on one thread."""
         from hybridkit.training.config import resolve
 
-        method = METHODS[self.method]
-        flags = {**self.cell.flags(self.steps), **method.flags}
+        flags = {**self.setting.flags(self.steps), **self.method.flags}
         return resolve(
             seed=self.seed,
             lr=self.lr,
             initial_trust_radius=self.radius,
             threads=1,
-            options=method.options,  # type: ignore[arg-type]
+            options=self.method.options,  # type: ignore[arg-type]
             **flags,
         )
+
+
+def trained(trial: Trial) -> Trainer:
+    """The whole run of a trial, nothing measured. Raises DivergedError where the loss is not finite."""
+    from hybridkit.training.trainer import Trainer
+
+    trainer = Trainer(trial.config())
+    while not trainer.done:
+        trainer.step()
+    return trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +95,8 @@ class Record:
     validation loss), on the way on a part of the data. Of a trial that is not ranked there is no metric
     (NaN), and the curve has two ends only. seconds: of the processor for training, what is done
     once before the first step (clustering) included, evaluation not. multiplier: its mean; active: share of
-    the steps that the constraint shortened. error: ||logits(packed) - logits(twin)||^2 / ||logits(twin)||^2
-    on the test data, or a part of them, where there is a twin.
+    the steps that the constraint shortened. error: ||logits(packed) - logits(counterpart)||^2 over
+    ||logits(counterpart)||^2, on the test data or a part of them, where the trial is compared.
     """
 
     loss: float
@@ -111,7 +115,7 @@ def run(trial: Trial) -> Record:
     config = trial.config()
     trainer = Trainer.seeded(config)
     spent = trainer.setup_seconds
-    curve = [(0, glance(trainer))]
+    curve = [(0, partial_loss(trainer))]
     every = max(trial.steps // POINTS, 1) if trial.is_ranked else trial.steps
     try:
         while not trainer.done:
@@ -122,7 +126,7 @@ def run(trial: Trial) -> Record:
             if step == trial.steps:
                 curve.append((step, trainer.evaluate()["loss"]))
             elif step % every == 0 and trial.steps - step >= every:
-                curve.append((step, glance(trainer)))
+                curve.append((step, partial_loss(trainer)))
     except DivergedError:
         return Record(math.inf, math.nan, spent, tuple(curve))
     loss = curve[-1][1]
@@ -134,42 +138,50 @@ def run(trial: Trial) -> Record:
         curve=tuple(curve),
         multiplier=progress.multiplier_sum / progress.step if hybrid else None,
         active=progress.active_steps / progress.step if config.constraint is not None else None,
-        error=quantisation_error(trial, trainer) if trial.has_twin else None,
+        error=quantisation_error(trial, trainer) if trial.is_compared else None,
     )
 
 
-def glance(trainer: Trainer) -> float:
+def partial_loss(trainer: Trainer) -> float:
     """The loss on a part of the validation data."""
     from hybridkit.training.evaluation import evaluate
     from hybridkit.training.trainer import evaluation_weights
 
-    data = some(trainer.task.splits().validation)
+    data = part_of(trainer.task.splits().validation)
     with evaluation_weights(trainer.optimizer):
         found = evaluate(trainer.model, trainer.task, data, batch_size=trainer.config.batch_size)
     return found["loss"]
 
 
-def some(data: Batch) -> Batch:
-    """GLANCE of the samples at most, evenly spaced."""
-    return tuple(tensor[:: math.ceil(len(data[0]) / GLANCE)] for tensor in data)
+def part_of(data: Data) -> Data:
+    """PART of the samples at most, evenly spaced; of a stream the first."""
+    from torch.utils.data import Subset
+
+    from hybridkit.tasks.data import in_memory, is_stream, size
+    from hybridkit.tasks.trees import map_tensors
+
+    if is_stream(data):
+        return list(islice(data, PART))
+    step = math.ceil((size(data) or 1) / PART)
+    if in_memory(data):
+        return map_tensors(lambda tensor: tensor[::step], data)
+    return Subset(data, range(0, size(data) or 0, step))
 
 
-def quantisation_error(trial: Trial, trained: Trainer) -> float:
-    """Train the twin of `trial` and compare; infinite where the twin diverges."""
+def quantisation_error(trial: Trial, quantised: Trainer) -> float:
+    """Train the counterpart of `trial` and compare; infinite where it diverges."""
     from hybridkit.quant.convert import convert
     from hybridkit.training.evaluation import compare
     from hybridkit.training.packed import packed_twin
-    from hybridkit.training.trainer import DivergedError, Trainer
+    from hybridkit.training.trainer import DivergedError
 
-    packed = packed_twin(trained.model, convert(trained.model))
-    twin = Trainer.seeded(trial.twin().config())
+    packed = packed_twin(quantised.model, convert(quantised.model))
     try:
-        while not twin.done:
-            twin.step()
+        full = trained(trial.counterpart())
     except DivergedError:
         return math.inf
-    test = some(twin.task.splits().test)
-    return compare(twin.model, packed, twin.task, test, batch_size=trial.cell.batch_size).error
+    test = part_of(full.task.splits().test)
+    return compare(full.model, packed, full.task, test, batch_size=trial.setting.batch_size).error
 
 
 def to_json(record: Record) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""What the arena found about one task, in the form of the whole bench: rows and curves.
+"""What the comparison found about one task, in the form of the whole bench: rows and curves.
 
-The baseline is AdamW at a constant learning rate that was tuned; our method runs at its default. See the
-arena for how rates are chosen and how the steps to a rival's loss are found.
+The baseline is AdamW at a constant learning rate that was tuned; our method runs at its default.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hybridkit.bench.arena.findings import CellFindings, Standing, ratio
-from hybridkit.bench.arena.methods import OURS, RIVALS, TUNED
-from hybridkit.bench.arena.plan import DEFAULT_LR, Plan
-from hybridkit.bench.arena.trials import Record, Trial
-from hybridkit.bench.runs import Precision
+from hybridkit.bench.convergence.findings import Findings, Standing, ratio
+from hybridkit.bench.convergence.methods import OURS, RIVALS, TUNED
+from hybridkit.bench.convergence.plan import DEFAULT_LR, Plan
+from hybridkit.bench.convergence.settings import Precision
+from hybridkit.bench.convergence.trials import Record, Trial
 from hybridkit.bench.statistics import Interval, bootstrap_median
 
 
@@ -67,13 +66,13 @@ class ConvergenceResult:
 
 
 def summarise(
-    plan: Plan, found: Sequence[CellFindings], records: Mapping[Trial, Record], metric: str
+    plan: Plan, found: Sequence[Findings], records: Mapping[Trial, Record], metric: str
 ) -> ConvergenceResult:
     """The rows for a plan of one task; `metric` is the name of the task's."""
-    first = found[0].cell
-    starts = {(t.cell.precision, t.seed): set[float]() for t in records}
+    first = found[0].setting
+    starts = {(t.setting.precision, t.seed): set[float]() for t in records}
     for trial, record in records.items():
-        starts[trial.cell.precision, trial.seed].add(record.curve[0][1])
+        starts[trial.setting.precision, trial.seed].add(record.curve[0][1])
     return ConvergenceResult(
         task=first.task,
         metric=metric,
@@ -81,23 +80,23 @@ def summarise(
         steps=first.steps,
         baseline=TUNED,
         same_start=all(len(losses) == 1 for losses in starts.values()),
-        methods=[_row(plan, cell, standing, records) for cell in found for standing in cell.standings],
+        methods=[
+            _row(plan, setting, standing, records) for setting in found for standing in setting.standings
+        ],
     )
 
 
-def _row(
-    plan: Plan, found: CellFindings, standing: Standing, records: Mapping[Trial, Record]
-) -> MethodResult:
-    name, cell = standing.method, found.cell
+def _row(plan: Plan, found: Findings, standing: Standing, records: Mapping[Trial, Record]) -> MethodResult:
+    name, setting = standing.method, found.setting
     rate = {s.method: s.lr for s in found.standings if s.method in RIVALS}
     own, base = (
-        [records[Trial(cell, method, seed, rate.get(method))] for seed in plan.seeds]
+        [records[plan.trial(setting, method, seed, rate.get(method))] for seed in plan.seeds]
         for method in (name, TUNED)
     )
     steps, seconds = found.steps.get(name), found.seconds.get(name)
     return MethodResult(
         method=name,
-        precision=cell.precision,
+        precision=setting.precision,
         lr=DEFAULT_LR if standing.lr is None else standing.lr,
         final_loss=standing.loss,
         lower_loss=bootstrap_median([1 - ratio(o.loss, b.loss) for o, b in zip(own, base, strict=True)]),

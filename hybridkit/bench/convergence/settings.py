@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Literal
 
-from hybridkit.bench.runs import QUANTISED, Precision
+Precision = Literal["fp32", "ternary", "1-bit"]
+QUANTISED: Final[dict[Precision, dict[str, Any]]] = {
+    "fp32": {},
+    "ternary": {"ternary": True, "qat": True},
+    "1-bit": {"qat": True},
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class Setting:
     """A task in one precision. model: None is the task's first. teacher: module:attr to distil from."""
 
     task: str
@@ -24,11 +29,6 @@ class Cell:
         name = self.task.rpartition(":")[2].replace("_", "-")
         model = f" ({self.model})" if self.model else ""
         return f"{name}{model}{' with a teacher' if self.teacher else ''}, {self.precision}"
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """The modules that task and teacher name, where they are no registered names."""
-        return tuple(spec.partition(":")[0] for spec in (self.task, self.teacher) if spec and ":" in spec)
 
     def flags(self, steps: int) -> dict[str, object]:
         """What it means to `training.config.resolve`."""
@@ -45,9 +45,11 @@ class Cell:
 TASKS: Final = (("digits", 400, 32), ("fashion-mnist", 400, 64), ("text", 200, 16))
 
 
-def cells(tasks: Sequence[tuple[str, int, int]], precisions: Sequence[Precision]) -> list[Cell]:
+def settings(tasks: Sequence[tuple[str, int, int]], precisions: Sequence[Precision]) -> list[Setting]:
     """Every task in every precision."""
-    return [Cell(task, precision, steps, batch) for task, steps, batch in tasks for precision in precisions]
+    return [
+        Setting(task, precision, steps, batch) for task, steps, batch in tasks for precision in precisions
+    ]
 
 
-CORE: Final = tuple(cells(TASKS, ("fp32", "ternary")))
+CORE: Final = tuple(settings(TASKS, ("fp32", "ternary")))
