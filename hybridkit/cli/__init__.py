@@ -160,7 +160,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, exit_code: int) -> int:
-    line = " ".join(message.split())
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(message.split()))
     print(f"hybridkit: error: {line}", file=sys.stderr)
     return exit_code
 

@@ -192,15 +192,14 @@ def _readers(value: ir.Value | None) -> set[str]:
     while node is not None and node.op_type in DERIVED and node.inputs[0] is not None:
         value = node.inputs[0]
         node = value.producer()
-    return set(_read_by(value))
-
-
-def _read_by(value: ir.Value) -> Iterator[str]:
-    for node, _ in value.uses():
-        if node.op_type in DERIVED and node.domain == "":
-            yield from _read_by(node.outputs[0])
-        else:
-            yield node.op_type
+    found, waiting = set(), [value]
+    while waiting:
+        for reader, _ in waiting.pop().uses():
+            if reader.op_type in DERIVED and reader.domain == "":
+                waiting.append(reader.outputs[0])
+            else:
+                found.add(reader.op_type)
+    return found
 
 
 def _flag(node: ir.Node, name: str, default: int = 0) -> int:
