@@ -73,6 +73,7 @@ def admit(path: Path) -> Admitted:
 
 
 def _parsed(path: Path) -> ModelProto:
+    model = ModelProto()
     if not path.is_file():
         raise FileError(f"there is no model file {path}")
     try:
@@ -120,12 +121,14 @@ def _messages(message: Message) -> Iterator[Message]:
 
 
 def _check_names(part: Message) -> None:
-    if part.DESCRIPTOR.name == "StringStringEntryProto":
-        return  # notes, and external data, which is looked at on its own
+    """All text but notes can be printed. External data, whose entries are like notes, is looked at on its own."""
+    notes = part.DESCRIPTOR.name == "StringStringEntryProto"
     for field, value in part.ListFields():
-        if field.type == field.TYPE_STRING and field.name not in _NO_NAMES:
-            for text in [value] if isinstance(value, str) else value:
-                if not text.isprintable():
+        if field.type == field.TYPE_STRING:
+            for text in [value] if isinstance(value, str | bytes) else value:
+                if isinstance(text, bytes):  # protobuf's way to say that it is not
+                    raise ValueError(f"the text {text[:40]!a} is not UTF-8")
+                if not (notes or field.name in _NO_NAMES or text.isprintable()):
                     raise ValueError(f"the name {text[:40]!a} holds characters that cannot be printed")
 
 

@@ -25,7 +25,7 @@ from hybridkit.exporting.onnx_quantize.comparison import (
     compare,
     run_source,
 )
-from hybridkit.exporting.onnx_quantize.loading import load, raise_opset
+from hybridkit.exporting.onnx_quantize.loading import load, quiet, raise_opset
 from hybridkit.exporting.onnx_quantize.products import find
 from hybridkit.exporting.onnx_quantize.report import LayerReport, OnnxReport
 from hybridkit.exporting.onnx_quantize.selection import choose, make_steps, quantize_layer
@@ -38,6 +38,7 @@ __all__ = ["LayerReport", "OnnxReport", "quantize_onnx"]
 Activations = Literal["int8", "float"]
 
 
+@quiet()
 def quantize_onnx(
     source: Path,
     output: Path,

@@ -23,8 +23,7 @@ def load(source: Admitted) -> ir.Model:
     that this package does not know.
     """
     try:
-        with quiet():
-            model = ir.from_proto(source.model)
+        model = ir.from_proto(source.model)
     except Exception as error:  # onnx-ir's readers raise what they like
         raise FileError(f"{source.path} holds what cannot be read: {one_line(error)}") from error
     passes.RemoveInitializersFromInputsPass()(model)  # old files list every weight as an input too
@@ -38,8 +37,7 @@ def raise_opset(model: ir.Model, path: Path) -> ir.Model:
         from onnxscript.version_converter import ConvertVersionPass
 
         try:
-            with quiet():
-                model = ConvertVersionPass(MIN_OPSET, fallback=True)(model).model
+            model = ConvertVersionPass(MIN_OPSET, fallback=True)(model).model
         except Exception as error:  # the converter's own errors and those of the graph checker behind it
             raise _too_old(path, opset, f": {one_line(error)}") from error
         if model.graph.opset_imports[""] < MIN_OPSET:
@@ -58,7 +56,7 @@ def _too_old(path: Path, opset: int, why: str) -> HybridkitError:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what onnx-ir logs to itself."""
+    """Keep what onnx-ir and onnxscript log to themselves."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
