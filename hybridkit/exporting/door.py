@@ -78,10 +78,8 @@ def _parsed(path: Path) -> ModelProto:
         raise FileError(f"there is no model file {path}")
     try:
         if path.stat().st_size > _LARGEST_FILE:
-            raise FileError(
-                f"{path} is not an ONNX model: it has more than 2 GiB; larger ones keep weights apart"
-            )
-        model = ModelProto.FromString(path.read_bytes())
+            raise FileError(f"{path} is not an ONNX model: those above 2 GiB keep their weights apart")
+        model.ParseFromString(path.read_bytes())
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror or error}") from None
     except DecodeError as error:
@@ -91,7 +89,7 @@ def _parsed(path: Path) -> ModelProto:
     for opset in model.opset_import:  # two names of the same operators
         if opset.domain == "ai.onnx":
             opset.domain = ""
-    if not any(opset.domain == "" for opset in model.opset_import):
+    if all(opset.domain for opset in model.opset_import):
         raise FileError(f"{path} is not an ONNX model: it imports no operators")
     return model
 
@@ -121,7 +119,7 @@ def _messages(message: Message) -> Iterator[Message]:
 
 
 def _check_names(part: Message) -> None:
-    """All text but notes can be printed. External data, whose entries are like notes, is looked at on its own."""
+    """All text but notes can be printed. Entries of external data are of the type of notes; see there."""
     notes = part.DESCRIPTOR.name == "StringStringEntryProto"
     for field, value in part.ListFields():
         if field.type == field.TYPE_STRING:
@@ -158,7 +156,7 @@ def _check_size(tensor: TensorProto) -> None:
         wanted, found = count, len(held)
         if kind in (DataType.COMPLEX64, DataType.COMPLEX128):
             wanted *= 2
-        elif kind != DataType.STRING and kind.bitwidth < 8:
+        elif kind != DataType.STRING and kind.bitwidth in (2, 4):
             wanted = -(-count * kind.bitwidth // 8)
     if found != wanted:
         what = "bytes" if tensor.HasField("raw_data") else "values"
@@ -237,9 +235,7 @@ def _check_graph(model: ModelProto) -> bool:
     for value in inferred.graph.value_info:
         dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
         if math.prod(dims) > memory:  # an open dimension has the value 0
-            raise ValueError(
-                f"{value.name!r} of shape {_shape(dims)} is more than this machine has memory for"
-            )
+            raise ValueError(f"{value.name!r} of shape {_shape(dims)} is more than fits into memory")
     return strict and not open_types
 
 

@@ -289,6 +289,24 @@ def _recursive(other):
     )
 
 
+def _growing():
+    """Ten levels of functions that call ten of the next."""
+
+    def function(level):
+        called, domain = (f"F{level - 1}", "mine") if level else ("Relu", "")
+        nodes = [helper.make_node(called, ["a"], [f"o{i}" if i else "c"], domain=domain) for i in range(10)]
+        imports = [helper.make_opsetid("mine", 1), helper.make_opsetid("", 18)]
+        return helper.make_function("mine", f"F{level}", ["a"], ["c"], nodes, imports)
+
+    return _attribute_model(
+        helper.make_node("F9", ["x"], ["z"], domain="mine"),
+        helper.make_node("MatMul", ["z", "w"], ["y"]),
+        tensors=[_tensor(32, 32)],
+        functions=[function(level) for level in range(10)],
+        opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("mine", 1)],
+    )
+
+
 def _nested(depth=28):
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y0"])], "g", [],
@@ -377,6 +395,7 @@ SPECIAL = {
     "a cycle": _cycle,
     "a function that calls itself": lambda: _recursive("F"),
     "functions that call each other": lambda: _recursive("G"),
+    "functions that grow": _growing,
     "graphs in graphs": _nested,
     "a chain of identities": _identities,
     "a sparse weight": _sparse,

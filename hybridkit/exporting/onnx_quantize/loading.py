@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
@@ -56,13 +57,14 @@ def _too_old(path: Path, opset: int, why: str) -> HybridkitError:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what onnx-ir and onnxscript log to themselves."""
+    """Keep to themselves what onnx-ir and onnxscript log, and NumPy's warnings of weights that overflow."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with np.errstate(all="ignore"):
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
