@@ -32,7 +32,16 @@ RUNS: dict[str, tuple[str, ...]] = {
     "digits": ("--task", "digits", "--max-steps", "60"),
     "fashion-mnist": ("--task", "fashion-mnist", "--max-steps", "12"),
     # a text that comes with the very version of torch the bits are for
-    "text": ("--task", "text", "--max-steps", "12", "--batch-size", "8", "--data-dir", "{torch}/_tensor_docs.py"),
+    "text": (
+        "--task",
+        "text",
+        "--max-steps",
+        "12",
+        "--batch-size",
+        "8",
+        "--data-dir",
+        "{torch}/_tensor_docs.py",
+    ),
 }
 
 
@@ -90,7 +99,9 @@ def of_onnx(path: Path) -> str:
     parts: list[tuple[str, Any]] = []
     for node in model.graph.node:
         said = sorted(
-            (a.name, a.SerializeToString()) for a in node.attribute if not a.HasField("t") and not a.HasField("g")
+            (a.name, a.SerializeToString())
+            for a in node.attribute
+            if not a.HasField("t") and not a.HasField("g")
         )
         parts += [(f"{node.domain}:{node.op_type} {len(node.input)} {len(node.output)} {said}", 0)]
     constants = sorted(digest([("", numpy_helper.to_array(c))]) for c in model.graph.initializer)

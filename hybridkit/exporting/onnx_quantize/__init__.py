@@ -31,6 +31,7 @@ from hybridkit.exporting.onnx_quantize.report import LayerReport, OnnxReport
 from hybridkit.exporting.onnx_quantize.selection import choose, make_steps, quantize_layer
 from hybridkit.exporting.onnx_quantize.substitution import lower
 from hybridkit.exporting.protocol import Agreement
+from hybridkit.exporting.runtimes import check_runtime, oldest_runtime
 from hybridkit.runtime.session import session
 
 __all__ = ["LayerReport", "OnnxReport", "quantize_onnx"]
@@ -86,6 +87,8 @@ def quantize_onnx(
     lower(model)
     assemble(model, model.graph.opset_imports[""])
     _describe(model, reports, activations)
+    runtime = oldest_runtime(model)
+    check_runtime(runtime)
     with files.staged(output) as staged:
         files.save(model, staged)
         comparison, native = _verify(staged, reference, admitted.strict)
@@ -93,6 +96,7 @@ def quantize_onnx(
     return OnnxReport(
         path=output,
         opset=model.graph.opset_imports[""],
+        runtime=runtime,
         measured="outputs" if inputs else "weights",
         layers=tuple(reports),
         bytes_before=admitted.file_bytes,

@@ -65,7 +65,7 @@ def stored_bytes(product: Product, quantizer: Quantizer, found: Quantized) -> in
         return (tiles if tiled else N * -(-K * quantizer.bits // 8)) + 4 * N + bias
     if product.geometry or (found.group_size and not lowering.is_block(found.group_size)):
         return N * -(-K * quantizer.bits // 8) + found.scale.nbytes + bias
-    block = found.group_size or lowering.block_size(K, lowering.BLOCK)
+    block = min(found.group_size or lowering.block_size(K, lowering.BLOCK), lowering.LARGEST_BLOCK)
     return N * -(-K // block) * (block * quantizer.bits // 8 + 4)
 
 
