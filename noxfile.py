@@ -38,7 +38,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(python="3.11")  # the oldest runtime has wheels up to 3.12
 @nox.parametrize("onnxruntime", ["1.17.3", "1.20.1", "newest"])
 def ort_versions(session: nox.Session, onnxruntime: str) -> None:
-    """What we write, on the oldest ONNX Runtime that can hold our operators, the oldest supported, the newest."""
+    """What we write, on the oldest ONNX Runtime with our operators, the oldest supported and the newest."""
     session.install("--no-deps", ".")
     numpy = "numpy<2" if onnxruntime == "1.17.3" else "numpy"
     runtime = "onnxruntime" if onnxruntime == "newest" else f"onnxruntime=={onnxruntime}"
