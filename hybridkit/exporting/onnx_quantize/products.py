@@ -119,6 +119,9 @@ def _unfit_convolution(node: ir.Node, weight: NDArray[Any]) -> str:
     axes = weight.ndim - 2
     if not 1 <= axes <= 3:
         return f"{axes} spatial axes"
+    group = _flag(node, "group", 1)
+    if group < 1 or len(weight) % group:  # found when it runs, and this one may run on no generated input
+        return f"{group} groups of {len(weight)} channels"
     if len(node.inputs) > 2 and node.inputs[2] is not None and constant(node.inputs[2]) is None:
         return "its bias is no constant"
     if _text(node, "auto_pad", "NOTSET").startswith("SAME") and any(
