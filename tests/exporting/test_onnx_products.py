@@ -135,7 +135,11 @@ def found(nodes, inputs, tensors, dtype=np.float32):
     [
         ([node("MatMul", ["w", "x"], ["y"])], {"w": ternary(4, 4)}, "its weight is the left factor"),
         ([node("MatMul", ["x", "w"], ["y"])], {"w": ternary(2, 4, 4)}, "a weight with 3 dimensions"),
-        ([node("Conv", ["x", "w"], ["y"], group=2**31 - 1)], {"w": ternary(4, 4, 3)}, "2147483647 groups of 4"),
+        (
+            [node("Conv", ["x", "w"], ["y"], group=2**31 - 1)],
+            {"w": ternary(4, 4, 3)},
+            "2147483647 groups of 4",
+        ),
         ([node("Conv", ["x", "w"], ["y"], group=3)], {"w": ternary(4, 4, 3)}, "3 groups of 4 channels"),
         ([node("Gemm", ["x", "w"], ["y"], transA=1)], {"w": ternary(4, 4)}, "a transposed input"),
         ([node("MatMul", ["x", "w"], ["y"])], {"w": np.full((4, 4), np.nan)}, "its weight holds infinities"),

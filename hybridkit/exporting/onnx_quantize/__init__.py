@@ -57,7 +57,7 @@ def quantize_onnx(
 
     MatMul, Gemm and Conv with a constant weight become our operators (ternary, binary), MatMulNBits (n-bit
     products) or a Conv that unpacks its weight (n-bit convolutions, with float activations).
-    quantizer, options: ternary-mse, ternary-absmean, binary or nbit, and its options.
+    quantizer, options: a registered quantizer's name, and its options.
     include, exclude: patterns of layer names as in a shell; all layers by default.
     max_error: layers whose relative error is above it stay as they are, or, with `more_bits`, go to 4 and
     then 8 bits. inputs: arrays by input name; the error is then that of each layer's output on them.
@@ -72,7 +72,7 @@ def quantize_onnx(
     model = load(admitted)
     layers = find(model)
     chosen = choose(layers, include, exclude)
-    if any(not q.prefix.startswith("NBit") for _, q in steps) or any(p.geometry for p in chosen.values()):
+    if any(not step.is_nbit for step in steps) or any(p.geometry for p in chosen.values()):
         model = raise_opset(model, source)
         layers = find(model)
         chosen = choose(layers, include, exclude)
