@@ -148,6 +148,6 @@ def _verify(
         files.check_form(staged)
     if reference is None:
         for native in (False, True):
-            session(staged, native=native, log_severity_level=SILENT)
+            session(staged, native=native, low_memory=True, log_severity_level=SILENT)
         return None, None
     return compare(reference, staged), check_native(staged, reference.feed)
