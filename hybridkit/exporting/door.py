@@ -269,7 +269,10 @@ def _leave_out(
 
 
 def _check_functions(model: ModelProto) -> None:
-    """Local functions end, and inlining them does not make a graph without end."""
+    """Functions end, and inlining them does not make a graph without end; only they refer to attributes."""
+    for part in _messages(model.graph):
+        if isinstance(part, onnx.AttributeProto) and part.ref_attr_name:
+            raise ValueError(f"the attribute {part.name!r} refers to one of a function, and is in none")
     bodies = {(f.domain, f.name, f.overload): _nodes(f) for f in model.functions}
     sizes: dict[tuple[str, str, str], int] = {}
 

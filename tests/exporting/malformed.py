@@ -323,6 +323,12 @@ def _nested(depth=28):
     return model
 
 
+def _reference():
+    model = _one(_tensor(32, 32))
+    model.graph.node[0].attribute.add(name="alpha", ref_attr_name="beta", type=onnx.AttributeProto.FLOAT)
+    return model
+
+
 def _identities():
     """Longer than Python's stack is deep."""
     names = [f"i{i}" for i in range(3000)]
@@ -397,6 +403,7 @@ SPECIAL = {
     "functions that call each other": lambda: _recursive("G"),
     "functions that grow": _growing,
     "graphs in graphs": _nested,
+    "an attribute of a function outside one": _reference,
     "a chain of identities": _identities,
     "a sparse weight": _sparse,
     "strings": _strings,

@@ -175,6 +175,19 @@ def test_layers_that_stay(nodes, arrays, reason):
     assert layer.reason.startswith(reason)
 
 
+def test_large_weights_of_other_operators_are_told():
+    nodes = [
+        node("Gather", ["table", "i"], ["x2"], "words"),
+        node("Add", ["x2", "small"], ["x3"]),
+        node("Transpose", ["table"], ["t"]),
+        node("MatMul", ["x3", "w"], ["y"]),
+    ]
+    arrays = {"table": ternary(64, 16), "small": ternary(4, 16), "w": ternary(16, 16)}
+    first, second = found(nodes, {"x": None, "i": None}, arrays)
+    assert (first.name, first.reason, first.weight.shape) == ("words", "Gather is not quantised", (64, 16))
+    assert isinstance(second, Product)
+
+
 def test_double_precision_stays():
     (layer,) = found([node("MatMul", ["x", "w"], ["y"])], {"x": None}, {"w": ternary(4, 4)}, np.float64)
     assert layer.reason == "float64 weights"
