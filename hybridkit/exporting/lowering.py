@@ -25,7 +25,7 @@ FP32: Final = 1  # accuracy_level of MatMulNBits: float32 activations
 INT8: Final = 4  # int8 activations in blocks
 BLOCK: Final = 128  # of MatMulNBits where a row has one scale: fewer bytes than 32 or 64, and as fast
 SMALLEST_BLOCK: Final = 16  # that MatMulNBits knows
-LARGEST_BLOCK: Final = 256  # larger ones load, and ONNX Runtime up to 1.27 computes zeros or NaN with them
+LARGEST_BLOCK: Final = 256  # with larger ones ONNX Runtime up to 1.26 computes zeros or NaN
 
 PREFIXES: Final = tuple(storage.prefix for storage in STORAGES.values())
 _NBIT: Final = tuple(prefix for prefix in PREFIXES if prefix.startswith("NBit"))

@@ -96,7 +96,7 @@ REFUSED = {
     "functions that grow": "its functions come to more than 10,000,000 nodes",
     "graphs in graphs": "must be topologically sorted",
     "an attribute of a function outside one": "'alpha' refers to one of a function, and is in none",
-    "a sparse weight": "needs 1,099,511,627,776 values and has 0",
+    "a sparse weight": "keeps weights in sparse form, which is not read here; store them densely",
     "2^40 computed elements": "'w' of shape 32x1099511627776 is more than fits into memory",
     "nothing": "it has no graph",
     "no graph": "it has no graph",
