@@ -161,6 +161,16 @@ def test_a_file_that_runs_but_has_no_shapes_of_outputs(tmp_path):
     assert quantize_onnx(tmp_path / "model.onnx", tmp_path / "packed.onnx").comparison is not None
 
 
+@pytest.mark.parametrize("keep", [0, 3, 30, 90, -30, -1])
+def test_a_damaged_file_of_inputs(keep, tmp_path):
+    np.savez(tmp_path / "in.npz", x=example())
+    data = (tmp_path / "in.npz").read_bytes()
+    (tmp_path / "in.npz").write_bytes(data[:keep])
+    with pytest.raises(FileError, match="cannot be read as an .npz file of arrays") as caught:
+        comparison.read_inputs(tmp_path / "in.npz")
+    assert str(caught.value).isprintable()
+
+
 # --- external data ---
 
 

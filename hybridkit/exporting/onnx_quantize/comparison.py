@@ -50,7 +50,7 @@ def read_inputs(path: Path) -> Feed:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError) as error:
+    except Exception as error:  # zipfile's, zlib's and NumPy's own have no common base
         raise FileError(f"{path}: cannot be read as an .npz file of arrays: {one_line(error)}") from None
 
 
