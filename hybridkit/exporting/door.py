@@ -100,7 +100,7 @@ def _check_parts(model: ModelProto, path: Path) -> set[Path]:
     for part in _messages(model):
         _check_names(part)
         if isinstance(part, onnx.GraphProto) and part.sparse_initializer:
-            raise FileError(f"{path} keeps weights in sparse form, which is not read here; store them densely")
+            raise FileError(f"{path} keeps weights in sparse form, which is not read; store them densely")
         if isinstance(part, TensorProto):
             if part.data_location == TensorProto.EXTERNAL:
                 data.add(_check_external(part, path.parent))

@@ -111,7 +111,7 @@ class QuantizerContract(ABC):
         if not takes_numpy(quantizer):
             pytest.skip("it takes tensors only")
         array: Any = weight.numpy()
-        ours = quantizer.quantize(array, **quantizer.parameters(array))
+        ours: Any = quantizer.quantize(array, **quantizer.parameters(array))
         theirs = quantizer.quantize(weight, **quantizer.parameters(weight))
         assert isinstance(ours.codes, np.ndarray)
         assert ours.codes.dtype == np.int8
