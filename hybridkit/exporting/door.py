@@ -171,8 +171,8 @@ def _check_external(tensor: TensorProto, folder: Path) -> Path:
     """The data file, whose absolute path replaces the location."""
     kind, count = _stored(tensor)
     said = {entry.key: entry for entry in tensor.external_data}
-    if "location" not in said or kind == DataType.STRING:
-        raise ValueError(f"tensor {tensor.name!r} lies in another file, and it is not said in which")
+    if "location" not in said or len(said) < len(tensor.external_data) or kind == DataType.STRING:
+        raise ValueError(f"tensor {tensor.name!r} lies in another file, and it is not said once in which")
     location = said["location"].value
     file = _inside(location, folder)
     offset, size = _number(said, "offset", 0), file.stat().st_size
@@ -204,11 +204,15 @@ def _inside(location: str, folder: Path) -> Path:
     relative = Path(location)
     if relative.is_absolute() or ".." in relative.parts or not location.isprintable():
         raise ValueError(f"external data at {shown} lies outside the model's folder")
-    file = (folder / relative).resolve()
+    try:
+        file = (folder / relative).resolve()
+        there = file.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle
+        raise ValueError(f"external data at {shown} cannot be found: {error}") from None
     allowed = [folder.resolve(), *_blobs(folder.absolute())]
     if not any(file.is_relative_to(place) for place in allowed):
         raise ValueError(f"external data at {shown} is a link to outside the model's folder")
-    if not file.is_file():
+    if not there:
         raise ValueError(f"external data at {shown} is missing; it belongs beside the model")
     return file
 

@@ -86,7 +86,7 @@ REFUSED = {
     "data nowhere": "external data at 'nowhere.bin' is missing; it belongs beside the model",
     "data above the folder": "external data at '../secret.bin' lies outside the model's folder",
     "data anywhere": "external data at '/etc/passwd' lies outside the model's folder",
-    "data without a location": "it is not said in which",
+    "data without a location": "it is not said once in which",
     "data in a folder": "external data at '.' is missing",
     "data in the model": "its data is 4,096 bytes from 99,999,999 on of the ",
     "an offset that is no number": r"'\x1b[1m' is no offset of external data",
@@ -284,6 +284,7 @@ def test_links_into_another_model_of_the_cache(cached, tmp_path):
     [
         ({"location": "gone.bin"}, r"external data at 'gone\.bin' is missing; it belongs beside the model"),
         ({"location": ""}, r"external data at '' is missing"),
+        ({"location": "a" * 2000}, "cannot be found: .*name too long"),
         ({"location": "w\x1b.bin"}, r"external data at 'w\\x1b\.bin' lies outside"),
         ({"offset": "99999999"}, r"bytes from 99,999,999 on of the [\d,]+ in 'w\.bin'"),
         ({"offset": "-4"}, "'-4' is no offset of external data"),
@@ -298,6 +299,24 @@ def test_data_that_is_not_there(outside, tmp_path, entries, message):
     with pytest.raises(FileError, match=message) as caught:
         quantize_onnx(Path("model.onnx"), tmp_path / "packed.onnx")
     assert str(caught.value).isprintable()
+
+
+def test_two_locations(outside, tmp_path):
+    """Readers may take the first or the last."""
+    proto = onnx.load("model.onnx", load_external_data=False)
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.external_data.add(key="location", value="w.bin")
+    Path("model.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(FileError, match="it is not said once in which"):
+        quantize_onnx(Path("model.onnx"), tmp_path / "packed.onnx")
+
+
+def test_links_in_a_circle(outside, tmp_path):
+    (outside / "w.bin").unlink()
+    (outside / "w.bin").symlink_to("w.bin")
+    with pytest.raises(FileError, match=r"external data at 'w\.bin' (cannot be found|is missing)"):
+        quantize_onnx(Path("model.onnx"), tmp_path / "packed.onnx")
 
 
 def test_a_data_file_that_is_cut(outside, tmp_path):
