@@ -38,12 +38,13 @@ def tests(session: nox.Session) -> None:
 @nox.session(python="3.11")  # the oldest runtime has wheels up to 3.12
 @nox.parametrize("onnxruntime", ["1.17.3", "1.20.1", "newest"])
 def ort_versions(session: nox.Session, onnxruntime: str) -> None:
-    """The operators on the oldest ONNX Runtime that can hold them, the oldest supported and the newest."""
+    """What we write, on the oldest ONNX Runtime with our operators, the oldest supported and the newest."""
     session.install("--no-deps", ".")
     numpy = "numpy<2" if onnxruntime == "1.17.3" else "numpy"
     runtime = "onnxruntime" if onnxruntime == "newest" else f"onnxruntime=={onnxruntime}"
-    session.install(runtime, numpy, "onnx", "psutil", "pytest", "hypothesis")
-    tests = sorted(str(path) for path in Path("tests/runtime").glob("test_ort_*.py"))
+    quantising = ("onnx-ir", "pluggy", "pydantic", "array-api-compat")
+    session.install(runtime, numpy, "onnx", "psutil", "pytest", "hypothesis", *quantising)
+    tests = sorted(str(path) for path in Path("tests").glob("*/test_ort_*.py"))
     safe = {"PYTHONSAFEPATH": "1"}  # the installed package, not the checkout beside it
     # the fixtures of other tests want torch
     session.run("pytest", "--noconftest", "-rs", *tests, *session.posargs, env=safe)

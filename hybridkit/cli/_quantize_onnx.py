@@ -42,7 +42,7 @@ def _print(source: Path, report: OnnxReport) -> None:
     _print_layers(report.layers, report.measured)
     print(
         f"{report.path}: {report.bytes_after:,} bytes, {report.ratio:.2f}x smaller than {source.name} "
-        f"({report.bytes_before:,} bytes); opset {report.opset}"
+        f"({report.bytes_before:,} bytes); opset {report.opset}, ONNX Runtime {report.runtime} or newer"
     )
     if report.comparison is None:
         print(f"It loads, but was not compared: {source.name} runs on no generated inputs; say --inputs")

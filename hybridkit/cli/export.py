@@ -116,6 +116,8 @@ def _print(report: ExportReport) -> None:
         f"{report.path}: {report.file_bytes:,} bytes, {report.ratio:.2f}x smaller than the fp32 ONNX "
         f"({report.fp32_bytes:,} bytes); target {report.target}, opset {report.opset}"
     )
+    if report.cast:
+        print(report.cast)
     if report.bits_per_weight is not None:
         print(f"Quantised layers: {report.bits_per_weight:.2f} bits per weight, scales included")
     found = report.verification

@@ -63,7 +63,7 @@ def _run(path: Path, feed: Mapping[str, NDArray[Any]], native: bool) -> list[NDA
     import onnxruntime as ort
 
     level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    runner = session(path, native=native, graph_optimization_level=level, log_severity_level=3)
+    runner = session(path, native=native, graph_optimization_level=level, log_severity_level=4)
     return [np.asarray(array) for array in runner.run(None, dict(feed))]
 
 

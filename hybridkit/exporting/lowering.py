@@ -25,6 +25,7 @@ FP32: Final = 1  # accuracy_level of MatMulNBits: float32 activations
 INT8: Final = 4  # int8 activations in blocks
 BLOCK: Final = 128  # of MatMulNBits where a row has one scale: fewer bytes than 32 or 64, and as fast
 SMALLEST_BLOCK: Final = 16  # that MatMulNBits knows
+LARGEST_BLOCK: Final = 256  # with larger ones ONNX Runtime up to 1.26 computes zeros or NaN
 
 PREFIXES: Final = tuple(storage.prefix for storage in STORAGES.values())
 _NBIT: Final = tuple(prefix for prefix in PREFIXES if prefix.startswith("NBit"))
@@ -80,12 +81,12 @@ def nbit_conv(e: Emitter, layer: PackedNode) -> ir.Value:
 
 
 def fits_blocks(layer: PackedNode) -> bool:
-    """Whether MatMulNBits can take the layer's groups as its blocks."""
+    """Whether MatMulNBits can take the layer's groups as its blocks, or as several of them."""
     return is_block(layer.group_size)
 
 
 def is_block(size: int) -> bool:
-    """Whether MatMulNBits has blocks of this size."""
+    """Whether MatMulNBits has blocks of this size, or blocks that make it up."""
     return size >= SMALLEST_BLOCK and size & (size - 1) == 0
 
 
@@ -97,8 +98,14 @@ def block_size(K: int, most: int) -> int:
 def matmul_nbits(
     e: Emitter, layer: PackedNode, x: ir.Value, bits: int, block: int, scales: NDArray[np.float32], level: int
 ) -> ir.Value:
-    """x . (q * scales) as one stock node, whose codes are q + 2^(bits - 1): its default zero point."""
+    """x . (q * scales) as one stock node, whose codes are q + 2^(bits - 1): its default zero point.
+
+    scales: [N, blocks]. A block above LARGEST_BLOCK becomes several with the same scale.
+    """
+    parts = max(1, block // LARGEST_BLOCK)
+    block //= parts
     blocks = -(-layer.K // block)
+    scales = np.repeat(scales, parts, axis=1)[:, :blocks]
     padded = np.zeros((layer.N, blocks * block), np.int8)
     padded[:, : layer.K] = layer.integers()
     packed = codec(f"nbit{bits}").pack(padded).reshape(layer.N, blocks, -1)

@@ -19,6 +19,7 @@ from hybridkit.exporting.assembly import assemble, tidy
 from hybridkit.exporting.folding import fold_batch_normalization
 from hybridkit.exporting.graph import PackedNode, packed_nodes
 from hybridkit.exporting.layout import make_row_major
+from hybridkit.exporting.precision import without_bfloat16
 from hybridkit.exporting.protocol import ExportReport, ExportRequest
 from hybridkit.exporting.translation import translate
 from hybridkit.packing.model import PackedModel
@@ -80,6 +81,7 @@ def write_onnx(
     """
     if not path.parent.is_dir():
         raise FileError(f"cannot write {path}: there is no folder {path.parent}")
+    module, request, cast = without_bfloat16(module, request)
     with _evaluating(module) as network:
         runnable = load_packed(network, packed) if packed is not None else network
         graph = translate(
@@ -111,6 +113,7 @@ def write_onnx(
         fp32_bytes=fp32_bytes,
         bits_per_weight=packed.sizes().bits_per_weight if packed is not None and packed.layers else None,
         verification=verification,
+        cast=cast,
     )
 
 

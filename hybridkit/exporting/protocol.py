@@ -90,6 +90,7 @@ class ExportReport:
     fp32_bytes: the same network exported with plain float32 weights.
     bits_per_weight: of the quantised layers, scales included, as packed; None where there are none.
     verification: None where it was not asked for.
+    cast: a sentence about what was cast to another type for the file; empty where nothing was.
     """
 
     path: Path
@@ -99,6 +100,7 @@ class ExportReport:
     fp32_bytes: int
     bits_per_weight: float | None
     verification: Verification | None
+    cast: str = ""
 
     @property
     def ratio(self) -> float:

@@ -56,7 +56,8 @@ def hybrid_optimizer(
         initial_trust_radius, adapt_radius, measure_updates: see `HybridOptimizer`.
         seed: of what is random in the clusters and the controller.
         roles: what parameters are for, by name, where `parameter_roles` would not find it.
-        example_inputs: arguments of the model, in order or by name, from which `parameter_roles` learns more; best given.
+        example_inputs: arguments of the model, in order or by name, from which `parameter_roles` learns
+            more; best given.
 
     Raises:
         UsageError: where a name or an option does not exist, or nothing is to be trained.

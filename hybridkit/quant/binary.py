@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+from array_api_compat import array_namespace
 
 from hybridkit.options import option
 from hybridkit.quant.protocol import Granularity, QuantizedTensor, straight_through
-from hybridkit.quant.scales import mean_magnitude
+from hybridkit.quant.scales import as_float32, mean_magnitude
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Binary:
@@ -23,6 +26,7 @@ class Binary:
 
     levels = (-1, 1)
     bits = 1.0
+    takes_numpy: ClassVar = True
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Options:
@@ -39,7 +43,8 @@ class Binary:
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Codes and scale of `weight` [N, K]."""
-        codes = torch.where(weight.detach() >= 0, 1, -1).to(torch.int8)
+        xp = array_namespace(weight)
+        codes = 2 * xp.astype(as_float32(weight) >= 0, xp.int8) - 1
         return QuantizedTensor(codes, mean_magnitude(weight, self.options.granularity))
 
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor) -> Tensor:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
 from annotated_types import Ge
-from torch import Tensor
+from array_api_compat import array_namespace, device
 
 from hybridkit.errors import UsageError
 from hybridkit.options import option
 from hybridkit.quant.protocol import Granularity, QuantizedTensor, straight_through
-from hybridkit.quant.scales import TINY, round_to_codes
+from hybridkit.quant.scales import TINY, Array, as_float32, per_channel, round_to_codes, scale_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Shares of the largest magnitude that the search tries as the clipping point.
 CLIPS = tuple(0.88**i for i in range(16))
@@ -28,6 +29,8 @@ class NBit:
     2206.06501, finds by Newton's method, here by search); at 8 bits rounding is so fine that clipping never
     pays, and absmax is taken. The gradient is straight through.
     """
+
+    takes_numpy: ClassVar = True
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Options:
@@ -55,37 +58,47 @@ class NBit:
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Codes of `weight` [N, K] and its scale, [N] or [N, ceil(K / group_size)]."""
         channels, width = weight.shape
-        values = weight.detach().float()
         group = self.options.group_size
         if group:
-            groups = F.pad(values, (0, -width % group)).view(channels, -(-width // group), group)
+            groups = _in_groups(as_float32(weight), group)
         else:
-            groups = values.reshape(
-                (channels, 1, width) if self.options.granularity == "channel" else (1, 1, -1)
-            )
+            groups = scale_rows(weight, self.options.granularity)[:, None, :]
         scale = self._scale(groups)
         codes = round_to_codes(groups, scale, self.levels[0], self.levels[-1])
         if group:
-            codes = codes.view(channels, groups.shape[1] * group)[:, :width].contiguous()
-            return QuantizedTensor(codes, scale[:, :, 0], group)
-        return QuantizedTensor(codes.view(channels, width), scale.reshape(-1).expand(channels).contiguous())
+            xp = array_namespace(codes)
+            kept = codes.reshape(channels, groups.shape[1] * group)[:, :width]
+            return QuantizedTensor(xp.asarray(kept, copy=True), scale[:, :, 0], group)
+        return QuantizedTensor(codes.reshape(channels, width), per_channel(scale, channels))
 
-    def _scale(self, groups: Tensor) -> Tensor:
+    def _scale(self, groups: Array) -> Array:
         """The scale of each group of float32 [..., G], as [..., 1]."""
-        if groups.numel() == 0:
-            return groups.new_zeros((*groups.shape[:-1], 1))
-        widest = groups.abs().amax(dim=-1, keepdim=True) / self.levels[-1]
+        xp = array_namespace(groups)
+        if 0 in groups.shape:
+            return xp.sum(groups, axis=-1, keepdims=True)
+        widest = xp.max(abs(groups), axis=-1, keepdims=True) / self.levels[-1]
         if self.options.scale == "absmax" or self.options.bits == 8:
             return widest
-        unit = groups / widest.clamp(min=TINY)  # so that no square overflows or vanishes
-        best, least = torch.ones_like(widest), torch.full_like(widest, torch.inf)
+        unit = groups / xp.clip(widest, TINY)  # so that no square overflows or vanishes
+        best, least = xp.ones_like(widest), xp.full_like(widest, xp.inf)
         for clip in CLIPS:
-            rounded = torch.clamp(torch.round(unit / clip), self.levels[0], self.levels[-1])
-            error = (rounded * clip - unit).square_().sum(dim=-1, keepdim=True)
-            best = torch.where(error < least, clip, best)
-            least = torch.minimum(error, least)
+            rounded = xp.clip(xp.round(unit / clip), self.levels[0], self.levels[-1])
+            off = rounded * clip - unit
+            error = xp.sum(off * off, axis=-1, keepdims=True)
+            best = xp.where(error < least, xp.full_like(best, clip), best)
+            least = xp.minimum(error, least)
         return widest * best
 
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor) -> Tensor:
         """The dequantised weight; identity as gradient."""
         return straight_through(weight, quantized)
+
+
+def _in_groups(values: Array, size: int) -> Array:
+    """[N, K] as [N, groups, size], with zeros behind the last weight."""
+    xp = array_namespace(values)
+    N, K = values.shape
+    if K % size:
+        rest = xp.zeros((N, -K % size), dtype=values.dtype, device=device(values))
+        values = xp.concat([values, rest], axis=1)
+    return values.reshape(N, -(-K // size), size)

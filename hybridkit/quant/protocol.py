@@ -1,12 +1,17 @@
-"""The quantizer protocol: from a latent weight to integer codes and scales, and a gradient back."""
+"""The quantizer protocol: from a latent weight to integer codes and scales, and a gradient back.
+
+Importing it needs no torch: quantizers that say so compute with NumPy arrays too.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
-from torch import Tensor
+from array_api_compat import array_namespace
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Granularity = Literal["channel", "tensor"]
 Activations = Literal["int8", "float"]
@@ -16,7 +21,7 @@ Activations = Literal["int8", "float"]
 class QuantizedTensor:
     """A quantised weight matrix: weight[n, k] is represented by scale[n, k // group] * codes[n, k].
 
-    codes: int8 [N, K], values from the quantizer's `levels`.
+    codes: int8 [N, K], values from the quantizer's `levels`; as scale, an array of the weight's own library.
     scale: float32 [N], or [N, ceil(K / group_size)] where the quantizer works in groups.
     """
 
@@ -26,10 +31,12 @@ class QuantizedTensor:
 
     def dequantize(self) -> Tensor:
         """The represented weight, float32 [N, K]."""
+        xp = array_namespace(self.codes)
+        codes: Tensor = xp.astype(self.codes, xp.float32)
         if self.group_size == 0:
-            return self.codes.float() * self.scale[:, None]
-        per_weight = self.scale.repeat_interleave(self.group_size, dim=1)[:, : self.codes.shape[1]]
-        return self.codes.float() * per_weight
+            return codes * self.scale[:, None]
+        per_weight: Tensor = xp.repeat(self.scale, self.group_size, axis=1)
+        return codes * per_weight[:, : self.codes.shape[1]]
 
 
 class Quantizer(Protocol):
@@ -55,21 +62,19 @@ class Quantizer(Protocol):
         ...
 
 
-class _Substitute(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, value: Tensor) -> Tensor:
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
-
-
 def straight_through(weight: Tensor, quantized: QuantizedTensor) -> Tensor:
     """The dequantised weight, exactly, with the identity as gradient (Bengio et al., arXiv 1308.3432)."""
-    substitute: Any = _Substitute.apply
-    value: Tensor = substitute(weight, quantized.dequantize())
-    return value
+    from hybridkit.quant.substitute import substitute
+
+    return substitute(weight, quantized.dequantize())
+
+
+def takes_numpy(quantizer: object) -> bool:
+    """Whether its class says `takes_numpy = True`: all but its `fake_quantize` then take NumPy arrays too.
+
+    Where torch is not installed, such quantizers alone can quantise an ONNX file.
+    """
+    return bool(getattr(quantizer, "takes_numpy", False))
 
 
 def is_ternary(quantizer: Quantizer) -> bool:
@@ -84,6 +89,8 @@ def int8_activations(x: Tensor, dim: int | tuple[int, ...] = -1) -> tuple[Tensor
     integer-valued floats of x's dtype. This is the arithmetic that every kernel and file repeats exactly.
     """
     largest = x.detach().abs().amax(dim=dim, keepdim=True).clamp(min=1e-5)
+    import torch
+
     # a tensor, because torch on CUDA multiplies by the reciprocal of a number, which moves the last bit
     scale = largest / largest.new_full((), 127)
     return torch.clamp(torch.round(x.detach() / scale), -127, 127), scale

@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
 from annotated_types import Gt
-from torch import Tensor
+from array_api_compat import array_namespace, device
 
 from hybridkit.options import option
 from hybridkit.quant.protocol import Granularity, QuantizedTensor, straight_through
-from hybridkit.quant.scales import TINY, mean_magnitude, per_channel, round_to_codes, scale_rows
+from hybridkit.quant.scales import (
+    TINY,
+    Array,
+    as_float32,
+    mean_magnitude,
+    per_channel,
+    round_to_codes,
+    scale_rows,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEVELS = (-1, 0, 1)
 BITS = math.log2(3)
@@ -30,6 +40,7 @@ class TernaryAbsmean:
 
     levels = LEVELS
     bits = BITS
+    takes_numpy: ClassVar = True
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Options:
@@ -50,7 +61,7 @@ class TernaryAbsmean:
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Codes and scale of `weight` [N, K]; the scale of an all-zero row is 0."""
         scale = mean_magnitude(weight, self.options.granularity) * self.options.scale_multiplier
-        return QuantizedTensor(round_to_codes(weight.detach().float(), scale[:, None], -1, 1), scale)
+        return QuantizedTensor(round_to_codes(as_float32(weight), scale[:, None], -1, 1), scale)
 
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor) -> Tensor:
         """The dequantised weight; identity as gradient."""
@@ -67,6 +78,7 @@ class TernaryMSE:
 
     levels = LEVELS
     bits = BITS
+    takes_numpy: ClassVar = True
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Options:
@@ -84,29 +96,31 @@ class TernaryMSE:
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Codes and scale of `weight` [N, K]; the scale of an all-zero row is 0."""
         codes, scale = least_squares_ternary(scale_rows(weight, self.options.granularity))
-        return QuantizedTensor(codes.view(weight.shape), per_channel(scale, weight.shape[0]))
+        return QuantizedTensor(codes.reshape(weight.shape), per_channel(scale, weight.shape[0]))
 
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor) -> Tensor:
         """The dequantised weight; identity as gradient."""
         return straight_through(weight, quantized)
 
 
-def least_squares_ternary(rows: Tensor) -> tuple[Tensor, Tensor]:
+def least_squares_ternary(rows: Array) -> tuple[Array, Array]:
     """Ternary codes (int8 [R, K]) and scales [R] that minimise ||row - scale * codes||, for float32 rows.
 
     Sorting costs O(K log K) a row; sums run in float64 so that long rows lose nothing.
     """
-    if rows.numel() == 0:
-        return rows.to(torch.int8), rows.new_zeros(rows.shape[0])
-    magnitude = rows.abs()
-    ordered = magnitude.sort(dim=1, descending=True).values
-    totals = ordered.cumsum(dim=1, dtype=torch.float64)
-    counts = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=torch.float64)
-    kept = (totals.square() / counts).argmax(dim=1, keepdim=True)
-    nonzero = (magnitude >= ordered.gather(1, kept)) & (magnitude > 0)
-    total = (magnitude * nonzero).sum(dim=1, dtype=torch.float64)
-    scale = (total / nonzero.sum(dim=1).clamp(min=1)).float()
-    return (torch.sign(rows) * nonzero).to(torch.int8), scale
+    xp = array_namespace(rows)
+    R, K = rows.shape
+    if R * K == 0:
+        return xp.astype(rows, xp.int8), xp.sum(rows, axis=1)
+    magnitude = abs(rows)
+    ordered = xp.sort(magnitude, axis=1, descending=True, stable=False)
+    totals = xp.cumulative_sum(ordered, axis=1, dtype=xp.float64)
+    counts = xp.arange(1, K + 1, device=device(rows), dtype=xp.float64)
+    kept = xp.argmax(totals * totals / counts, axis=1, keepdims=True)
+    nonzero = (magnitude >= xp.take_along_axis(ordered, kept, axis=1)) & (magnitude > 0)
+    total = xp.sum(magnitude * nonzero, axis=1, dtype=xp.float64)
+    scale = xp.astype(total / xp.clip(xp.sum(nonzero, axis=1), 1), xp.float32)
+    return xp.astype(nonzero & (rows > 0), xp.int8) - xp.astype(nonzero & (rows < 0), xp.int8), scale
 
 
 class TernaryLearned:
@@ -120,6 +134,7 @@ class TernaryLearned:
 
     levels = LEVELS
     bits = BITS
+    takes_numpy: ClassVar = True
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Options:
@@ -135,15 +150,18 @@ class TernaryLearned:
         rows = scale_rows(weight, self.options.granularity)
         step = least_squares_ternary(rows)[1]
         fallback = 1 / math.sqrt(max(weight.shape[1], 1))
-        return {"step": torch.where(step > 0, step, fallback)}
+        xp = array_namespace(step)
+        return {"step": xp.where(step > 0, step, xp.full_like(step, fallback))}
 
     def quantize(self, weight: Tensor, *, step: Tensor) -> QuantizedTensor:
         """Codes and scale of `weight` [N, K] for a step [N] or [1]; one at or below zero counts as tiny."""
-        scale = per_channel(step.detach().float().clamp(min=TINY), weight.shape[0])
-        return QuantizedTensor(round_to_codes(weight.detach().float(), scale[:, None], -1, 1), scale)
+        scale = per_channel(array_namespace(step).clip(as_float32(step), TINY), weight.shape[0])
+        return QuantizedTensor(round_to_codes(as_float32(weight), scale[:, None], -1, 1), scale)
 
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor, *, step: Tensor) -> Tensor:
         """The dequantised weight, a clipped straight-through gradient to `weight` and LSQ's to `step`."""
+        import torch
+
         value = quantized.dequantize()
         codes = quantized.codes.float()
         with torch.no_grad():

@@ -35,8 +35,8 @@ class Task(Protocol):
     order, or by name.
 
     A task may also have `forward(model, batch) -> output`, where the model is not simply called with
-    `inputs`, and `collate(samples) -> batch`, where samples of a dataset differ in length, so that torch's default
-    cannot put them together.
+    `inputs`, and `collate(samples) -> batch`, where samples of a dataset differ in length, so that torch's
+    default cannot put them together.
     """
 
     name: str

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from hybridkit.packing.codecs import codec_for
-from hybridkit.quant.protocol import QuantizedTensor, Quantizer
+from hybridkit.quant.protocol import QuantizedTensor, Quantizer, takes_numpy
 
 _CASES = (
     "normal",
@@ -102,6 +104,19 @@ class QuantizerContract(ABC):
         quantizer, weight = self.make(), example_weight("normal")
         quantized = quantizer.quantize(weight, **quantizer.parameters(weight))
         assert (quantized.dequantize() - weight).norm() < weight.norm()
+
+    @pytest.mark.parametrize("case", _CASES)
+    def test_arrays_become_what_tensors_become(self, case: str) -> None:
+        quantizer, weight = self.make(), example_weight(case)
+        if not takes_numpy(quantizer):
+            pytest.skip("it takes tensors only")
+        array: Any = weight.numpy()
+        ours: Any = quantizer.quantize(array, **quantizer.parameters(array))
+        theirs = quantizer.quantize(weight, **quantizer.parameters(weight))
+        assert isinstance(ours.codes, np.ndarray)
+        assert ours.codes.dtype == np.int8
+        assert ours.group_size == theirs.group_size
+        np.testing.assert_allclose(ours.scale, theirs.scale.numpy(), rtol=1e-5)
 
 
 def example_weight(case: str) -> Tensor:

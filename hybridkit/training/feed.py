@@ -152,6 +152,6 @@ class Streamed:
         self.samples = sum(1 for _ in islice(self._samples, seen))
         if self.samples < seen:
             raise FileError(
-                f"the training data have {self.samples} samples where the checkpoint has seen {seen} of them; "
-                "they are other data"
+                f"the training data have {self.samples} samples, the checkpoint has seen {seen} of them: "
+                "other data"
             )

@@ -99,7 +99,7 @@ def test_more_bits_for_layers_above_an_error(capsys: pytest.CaptureFixture[str])
         (["net.onnx", "--max-error", "0"], 2, "must be above 0"),
         (["net.onnx", "--max-error", "0.1"], 1, "no layer was quantised; error above 0.1"),
         (["net.onnx", "--more-bits"], 2, "--max-error"),
-        (["net.onnx", "--quantizer", "ternary-learned"], 2, "no quantizer for ONNX files is called"),
+        (["net.onnx", "--quantizer", "ternary-mes"], 2, "no quantizer is called 'ternary-mes'; did you mean"),
         (["net.onnx", "--inputs", "other.npz"], 2, "has the inputs x, the file of inputs has z"),
         (["net.onnx", "--inputs", "net.onnx"], 1, "cannot be read as an .npz file"),
         (["some-run", "--max-error", "0.1"], 2, "--max-error is for ONNX files, and some-run is none"),

@@ -13,8 +13,8 @@ from onnx_models import LAYERS, example, model, network, one_layer, weights
 
 from hybridkit.errors import FileError, GateError, HybridkitError, UsageError
 from hybridkit.exporting import files
-from hybridkit.exporting.onnx_quantize import quantize_onnx, selection
-from hybridkit.exporting.onnx_quantize.quantizers import make_quantizer
+from hybridkit.exporting.onnx_quantize import quantize_onnx, rounding
+from hybridkit.exporting.onnx_quantize.rounding import make_rounding
 from hybridkit.runtime.session import session
 
 
@@ -25,7 +25,7 @@ def saved(proto, folder, name="source.onnx", **how):
 
 def dequantised(arrays, name, options=None):
     """The weights of a network with those of its layers quantised."""
-    quantizer = make_quantizer(name, options)
+    quantizer = make_rounding(name, options)
 
     def rounded(array, axis):
         matrix = array.T if axis else array.reshape(len(array), -1)
@@ -278,7 +278,7 @@ def test_a_difference_between_native_and_portable_leaves_the_old_file(tmp_path, 
 def test_a_large_weight_is_quantised_in_blocks_of_rows(tmp_path, monkeypatch):
     source = saved(network(weights()), tmp_path)
     quantize_onnx(source, tmp_path / "whole.onnx", quantizer="nbit")
-    monkeypatch.setattr(selection, "_BLOCK", 100)
+    monkeypatch.setattr(rounding, "_BLOCK", 100)
     quantize_onnx(source, tmp_path / "parts.onnx", quantizer="nbit")
     assert (tmp_path / "whole.onnx").read_bytes() == (tmp_path / "parts.onnx").read_bytes()
 

@@ -14,21 +14,24 @@ from hybridkit.errors import FileError, HybridkitError, UsageError
 from hybridkit.exporting import files
 from hybridkit.exporting.agreement import check_native
 from hybridkit.exporting.assembly import assemble
+from hybridkit.exporting.door import admit
 from hybridkit.exporting.folding import fold_batch_normalization
 from hybridkit.exporting.onnx_quantize import measurement
 from hybridkit.exporting.onnx_quantize.comparison import (
+    SILENT,
     Comparison,
     Feed,
-    check_inputs,
+    Reference,
     compare,
-    generate_inputs,
+    run_source,
 )
-from hybridkit.exporting.onnx_quantize.loading import load, raise_opset
+from hybridkit.exporting.onnx_quantize.loading import load, quiet, raise_opset
 from hybridkit.exporting.onnx_quantize.products import find
 from hybridkit.exporting.onnx_quantize.report import LayerReport, OnnxReport
 from hybridkit.exporting.onnx_quantize.selection import choose, make_steps, quantize_layer
 from hybridkit.exporting.onnx_quantize.substitution import lower
 from hybridkit.exporting.protocol import Agreement
+from hybridkit.exporting.runtimes import check_runtime, oldest_runtime
 from hybridkit.runtime.session import session
 
 __all__ = ["LayerReport", "OnnxReport", "quantize_onnx"]
@@ -36,6 +39,7 @@ __all__ = ["LayerReport", "OnnxReport", "quantize_onnx"]
 Activations = Literal["int8", "float"]
 
 
+@quiet()
 def quantize_onnx(
     source: Path,
     output: Path,
@@ -53,7 +57,7 @@ def quantize_onnx(
 
     MatMul, Gemm and Conv with a constant weight become our operators (ternary, binary), MatMulNBits (n-bit
     products) or a Conv that unpacks its weight (n-bit convolutions, with float activations).
-    quantizer, options: ternary-mse, ternary-absmean, binary or nbit, and its options.
+    quantizer, options: a registered quantizer's name, and its options.
     include, exclude: patterns of layer names as in a shell; all layers by default.
     max_error: layers whose relative error is above it stay as they are, or, with `more_bits`, go to 4 and
     then 8 bits. inputs: arrays by input name; the error is then that of each layer's output on them.
@@ -62,11 +66,13 @@ def quantize_onnx(
     left or the model cannot be written, GateError where native operators and portable bodies differ.
     """
     steps = make_steps(quantizer, options, more_bits, max_error)
-    _check(source, output, activations, inputs)
-    model = load(source)
+    _check(source, output, activations)
+    admitted = admit(source)
+    reference = run_source(source, inputs)
+    model = load(admitted)
     layers = find(model)
     chosen = choose(layers, include, exclude)
-    if any(not q.prefix.startswith("NBit") for _, q in steps) or any(p.geometry for p in chosen.values()):
+    if any(not step.is_nbit for step in steps) or any(p.geometry for p in chosen.values()):
         model = raise_opset(model, source)
         layers = find(model)
         chosen = choose(layers, include, exclude)
@@ -81,23 +87,26 @@ def quantize_onnx(
     lower(model)
     assemble(model, model.graph.opset_imports[""])
     _describe(model, reports, activations)
+    runtime = oldest_runtime(model)
+    check_runtime(runtime)
     with files.staged(output) as staged:
         files.save(model, staged)
-        comparison, native = _verify(source, staged, inputs)
+        comparison, native = _verify(staged, reference, admitted.strict)
         bytes_after = files.written_bytes(staged)
     return OnnxReport(
         path=output,
         opset=model.graph.opset_imports[""],
+        runtime=runtime,
         measured="outputs" if inputs else "weights",
         layers=tuple(reports),
-        bytes_before=_source_bytes(source),
+        bytes_before=admitted.file_bytes,
         bytes_after=bytes_after,
         comparison=comparison,
         native=native,
     )
 
 
-def _check(source: Path, output: Path, activations: str, inputs: Feed | None) -> None:
+def _check(source: Path, output: Path, activations: str) -> None:
     if activations not in ("int8", "float"):
         raise UsageError(f"no activation mode is called {activations!r}; say int8 or float")
     if output.suffix != ".onnx":
@@ -106,8 +115,6 @@ def _check(source: Path, output: Path, activations: str, inputs: Feed | None) ->
         raise UsageError(f"{output} is the source; say another file with --output")
     if not output.parent.is_dir():
         raise FileError(f"cannot write {output}: there is no folder {output.parent}")
-    if inputs is not None:
-        check_inputs(source, inputs)
 
 
 def _reasons(reports: Sequence[LayerReport]) -> str:
@@ -133,30 +140,14 @@ def _describe(model: ir.Model, reports: Sequence[LayerReport], activations: Acti
     model.metadata_props["hybridkit.layers"] = json.dumps(layers, separators=(",", ":"))
 
 
-def _verify(source: Path, staged: Path, inputs: Feed | None) -> tuple[Comparison | None, Agreement | None]:
+def _verify(
+    staged: Path, reference: Reference | None, strict: bool
+) -> tuple[Comparison | None, Agreement | None]:
     """The file is valid, loads, runs, and gives the same by portable bodies and native operators."""
-    if _is_valid(source):  # a stranger's file that runs but is not valid by the letter stays as it is
+    if strict:  # a stranger's file that runs but is not valid by the letter stays as it is
         files.check_form(staged)
-    session(staged, native=False, log_severity_level=3)
-    feed = inputs if inputs is not None else generate_inputs(source)
-    if feed is None:
-        session(staged, log_severity_level=3)
+    if reference is None:
+        for native in (False, True):
+            session(staged, native=native, low_memory=True, log_severity_level=SILENT)
         return None, None
-    comparison = compare(source, staged, feed, "generated" if inputs is None else "given")
-    return comparison, check_native(staged, feed)
-
-
-def _is_valid(source: Path) -> bool:
-    try:
-        files.check_form(source)
-    except HybridkitError:
-        return False
-    return True
-
-
-def _source_bytes(source: Path) -> int:
-    """Bytes of the source and of the external files that its initializers name."""
-    model = ir.load(source)
-    tensors = (v.const_value for v in model.graph.initializers.values())
-    others = {Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)}
-    return source.stat().st_size + sum(other.stat().st_size for other in others)
+    return compare(reference, staged), check_native(staged, reference.feed)

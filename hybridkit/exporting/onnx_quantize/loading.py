@@ -8,25 +8,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from hybridkit.errors import FileError, HybridkitError
+from hybridkit.exporting.door import Admitted, one_line
 from hybridkit.exporting.functions import MIN_OPSET
 
 LOCAL_FUNCTIONS: Final = 8  # the first version of the file format that has them
 
 
-def load(path: Path) -> ir.Model:
-    """The model; its weights are read when they are needed. Raises FileError if it is none."""
-    if not path.is_file():
-        raise FileError(f"there is no model file {path}")
+def load(source: Admitted) -> ir.Model:
+    """The graph; weights in other files are read when they are needed. Raises FileError where it has parts
+    that this package does not know.
+    """
     try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf's own and whatever a damaged file makes the reader raise
-        raise FileError(f"{path} is not an ONNX model that can be read: {_line(error)}") from error
-    if "" not in model.graph.opset_imports:
-        raise FileError(f"{path} is not an ONNX model: it imports no operators")
+        model = ir.from_proto(source.model)
+    except Exception as error:  # onnx-ir's readers raise what they like
+        raise FileError(f"{source.path} holds what cannot be read: {one_line(error)}") from error
     passes.RemoveInitializersFromInputsPass()(model)  # old files list every weight as an input too
     return model
 
@@ -38,10 +38,9 @@ def raise_opset(model: ir.Model, path: Path) -> ir.Model:
         from onnxscript.version_converter import ConvertVersionPass
 
         try:
-            with _quiet():
-                model = ConvertVersionPass(MIN_OPSET, fallback=True)(model).model
+            model = ConvertVersionPass(MIN_OPSET, fallback=True)(model).model
         except Exception as error:  # the converter's own errors and those of the graph checker behind it
-            raise _too_old(path, opset, f": {_line(error)}") from error
+            raise _too_old(path, opset, f": {one_line(error)}") from error
         if model.graph.opset_imports[""] < MIN_OPSET:
             raise _too_old(path, opset, "")
     model.ir_version = max(model.ir_version, LOCAL_FUNCTIONS)
@@ -56,18 +55,16 @@ def _too_old(path: Path, opset: int, why: str) -> HybridkitError:
     )
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Keep to themselves what onnx-ir and onnxscript log, and NumPy's warnings of weights that overflow."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with np.errstate(all="ignore"):
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from hybridkit.exporting import files
+from hybridkit.exporting.onnx_quantize.comparison import SILENT
 from hybridkit.exporting.onnx_quantize.products import Product
 from hybridkit.runtime.session import session
 
@@ -53,7 +54,7 @@ def activations(model: ir.Model, products: Sequence[Product], feed: Feed) -> dic
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         files.save(_with_outputs(model, inside), path)
-        runner = session(path, native=False, log_severity_level=3)
+        runner = session(path, native=False, log_severity_level=SILENT)
         shown = {name: _cut(array, products, watched, name) for name, array in feed.items()}
         for start in range(0, len(inside), _AT_ONCE):
             names = inside[start : start + _AT_ONCE]

@@ -15,6 +15,7 @@ from hybridkit.exporting.constants import DERIVED, constant
 MOST_COLUMNS: Final = 1 << 22  # to which the native kernels' sums are exact
 _FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _PRODUCTS: Final = ("MatMul", "Gemm", "Conv")
+_MANY: Final = 1024  # weights of another operator that are worth a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,28 +72,43 @@ class Unfit:
 
 
 def find(model: ir.Model) -> list[Product | Unfit]:
-    """Every layer of the graph and of the graphs inside it, in order, with a name of its own."""
+    """Every layer of the graph and of the graphs inside it, in order, with a name of its own.
+
+    Also those whose operator is none that can be rewritten, if their weight is large enough to matter.
+    """
     return list(_named(node for node in model.graph.all_nodes() if node.domain == ""))
 
 
 def _named(nodes: Iterator[ir.Node]) -> Iterator[Product | Unfit]:
     taken: dict[str, int] = {}
     for node in nodes:
-        if node.op_type not in _PRODUCTS:
+        weight, reason = _layer(node) if node.op_type in _PRODUCTS else _other(node)
+        if weight is None:
             continue
-        left, right = (constant(value) for value in node.inputs[:2])
-        weight = left if right is None else right
-        if (
-            weight is None
-            or (left is not None and right is not None)
-            or (node.op_type == "Conv" and right is None)
-        ):
-            continue  # two activations, or two constants
         name = node.name or node.outputs[0].name or node.op_type
         taken[name] = taken.get(name, 0) + 1
         name = name if taken[name] == 1 else f"{name}.{taken[name]}"
-        reason = _unfit(node, weight, is_right=right is not None)
         yield Unfit(name, node, weight, reason) if reason else _product(name, node, weight)
+
+
+def _layer(node: ir.Node) -> tuple[NDArray[Any] | None, str]:
+    """The weight of a product, and why it cannot be rewritten; None for two activations or two constants."""
+    left, right = (constant(value) for value in node.inputs[:2])
+    if (left is None) == (right is None) or (node.op_type == "Conv" and right is None):
+        return None, ""
+    weight = left if right is None else right
+    assert weight is not None
+    return weight, _unfit(node, weight, is_right=right is not None)
+
+
+def _other(node: ir.Node) -> tuple[NDArray[Any] | None, str]:
+    """The first large weight of an operator that is no product and does not merely hand it on."""
+    for value in node.inputs if node.op_type not in DERIVED else ():
+        if value is None or value.const_value is None or value.dtype not in _FLOATS:
+            continue
+        if value.const_value.size >= _MANY and len(value.const_value.shape) > 1:
+            return constant(value), f"{node.op_type} is not quantised"
+    return None, ""
 
 
 def _unfit(node: ir.Node, weight: NDArray[Any], *, is_right: bool) -> str:
@@ -119,6 +135,9 @@ def _unfit_convolution(node: ir.Node, weight: NDArray[Any]) -> str:
     axes = weight.ndim - 2
     if not 1 <= axes <= 3:
         return f"{axes} spatial axes"
+    group = _flag(node, "group", 1)
+    if group < 1 or len(weight) % group:  # found when it runs, and this one may run on no generated input
+        return f"{group} groups of {len(weight)} channels"
     if len(node.inputs) > 2 and node.inputs[2] is not None and constant(node.inputs[2]) is None:
         return "its bias is no constant"
     if _text(node, "auto_pad", "NOTSET").startswith("SAME") and any(
@@ -192,15 +211,14 @@ def _readers(value: ir.Value | None) -> set[str]:
     while node is not None and node.op_type in DERIVED and node.inputs[0] is not None:
         value = node.inputs[0]
         node = value.producer()
-    return set(_read_by(value))
-
-
-def _read_by(value: ir.Value) -> Iterator[str]:
-    for node, _ in value.uses():
-        if node.op_type in DERIVED and node.domain == "":
-            yield from _read_by(node.outputs[0])
-        else:
-            yield node.op_type
+    found, waiting = set(), [value]
+    while waiting:
+        for reader, _ in waiting.pop().uses():
+            if reader.op_type in DERIVED and reader.domain == "":
+                waiting.append(reader.outputs[0])
+            else:
+                found.add(reader.op_type)
+    return found
 
 
 def _flag(node: ir.Node, name: str, default: int = 0) -> int:

@@ -34,12 +34,14 @@ class LayerReport:
 class OnnxReport:
     """A written file. bytes: of whole files, external data included.
 
+    runtime: the oldest ONNX Runtime that loads it.
     measured: what the layers' errors are of. comparison: None where the source does not run on generated
     inputs and none were given. native: see Verification.
     """
 
     path: Path
     opset: int
+    runtime: str
     measured: Literal["weights", "outputs"]
     layers: tuple[LayerReport, ...]
     bytes_before: int

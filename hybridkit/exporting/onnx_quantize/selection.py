@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -14,29 +13,25 @@ from numpy.typing import NDArray
 from hybridkit.errors import UsageError
 from hybridkit.exporting.onnx_quantize.measurement import output_error, relative_error
 from hybridkit.exporting.onnx_quantize.products import Product, Unfit
-from hybridkit.exporting.onnx_quantize.quantizers import Quantized, Quantizer, make_quantizer
 from hybridkit.exporting.onnx_quantize.report import LayerReport
+from hybridkit.exporting.onnx_quantize.rounding import Rounding, make_rounding
 from hybridkit.exporting.onnx_quantize.substitution import stored_bytes, substitute
 
 _MORE_BITS: Final = (4, 8)
-_BLOCK: Final = 1 << 24  # weights quantised at a time: bounds the temporary arrays
-
-Steps = Sequence[tuple[str, Quantizer]]
+_GROUP: Final = 32  # weights per scale where more bits are taken
 
 
 def make_steps(
     quantizer: str, options: Mapping[str, Any] | None, more_bits: bool, max_error: float | None
-) -> Steps:
-    """The quantizers to try on a layer, in order, with their names."""
+) -> list[Rounding]:
+    """The quantizers to try on a layer, in order."""
     if more_bits and max_error is None:
         raise UsageError("more bits are for layers above a largest error; say it with --max-error")
     if max_error is not None and not max_error > 0:
         raise UsageError(f"the largest error must be above 0, not {max_error}")
-    steps = [(quantizer, make_quantizer(quantizer, options))]
-    if more_bits:
-        wider = [make_quantizer("nbit", {"bits": bits}) for bits in _MORE_BITS if bits > steps[0][1].bits]
-        steps += [("nbit", made) for made in wider]
-    return steps
+    first = make_rounding(quantizer, options)
+    more = [bits for bits in _MORE_BITS if more_bits and bits > first.stored_bits]
+    return [first, *(make_rounding("nbit", {"bits": bits, "group_size": _GROUP}) for bits in more)]
 
 
 def choose(
@@ -61,7 +56,7 @@ def quantize_layer(
     model: ir.Model,
     layer: Product | Unfit,
     chosen: Mapping[str, Product],
-    steps: Sequence[tuple[str, Quantizer]],
+    steps: Sequence[Rounding],
     x: NDArray[np.float32] | None,
     int8: bool,
     max_error: float | None,
@@ -79,31 +74,17 @@ def quantize_layer(
     if layer.name not in chosen:
         return stays("not chosen by name")
     matrix, error = layer.matrix(), None
-    for name, quantizer in steps:
-        quantized = _by_blocks(quantizer, matrix)
-        after = stored_bytes(layer, quantizer, quantized)
+    for step in steps:
+        quantized = step.quantize(matrix)
+        rounding = step.holding(quantized)
+        after = stored_bytes(layer, rounding, quantized)
         if after >= before:
             return stays("would not be smaller", error)
         found = quantized.dequantize()
-        in_int8 = int8 and not quantizer.prefix.startswith("NBit")
+        in_int8 = int8 and not rounding.is_nbit
         error = relative_error(matrix, found) if x is None else output_error(layer, x, found, in_int8)
         if max_error is None or error <= max_error:
-            substitute(model, layer, quantizer, quantized, int8)
-            return LayerReport(
-                layer.name, layer.op, tuple(layer.shape), name, _information(quantizer), error, before, after
-            )
+            substitute(model, layer, rounding, quantized, int8)
+            bits, shape = rounding.quantizer.bits, tuple(layer.shape)
+            return LayerReport(layer.name, layer.op, shape, rounding.name, bits, error, before, after)
     return stays(f"error above {max_error:g}", error)
-
-
-def _by_blocks(quantizer: Quantizer, matrix: NDArray[np.float32]) -> Quantized:
-    step = max(1, _BLOCK // matrix.shape[1])
-    parts = [quantizer.quantize(matrix[i : i + step]) for i in range(0, len(matrix), step)]
-    return Quantized(
-        np.concatenate([p.codes for p in parts]),
-        np.concatenate([p.scale for p in parts]),
-        parts[0].group_size,
-    )
-
-
-def _information(quantizer: Quantizer) -> float:
-    return math.log2(3) if quantizer.prefix == "Ternary" else float(quantizer.bits)

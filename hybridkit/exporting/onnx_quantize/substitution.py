@@ -7,7 +7,6 @@ lowering and assembling are the same for both. n-bit products become `com.micros
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -17,28 +16,25 @@ from hybridkit.exporting.functions import DOMAIN, ROW_MAJOR
 from hybridkit.exporting.graph import Emitter, PackedNode, array_of, rewrite
 from hybridkit.exporting.layout import worth_tiling
 from hybridkit.exporting.onnx_quantize.products import Product
-from hybridkit.exporting.onnx_quantize.quantizers import Quantized, Quantizer
-from hybridkit.packing.codecs import codec
+from hybridkit.exporting.onnx_quantize.rounding import Quantized, Rounding
 from hybridkit.packing.tiles import tiled_shape
 
-_CODECS: Mapping[str, str] = {"Ternary": "two-bit", "Binary": "one-bit"}
 
-
-def substitute(model: ir.Model, product: Product, quantizer: Quantizer, found: Quantized, int8: bool) -> None:
+def substitute(model: ir.Model, product: Product, rounding: Rounding, found: Quantized, int8: bool) -> None:
     """Replace the layer. n-bit convolutions keep float activations."""
     e = Emitter(model, product.name, product.last)
-    nbit = quantizer.prefix.startswith("NBit")
+    nbit = rounding.is_nbit
     kind = "Conv" if product.geometry else "MatMul"
     N, K = found.codes.shape
     bias = product.bias if product.bias is not None else np.zeros(N, np.float32)
     if product.x.dtype is None:  # ONNX wants one type for both factors
         product.x.type = ir.TensorType(ir.DataType.from_numpy(product.weight.dtype))
     mode = "Int8" if int8 and not (nbit and product.geometry) else "Float"
-    own = {"bits": quantizer.bits, "group_size": found.group_size} if nbit else {"layout": ROW_MAJOR}
+    own = {"bits": rounding.stored_bits, "group_size": found.group_size} if nbit else {"layout": ROW_MAJOR}
     y = e.node(
-        f"{'NBit' if nbit else quantizer.prefix}{kind}{mode}",
+        f"{'NBit' if nbit else rounding.prefix}{kind}{mode}",
         product.x,
-        e.constant(codec(_CODECS.get(quantizer.prefix, quantizer.prefix.lower())).pack(found.codes), "codes"),
+        e.constant(rounding.codec.pack(found.codes), "codes"),
         e.constant(found.scale, "scale"),
         e.constant(bias, "bias"),
         domain=DOMAIN,
@@ -54,19 +50,19 @@ def substitute(model: ir.Model, product: Product, quantizer: Quantizer, found: Q
     e.finish(y)
 
 
-def stored_bytes(product: Product, quantizer: Quantizer, found: Quantized) -> int:
+def stored_bytes(product: Product, rounding: Rounding, found: Quantized) -> int:
     """Bytes of codes and scales in the file, and of a bias that the layer did not have."""
-    N, K = map(int, found.codes.shape)
+    (N, K), bits = map(int, found.codes.shape), rounding.stored_bits
     bias = 0 if product.bias is not None else 4 * N
-    if not quantizer.prefix.startswith("NBit"):
+    if not rounding.is_nbit:
         group = product.geometry["group"] if product.geometry else 1
-        tiles = math.prod(tiled_shape(N, K, quantizer.bits, group))
-        tiled = worth_tiling(N, K, quantizer.bits, group)
-        return (tiles if tiled else N * -(-K * quantizer.bits // 8)) + 4 * N + bias
+        tiles = math.prod(tiled_shape(N, K, bits, group))
+        tiled = worth_tiling(N, K, bits, group)
+        return (tiles if tiled else N * -(-K * bits // 8)) + 4 * N + bias
     if product.geometry or (found.group_size and not lowering.is_block(found.group_size)):
-        return N * -(-K * quantizer.bits // 8) + found.scale.nbytes + bias
-    block = found.group_size or lowering.block_size(K, lowering.BLOCK)
-    return N * -(-K // block) * (block * quantizer.bits // 8 + 4)
+        return N * -(-K * bits // 8) + found.scale.nbytes + bias
+    block = min(found.group_size or lowering.block_size(K, lowering.BLOCK), lowering.LARGEST_BLOCK)
+    return N * -(-K // block) * (block * bits // 8 + 4)
 
 
 def lower(model: ir.Model) -> None:

@@ -1,0 +1,112 @@
+"""The registry's quantizers for weights that are NumPy arrays: without torch, or through it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridkit.errors import HybridkitError
+from hybridkit.exporting.functions import STORAGES
+from hybridkit.packing.codecs import Codec, codec, codec_for
+from hybridkit.quant.protocol import QuantizedTensor, takes_numpy
+from hybridkit.registry import registry
+
+if TYPE_CHECKING:
+    from hybridkit.quant.protocol import Quantizer
+
+_BLOCK: Final = 1 << 24  # weights quantised at a time: bounds the temporary arrays
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """weight[n, k] = scale[n, k // group_size] * codes[n, k]; group_size 0 means one scale per row, [N]."""
+
+    codes: NDArray[np.int8]
+    scale: Floats
+    group_size: int = 0
+
+    def dequantize(self) -> Floats:
+        """The weight that this stands for, float32 [N, K]."""
+        whole = QuantizedTensor(cast(Any, self.codes), cast(Any, self.scale), self.group_size)
+        return cast(Floats, whole.dequantize())
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """A quantizer under its name; `codec` holds its codes in a file."""
+
+    name: str
+    quantizer: Quantizer
+    codec: Codec
+
+    @property
+    def prefix(self) -> str:
+        """Of the operators that read the codes: Ternary, Binary, NBit2, NBit4 or NBit8."""
+        return STORAGES[self.codec.name].prefix
+
+    @property
+    def is_nbit(self) -> bool:
+        """Whether products become MatMulNBits."""
+        return self.prefix.startswith("NBit")
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits of a code in the file."""
+        return STORAGES[self.codec.name].bits
+
+    def holding(self, found: Quantized) -> Rounding:
+        """Itself; with n-bit codes where others come in groups, which no operator of ours has."""
+        return replace(self, codec=codec("nbit2")) if found.group_size and not self.is_nbit else self
+
+    def quantize(self, weight: Floats) -> Quantized:
+        """Codes and scales of a float32 weight [N, K]."""
+        options = getattr(self.quantizer, "options", None)
+        own_rows = takes_numpy(self.quantizer) and getattr(options, "granularity", "channel") == "channel"
+        step = max(1, _BLOCK // weight.shape[1]) if own_rows else len(weight)
+        parts = [self._quantized(weight[i : i + step]) for i in range(0, len(weight), step)]
+        return Quantized(
+            np.concatenate([part.codes for part in parts]),
+            np.concatenate([part.scale for part in parts]),
+            parts[0].group_size,
+        )
+
+    def _quantized(self, rows: Floats) -> Quantized:
+        given: Any = rows
+        if not takes_numpy(self.quantizer):
+            import torch
+
+            given = torch.from_numpy(np.ascontiguousarray(rows))
+        made = self.quantizer.quantize(given, **self.quantizer.parameters(given))
+        return Quantized(_array(made.codes, np.int8), _array(made.scale, np.float32), made.group_size)
+
+
+def _array(found: Any, kind: type[np.generic]) -> NDArray[Any]:
+    """A torch tensor or an array as an array."""
+    return np.asarray(found.detach().cpu().numpy() if hasattr(found, "detach") else found, kind)
+
+
+def make_rounding(name: str, options: Mapping[str, Any] | None = None) -> Rounding:
+    """The quantizer that the registry knows as `name`, with these options.
+
+    Raises UsageError for a name or an option that does not exist, HybridkitError for a quantizer that
+    computes with torch where torch is not installed.
+    """
+    try:
+        quantizer = registry().create("quantizer", name, options)
+        if not takes_numpy(quantizer):
+            import torch  # noqa: F401
+    except (ModuleNotFoundError, HybridkitError) as error:
+        missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        if not isinstance(missing, ModuleNotFoundError):
+            raise
+        raise HybridkitError(
+            f"the quantizer {name!r} needs {missing.name}, which is not installed; "
+            "install it, or take ternary-mse, ternary-absmean, binary or nbit"
+        ) from error
+    return Rounding(name, quantizer, codec_for(quantizer.levels))
