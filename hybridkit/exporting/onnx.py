@@ -25,6 +25,7 @@ from hybridkit.exporting.translation import translate
 from hybridkit.packing.model import PackedModel
 from hybridkit.quant.layers import qat_layers
 from hybridkit.runtime.modules import load_packed, tile_layers
+from hybridkit.runtime.session import give_back_memory
 
 Lower = Callable[[ir.Model], None]
 SUFFIX: Final = ".onnx"
@@ -98,8 +99,7 @@ def write_onnx(
         with files.staged(path) as staged:
             files.save(graph, staged)
             files.check_form(staged)
-            del graph, products
-            gc.collect()  # graphs go in circles, and what verification needs is memory
+            _release(graph)
             verification = None
             if request.validation is not None:
                 reference = network if qat_layers(network) else tile_layers(runnable)
@@ -129,6 +129,17 @@ def _evaluating(module: nn.Module) -> Iterator[nn.Module]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+def _release(graph: ir.Model) -> None:
+    """Free the weights of a graph that is written, as verification needs the memory.
+
+    They are taken out one by one: onnxscript's rewriting rules keep hold of the last graph that they saw.
+    """
+    for value in graph.graph.initializers.values():
+        value.const_value = None
+    gc.collect()  # what torch traced goes in circles
+    give_back_memory()
 
 
 def _has_int8(packed: PackedModel | None) -> bool:

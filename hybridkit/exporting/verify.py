@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hybridkit.errors import GateError, UsageError
-from hybridkit.exporting.agreement import check_native
+from hybridkit.exporting.agreement import check_native, portable
 from hybridkit.exporting.protocol import Agreement, Batch, Validation, Verification
 from hybridkit.exporting.structures import (
     call,
@@ -34,7 +34,7 @@ from hybridkit.exporting.structures import (
     without_caches,
 )
 from hybridkit.runtime.modules import PackedConv1d, PackedConv2d, PackedLinear, tile_layers
-from hybridkit.runtime.session import session
+from hybridkit.runtime.session import give_back_memory
 
 Gate = Literal["float", "int8", "approximate"]
 
@@ -53,7 +53,7 @@ def compare(
     packed: the network with packed int8 layers, where it has some. Raises FileError if the file does not
     load, UsageError if there are no samples, GateError where native operators and bodies differ.
     """
-    runner = session(path, native=False, log_severity_level=3)  # what runs where nothing else is installed
+    runner = portable(path)
     inputs, outputs = ([v.name for v in values] for values in (runner.get_inputs(), runner.get_outputs()))
     tally = _Tally()
     first: dict[str, NDArray[Any]] = {}
@@ -74,6 +74,7 @@ def compare(
         if packed is not None and tally.disagreeing:
             margin = max(margin, 2 * rounding_noise(packed, tally.disagreeing, validation))
     del runner  # one session in memory at a time
+    give_back_memory()
     return tally.result(margin, check_native(path, first) if tally.samples else None)
 
 
