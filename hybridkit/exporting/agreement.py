@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 MOST_UNPACKED: Final = 4 * 2**20  # bytes of a file whose weights may be unpacked at load
 TOLERANCE: Final = 1e-4  # of the largest output, where activations are floats
-MIXED_MOST_UNPACKED: Final = 4 * 2**20  # bytes of a file whose weights may be unpacked at load
-TOLERANCE: Final = 1e-2  # relative norm, where rounding of floats can move a code of int8 behind it
+MIXED_TOLERANCE: Final = 1e-2  # relative norm, where rounding of floats can move a code of int8 behind it
 
 
 def portable(path: Path, **options: Any) -> InferenceSession:
