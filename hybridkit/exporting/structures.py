@@ -109,7 +109,7 @@ def _rebuilt(tree: Any, tensors: Iterator[Tensor]) -> Any:
             made[key] = part
         return made
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return tree._replace(**parts)
+        return type(tree)(**{key: parts.get(key, getattr(tree, key)) for key in tree._fields})
     if isinstance(tree, list | tuple):
         return type(tree)(parts.values())
     return dataclasses.replace(tree, **parts)

@@ -85,7 +85,7 @@ def translate(
     examples = [_widened(x, axes) for x, axes in zip(tensors_of(example_inputs), dynamic_axes, strict=True)]
     traced: list[list[str]] = []
     flat = _Flat(module, example_inputs, traced.append).eval()
-    with _silence(), row_major(module), without_caches(module), _rewriting_by_type(), torch.no_grad():
+    with _silence(), row_major(module), without_caches(module), _without_slow_rules(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 flat,
@@ -117,34 +117,20 @@ def _name(model: onnx_ir.Model, output_names: Sequence[str], input_names: Sequen
 
 
 @contextlib.contextmanager
-def _rewriting_by_type() -> Iterator[None]:
-    """Let onnxscript try its rule for two slices at slices alone: at each node it lists the whole graph first.
+def _without_slow_rules() -> Iterator[None]:
+    """Set aside onnxscript's rule for two slices in one, which lists the whole graph at every node.
 
-    That takes most of the time of a deep network's export, as it grows by the square of the depth.
+    That takes most of the time of a deep network's export, as it grows by the square of the depth. The rule is
+    for slices without steps, and torch's have some.
     """
     from onnxscript import rewriter
 
     rules = rewriter._DEFAULT_REWRITE_RULES
-    rewriter._DEFAULT_REWRITE_RULES = tuple(
-        _AtSlices(rule) if rule.name == "SlicesSplit" else rule for rule in rules
-    )
+    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if rule.name != "SlicesSplit")
     try:
         yield
     finally:
         rewriter._DEFAULT_REWRITE_RULES = rules
-
-
-class _AtSlices:
-    """A rewrite rule whose pattern ends in a slice."""
-
-    def __init__(self, rule: Any) -> None:
-        self._rule = rule
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._rule, name)
-
-    def try_rewrite(self, model: Any, graph: Any, node: Any, **options: Any) -> Any:
-        return self._rule.try_rewrite(model, graph, node, **options) if node.op_type == "Slice" else None
 
 
 def _table() -> dict[Callable[..., Any], Callable[..., Any]]:

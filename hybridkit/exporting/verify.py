@@ -105,7 +105,8 @@ def rounding_noise(packed: nn.Module, batches: Sequence[Batch], validation: Vali
         return (inputs[0] * (1 + _LAST_BITS * signs),)
 
     most = 0.0
-    layers = [m for m in tile_layers(packed).modules() if isinstance(m, PackedLinear | PackedConv1d | PackedConv2d)]
+    products = PackedLinear | PackedConv1d | PackedConv2d
+    layers = [m for m in tile_layers(packed).modules() if isinstance(m, products)]
     for batch in batches:
         arguments = validation.inputs(batch)
         calm = _first(call(packed, arguments))
