@@ -82,7 +82,7 @@ def find_source(given: str | None, code: Code, inputs: Sequence[str]) -> Source:
 
 
 def parse_input(text: str) -> tuple[str, torch.dtype | None, list[int], dict[int, str]]:
-    """`x:1,64`, `ids:int64:batch,seq` or `audio:batch,1,time=400`: name, dtype if said, sizes, free dimensions.
+    """`x:1,64`, `ids:int64:batch,seq` or `audio:batch,1,time=400`: name, dtype if said, sizes, free axes.
 
     A dimension with a name is free, with `=` its example size; where none is named the first is `batch`.
     """
@@ -258,11 +258,13 @@ def _random_inputs(
     try:
         indices = index_inputs(module, arranged(first))
     except Exception as error:  # whatever a stranger's module raises
-        if untyped := [name for name, dtype in inputs if dtype is None]:
+        if untyped := [number for number, (_, dtype) in enumerate(inputs) if dtype is None]:
+            listed = ", ".join(names[number] for number in untyped)
+            sizes = ",".join(map(str, shapes[untyped[0]]))
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UsageError(
-                f"the network does not run on float32 for {', '.join(untyped)}: {reason}; say the type of "
-                f"another input, as in --input {untyped[0]}:int64:{','.join(map(str, shapes[names.index(untyped[0])]))}"
+                f"the network does not run on float32 for {listed}: {reason}; say the type of "
+                f"another input, as in --input {names[untyped[0]]}:int64:{sizes}"
             ) from error
     entries = [indices.get(name if by_name else number) for number, name in enumerate(names)]
 

@@ -40,10 +40,10 @@ def command(
         typer.Option(
             "--input",
             metavar="NAME[:DTYPE]:SHAPE",
-            help="One input of --model, as x:1,64 or ids:int64:batch,seq; a named dimension is free, else the "
-            "first; repeatable. Given by name where forward has arguments of these names. Without DTYPE what "
-            "an embedding gets is int64, the rest float32. Verified on random indices and floats, and on ones "
-            "for other integers, such as a mask.",
+            help="One input of --model, as x:1,64 or ids:int64:batch,seq; a named dimension is free, else "
+            "the first; repeatable. Given by name where forward has arguments of these names. Without DTYPE "
+            "what an embedding gets is int64, the rest float32. Verified on random indices and floats, and "
+            "on ones for other integers, such as a mask.",
             rich_help_panel=WHAT,
         ),
     ] = None,

@@ -32,7 +32,7 @@ MIXED_TOLERANCE: Final = 1e-2  # relative norm, where rounding of floats can mov
 def portable(path: Path, **options: Any) -> InferenceSession:
     """A session that runs the bodies in a file: what runs where nothing else is installed.
 
-    Unpacked at load, weights take 70 times their packed size. Where that is much they are unpacked at each run.
+    Weights unpacked at load take 70 times their packed size; where that is much, each run unpacks them.
     """
     options |= {"native": False, "log_severity_level": 3}
     if written_bytes(path) > MOST_UNPACKED:

@@ -16,7 +16,7 @@ from hybridkit.exporting.structures import Inputs, call
 def index_inputs(network: nn.Module, inputs: Inputs) -> dict[str | int, int]:
     """The inputs (by name, or by position) that an embedding gets, each with the entries of that embedding.
 
-    Values and types of the inputs do not matter: an embedding is given what it can take in their place, and an
+    Values and types of the inputs do not matter: an embedding is given what it can take in their place. An
     input that reaches several has the entries of the smallest. Raises whatever the network raises.
     """
     given: Iterable[tuple[str | int, Tensor]]
@@ -56,9 +56,9 @@ class _Embeddings(TorchFunctionMode):
             return function(*arguments, **(named or {}))
         return self._embedding(*arguments, **(named or {}))
 
-    def _embedding(self, input: Tensor, weight: Tensor, *arguments: Any, **named: Any) -> Tensor:  # noqa: A002
+    def _embedding(self, input: Tensor, weight: Tensor, *arguments: Any, **named: Any) -> Tensor:
         name = self.inputs.get(_memory(input))
         if name is not None:
             self.entries[name] = min(len(weight), self.entries.get(name, len(weight)))
-            input = torch.zeros_like(input, dtype=torch.int64)  # noqa: A001
+            input = torch.zeros_like(input, dtype=torch.int64)
         return F.embedding(input, weight, *arguments, **named)

@@ -149,8 +149,8 @@ def _has_int8(packed: PackedModel | None) -> bool:
 def _fp32_bytes(graph: ir.Model) -> int:
     """Size of the file that the same network makes with plain float32 weights, from their shapes.
 
-    Weights above _STAND_IN bytes are not read: a small array takes the place of each, and of those that are one
-    array the same. So, of weights with equal content, only small ones are counted once.
+    Weights above _STAND_IN bytes are not read: a small array takes the place of each array. So, of weights
+    that are not tied but equal, only small ones are counted once.
     """
     twin = graph.clone()  # shares the weights
     lowering.full_precision(twin, lambda layer: np.broadcast_to(np.float32(0), (layer.N, layer.K)))

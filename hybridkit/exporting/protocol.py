@@ -63,8 +63,8 @@ class Verification:
 
     max_abs: worst absolute difference; max_rel: worst one relative to its output's largest absolute value.
     differences: worst absolute difference of each output, by name.
-    top1_agreement: share of positions whose largest value of the first output is the same one; `top1_misses` counts those
-    that differ although the network's two largest outputs are more than `margin` apart.
+    top1_agreement: share of positions whose largest value of the first output is the same one;
+    `top1_misses` counts those that differ although the network's two largest are more than `margin` apart.
     loss, network_loss: mean loss of the file and of the network.
     native: how the native operators' outputs on the first batch compare with the portable bodies': equal bit
     for bit, or close (to float32 rounding); None where there is no native library or nothing to compare.

@@ -1,8 +1,8 @@
 """What a network takes and gives: inputs by position or by name, outputs of any structure by name.
 
 An output may be a tensor, a tuple or list, a mapping (transformers' `ModelOutput` is one), a dataclass, and
-these within each other. What a network remembers for its next call, None, and objects of any other type are no
-outputs of a file.
+these within each other. What a network remembers for its next call, None, and objects of any other type are
+no outputs of a file.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def tensors_of(inputs: Inputs) -> list[Tensor]:
 def named_outputs(output: Any) -> dict[str, Tensor]:
     """The tensors in an output, in order.
 
-    A name is made of the keys that lead to the tensor, joined by `_`. Members of a sequence have numbers, unless
-    there is one alone, and a tensor with no key at all is called `output`, so a network that gives one tensor has
+    A name is made of the keys that lead to the tensor, joined by `_`. Members of a sequence have numbers,
+    unless there is one alone, and what has no key is called `output`. So a network that gives one tensor has
     `output`, one that gives two `output_0` and `output_1`, and one that gives a mapping has its keys.
     """
     found: dict[str, Tensor] = {}

@@ -120,8 +120,8 @@ def _name(model: onnx_ir.Model, output_names: Sequence[str], input_names: Sequen
 def _without_slow_rules() -> Iterator[None]:
     """Set aside onnxscript's rule for two slices in one, which lists the whole graph at every node.
 
-    That takes most of the time of a deep network's export, as it grows by the square of the depth. The rule is
-    for slices without steps, and torch's have some.
+    That takes most of the time of a deep network's export, as it grows by the square of the depth. The rule
+    is for slices without steps, and torch's have some.
     """
     from onnxscript import rewriter
 

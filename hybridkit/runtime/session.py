@@ -72,7 +72,7 @@ def session(
 
 
 def give_back_memory() -> None:
-    """To the system, what was freed; after loading that may be as much as the file. glibc keeps it for later."""
+    """To the system, what was freed: after loading as much as the file. glibc keeps it for later."""
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 

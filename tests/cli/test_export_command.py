@@ -37,7 +37,8 @@ class Masked(Bag):
     def forward(self, ids, bias=None, mask=None):
         x = self.embedding(ids.reshape(ids.shape))
         x = x if mask is None else x * mask[..., None]
-        return {"scores": self.head(x.sum(1)), "rows": x if bias is None else x + bias, "past_key_values": (x,)}
+        rows = x if bias is None else x + bias
+        return {"scores": self.head(x.sum(1)), "rows": rows, "past_key_values": (x,)}
 
 class Hungry(nn.Module):
     def forward(self, table):

@@ -39,7 +39,7 @@ class Configuration:
 
 
 class Decoder(nn.Module):
-    """Embedding, one attention over the words so far that a mask lets through, a head, and everything as output."""
+    """Embedding, one attention over the words so far that a mask lets through, a head; all is output."""
 
     def __init__(self, words=48, width=32):
         super().__init__()
