@@ -12,24 +12,21 @@ def export_trained(trial: Trial, path: str) -> None:
 
     Raises as training and `hybridkit.export` do.
     """
-    from hybridkit.exporting import Validation, export
+    from hybridkit.exporting import export
+    from hybridkit.exporting.subject import subject_of
     from hybridkit.quant.convert import convert
-    from hybridkit.training.evaluation import batches
-    from hybridkit.training.network import example_batch
     from hybridkit.training.packed import about
 
     trainer = trained(trial)
-    task = trainer.task
-    metadata = about(trainer.config, task, commit=None)
+    metadata = about(trainer.config, trainer.task, commit=None)
+    subject = subject_of(trainer.task)
     export(
         trainer.model.eval(),
         convert(trainer.model, metadata=metadata),
         Path(path),
-        example_inputs=task.inputs(example_batch(task, 2)),
-        input_names=task.input_names,
-        dynamic_axes=task.dynamic_axes,
-        validation=Validation(
-            batches=list(batches(task, task.splits().validation, 256)), inputs=task.inputs, loss=task.loss
-        ),
+        example_inputs=subject.example_inputs,
+        input_names=subject.input_names,
+        dynamic_axes=subject.dynamic_axes,
+        validation=subject.validation,
         metadata=metadata,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from hybridkit.tasks.protocol import Task
     from hybridkit.training.runs import Run
 
-BATCH: Final = 64  # samples at a time in verification
 # Example sizes of dimensions given by name alone: few samples, but no shorter than a convolution's reach.
 _BATCH_EXAMPLE: Final = 2
 _OTHER_EXAMPLE: Final = 32
@@ -48,7 +48,7 @@ class Inputs:
     """Name, example and free dimensions of each input of a network."""
 
     names: Sequence[str]
-    examples: Sequence[Tensor]
+    examples: Sequence[Tensor] | Mapping[str, Tensor]
     dynamic_axes: Sequence[Mapping[int, str]]
 
 
@@ -80,8 +80,8 @@ def find_source(given: str | None, code: Code, inputs: Sequence[str]) -> Source:
     return _from_run(run, step, code)
 
 
-def parse_input(text: str) -> tuple[str, torch.dtype, list[int], dict[int, str]]:
-    """`x:1,64`, `ids:int64:batch,seq` or `audio:batch,1,time=400`: name, dtype, sizes, free dimensions.
+def parse_input(text: str) -> tuple[str, torch.dtype | None, list[int], dict[int, str]]:
+    """`x:1,64`, `ids:int64:batch,seq` or `audio:batch,1,time=400`: name, dtype if said, sizes, free axes.
 
     A dimension with a name is free, with `=` its example size; where none is named the first is `batch`.
     """
@@ -91,8 +91,9 @@ def parse_input(text: str) -> tuple[str, torch.dtype, list[int], dict[int, str]]
     dimensions = (
         [_DIMENSION.fullmatch(part.strip()) for part in whole.group(3).split(",")] if whole else [None]
     )
-    dtype = getattr(torch, whole.group(2) or "float32", None) if whole else None
-    if whole is None or not all(dimensions) or not isinstance(dtype, torch.dtype):
+    said = whole.group(2) if whole else None
+    dtype = getattr(torch, said, None) if said else None
+    if whole is None or not all(dimensions) or (said and not isinstance(dtype, torch.dtype)):
         raise UsageError(
             f"--input {text}: expected NAME:SHAPE or NAME:DTYPE:SHAPE, as in x:1,64 or ids:int64:batch,seq"
         )
@@ -196,46 +197,80 @@ def _registered(metadata: Mapping[str, Any], code: Code) -> tuple[Task, nn.Modul
 def _of_task(
     task: Task, module: nn.Module, packed: PackedModel | None, metadata: Mapping[str, Any]
 ) -> Source:
-    from hybridkit.exporting import Validation
+    from hybridkit.exporting.subject import subject_of
 
-    data = task.splits().validation
-    batches = [tuple(part[i : i + BATCH] for part in data) for i in range(0, len(data[0]), BATCH)]
-    examples = task.inputs(tuple(part[:2] for part in data))
-    return Source(
-        module,
-        packed,
-        Inputs(task.input_names, examples, task.dynamic_axes),
-        Validation(batches=batches, inputs=task.inputs, loss=task.loss),
-        metadata,
-    )
+    subject = subject_of(task)
+    inputs = Inputs(subject.input_names, subject.example_inputs, subject.dynamic_axes)
+    return Source(module, packed, inputs, subject.validation, metadata)
 
 
 def _of_inputs(
     module: nn.Module, packed: PackedModel | None, inputs: Sequence[str], metadata: Mapping[str, Any]
 ) -> Source:
-    import torch
-    from torch import nn
-
     from hybridkit.exporting import Validation
 
-    entries = min((m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)), default=2)
-    generator = torch.Generator().manual_seed(0)
     parsed = [parse_input(text) for text in inputs]
-
-    def random(shape: list[int], dtype: torch.dtype) -> Tensor:
-        if dtype.is_floating_point:
-            return torch.randn(shape, generator=generator).to(dtype)
-        return torch.randint(0, entries, shape, generator=generator).to(dtype)
-
-    examples = [random(shape, dtype) for _, dtype, shape, _ in parsed]
-    batch = [
-        random([_RANDOM_SAMPLES if free.get(0) == "batch" else shape[0], *shape[1:]], dtype)
-        for _, dtype, shape, free in parsed
+    shapes = [shape for _, _, shape, _ in parsed]
+    samples = [
+        [_RANDOM_SAMPLES if free.get(0) == "batch" else shape[0], *shape[1:]] for *_, shape, free in parsed
     ]
+    make = _random_inputs(module, [(name, dtype) for name, dtype, *_ in parsed], shapes)
     return Source(
         module,
         packed,
-        Inputs([name for name, *_ in parsed], examples, [free for *_, free in parsed]),
-        Validation(batches=[tuple(batch)]),
+        Inputs([name for name, *_ in parsed], make(shapes), [free for *_, free in parsed]),
+        Validation(batches=[make(samples)]),
         {key: metadata[key] for key in ("task", "model", "commit") if metadata.get(key)},
     )
+
+
+def _random_inputs(
+    module: nn.Module, inputs: Sequence[tuple[str, torch.dtype | None]], shapes: Sequence[Sequence[int]]
+) -> Callable[[Sequence[Sequence[int]]], tuple[Tensor, ...] | dict[str, Tensor]]:
+    """What makes inputs of given shapes: indices that are there, other integers one, the rest noise.
+
+    By name, where the network has arguments of all these names. An input without a type is int64 where an
+    embedding gets it, else float32. Raises UsageError where that does not run.
+    """
+    import torch
+
+    from hybridkit.exporting.indices import index_inputs
+
+    generator = torch.Generator().manual_seed(0)
+    names = [name for name, _ in inputs]
+    by_name = len(set(names) & set(inspect.signature(module.forward).parameters)) == len(names)
+
+    def arranged(tensors: list[Tensor]) -> tuple[Tensor, ...] | dict[str, Tensor]:
+        return dict(zip(names, tensors, strict=True)) if by_name else tuple(tensors)
+
+    first = [
+        torch.ones(shape, dtype=dtype or torch.float32)
+        for (_, dtype), shape in zip(inputs, shapes, strict=True)
+    ]
+    indices: dict[str | int, int] = {}
+    try:
+        indices = index_inputs(module, arranged(first))
+    except Exception as error:  # whatever a stranger's module raises
+        if untyped := [number for number, (_, dtype) in enumerate(inputs) if dtype is None]:
+            listed = ", ".join(names[number] for number in untyped)
+            sizes = ",".join(map(str, shapes[untyped[0]]))
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UsageError(
+                f"the network does not run on float32 for {listed}: {reason}; say the type of "
+                f"another input, as in --input {names[untyped[0]]}:int64:{sizes}"
+            ) from error
+    entries = [indices.get(name if by_name else number) for number, name in enumerate(names)]
+
+    def make(sizes: Sequence[Sequence[int]]) -> tuple[Tensor, ...] | dict[str, Tensor]:
+        made = []
+        for (_, dtype), shape, count in zip(inputs, sizes, entries, strict=True):
+            if count is not None:
+                x = torch.randint(0, count, tuple(shape), generator=generator).to(dtype or torch.int64)
+            elif dtype is None or dtype.is_floating_point:
+                x = torch.randn(tuple(shape), generator=generator).to(dtype or torch.float32)
+            else:
+                x = torch.ones(tuple(shape), dtype=dtype)
+            made.append(x)
+        return arranged(made)
+
+    return make

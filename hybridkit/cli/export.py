@@ -40,8 +40,10 @@ def command(
         typer.Option(
             "--input",
             metavar="NAME[:DTYPE]:SHAPE",
-            help="One input of --model, as x:1,64 or ids:int64:batch,seq; a named dimension is free, "
-            "else the first; repeatable.",
+            help="One input of --model, as x:1,64 or ids:int64:batch,seq; a named dimension is free, else "
+            "the first; repeatable. Given by name where forward has arguments of these names. Without DTYPE "
+            "what an embedding gets is int64, the rest float32. Verified on random indices and floats, and "
+            "on ones for other integers, such as a mask.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -136,6 +138,8 @@ def _print(report: ExportReport) -> None:
         f"({found.top1_misses} misses beyond a margin of {found.margin:.2g}), "
         f"{quality}"
     )
+    if len(found.differences) > 1:
+        print("Largest differences: " + ", ".join(f"{k}: {v:.2e}" for k, v in found.differences.items()))
     if found.native is not None:
         how = "bit for bit" if found.native == "equal" else "to float32 rounding"
         print(f"Native operators and portable bodies agree {how}")

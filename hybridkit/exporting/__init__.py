@@ -13,8 +13,9 @@ from hybridkit.exporting.protocol import Batch, ExportReport, ExportRequest, Val
 from hybridkit.registry import registry
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
+    from hybridkit.exporting.structures import Inputs
     from hybridkit.packing.model import PackedModel
 
 __all__ = ["Batch", "ExportReport", "Validation", "export", "target_for"]
@@ -27,7 +28,7 @@ def export(
     packed: PackedModel | None,
     path: str | os.PathLike[str],
     *,
-    example_inputs: Sequence[Tensor],
+    example_inputs: Inputs,
     input_names: Sequence[str] | None = None,
     dynamic_axes: Sequence[Mapping[int, str]] | None = None,
     target: str | None = None,
@@ -41,7 +42,11 @@ def export(
 
     module: any network; where it holds fake-quantised layers it is what the file is compared with, else
     the packed network is. packed: None exports the module as it is.
-    example_inputs: one tensor per input. input_names: default `input`, or `input_0`, `input_1`, ...
+    The file's outputs are the tensors in what the network gives, be it a tensor, a tuple, a mapping or a
+    transformers `ModelOutput`: by the names of its keys, else `output`, or `output_0`, `output_1`, ... Caches
+    for a next call are no outputs, and transformers' networks are told not to make them.
+    example_inputs: one tensor per input in order, or a mapping from the names of the network's arguments.
+    input_names: of inputs in order; default `input`, or `input_0`, `input_1`, ...
     dynamic_axes: the free dimensions of each input by axis; by default the first, as `batch`.
     target: the exporter, by default the one that answers to the suffix of `path`; `options` are its options.
     validation: what to verify on; by default `example_inputs`. `verify` False checks the file's form only.
@@ -50,8 +55,13 @@ def export(
     Raises UsageError for arguments that do not fit, HybridkitError where the network cannot be exported,
     FileError where the file cannot be written, GateError where it differs from the network.
     """
-    given = list(example_inputs)
-    numbered = ["input"] if len(given) == 1 else [f"input_{i}" for i in range(len(given))]
+    given: Inputs = dict(example_inputs) if isinstance(example_inputs, Mapping) else list(example_inputs)
+    if isinstance(given, Mapping):
+        numbered = list(given)
+        if list(input_names or numbered) != numbered:
+            raise UsageError("example_inputs names the inputs already; leave input_names out")
+    else:
+        numbered = ["input"] if len(given) == 1 else [f"input_{i}" for i in range(len(given))]
     file = Path(path)
     exporter = registry().create("exporter", target or target_for(file), options or {})
     if target:
@@ -61,11 +71,15 @@ def export(
         input_names=list(input_names or numbered),
         dynamic_axes=[{0: "batch"} for _ in given] if dynamic_axes is None else dynamic_axes,
         opset=opset,
-        validation=(validation or Validation(batches=[tuple(given)])) if verify else None,
+        validation=(validation or Validation(batches=[_batch(given)])) if verify else None,
         metadata=metadata or {},
     )
     report: ExportReport = exporter.export(module, packed, file, request)
     return report
+
+
+def _batch(inputs: Inputs) -> Batch:
+    return inputs if isinstance(inputs, Mapping) else tuple(inputs)
 
 
 def target_for(path: Path) -> str:

@@ -8,20 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from hybridkit.errors import GateError
+from hybridkit.exporting.files import written_bytes
 from hybridkit.exporting.functions import DOMAIN
 from hybridkit.exporting.protocol import Agreement
 from hybridkit.runtime.library import library_path
 from hybridkit.runtime.session import session
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+MOST_UNPACKED: Final = 4 * 2**20  # bytes of a file whose weights may be unpacked at load
 TOLERANCE: Final = 1e-4  # of the largest output, where activations are floats
 MIXED_TOLERANCE: Final = 1e-2  # relative norm, where rounding of floats can move a code of int8 behind it
+
+
+def portable(path: Path, **options: Any) -> InferenceSession:
+    """A session that runs the bodies in a file: what runs where nothing else is installed.
+
+    Weights unpacked at load take 70 times their packed size; where that is much, each run unpacks them.
+    """
+    options |= {"native": False, "log_severity_level": 3}
+    if written_bytes(path) > MOST_UNPACKED:
+        options |= {"low_memory": True, "enable_cpu_mem_arena": False}
+    return session(path, **options)
 
 
 def check_native(path: Path, feed: Mapping[str, NDArray[Any]]) -> Agreement | None:
@@ -62,8 +78,8 @@ def _mode(operator: str) -> str:
 def _run(path: Path, feed: Mapping[str, NDArray[Any]], native: bool) -> list[NDArray[Any]]:
     import onnxruntime as ort
 
-    level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    runner = session(path, native=native, graph_optimization_level=level, log_severity_level=4)
+    plain = {"graph_optimization_level": ort.GraphOptimizationLevel.ORT_DISABLE_ALL}
+    runner = session(path, log_severity_level=4, **plain) if native else portable(path, **plain)
     return [np.asarray(array) for array in runner.run(None, dict(feed))]
 
 

@@ -10,6 +10,7 @@ stay on the output, and y = (x^ . (q * scale)) * s_x + bias.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -27,6 +28,8 @@ BLOCK: Final = 128  # of MatMulNBits where a row has one scale: fewer bytes than
 SMALLEST_BLOCK: Final = 16  # that MatMulNBits knows
 LARGEST_BLOCK: Final = 256  # with larger ones ONNX Runtime up to 1.26 computes zeros or NaN
 
+Weights = Callable[[PackedNode], NDArray[np.float32]]
+
 PREFIXES: Final = tuple(storage.prefix for storage in STORAGES.values())
 _NBIT: Final = tuple(prefix for prefix in PREFIXES if prefix.startswith("NBit"))
 
@@ -41,10 +44,15 @@ def portable(model: ir.Model) -> None:
     )
 
 
-def full_precision(model: ir.Model) -> None:
-    """Rewrite every packed layer as its float32 twin, without quantised activations."""
+def full_precision(model: ir.Model, weight_of: Weights | None = None) -> None:
+    """Rewrite every packed layer as its float32 twin, without quantised activations.
+
+    `weight_of` gives the matrix [N, K] of a layer; by default its packed weights, dequantised.
+    """
+    weights = weight_of or _dequantised
     rules = {"MatMul": fp32_matmul, "Conv": fp32_conv, "Embedding": fp32_embedding}
-    rewrite(model, {(p, kind): rule for p in PREFIXES for kind, rule in rules.items()})
+    given = {kind: partial(rule, weight_of=weights) for kind, rule in rules.items()}
+    rewrite(model, {(p, kind): rule for p in PREFIXES for kind, rule in given.items()})
 
 
 def embedding(e: Emitter, layer: PackedNode) -> ir.Value:
@@ -131,9 +139,9 @@ def in_float32(e: Emitter, layer: PackedNode, compute: Callable[[ir.Value], ir.V
     return e.node("Cast", result, to=layer.x.dtype)
 
 
-def fp32_matmul(e: Emitter, layer: PackedNode) -> ir.Value:
+def fp32_matmul(e: Emitter, layer: PackedNode, weight_of: Weights) -> ir.Value:
     """A stock MatMul with the dequantised weight."""
-    weight = e.constant(_dequantised(layer).T.copy(), "weight")
+    weight = e.constant(weight_of(layer).T, "weight")
 
     def compute(x: ir.Value) -> ir.Value:
         return e.node("Add", e.node("MatMul", x, weight), layer.bias)
@@ -141,16 +149,16 @@ def fp32_matmul(e: Emitter, layer: PackedNode) -> ir.Value:
     return in_float32(e, layer, compute)
 
 
-def fp32_conv(e: Emitter, layer: PackedNode) -> ir.Value:
+def fp32_conv(e: Emitter, layer: PackedNode, weight_of: Weights) -> ir.Value:
     """A stock Conv with the dequantised weight."""
     geometry = layer.convolution
-    weight = e.constant(_dequantised(layer).reshape(layer.N, -1, *geometry["kernel_shape"]), "weight")
+    weight = e.constant(weight_of(layer).reshape(layer.N, -1, *geometry["kernel_shape"]), "weight")
     return in_float32(e, layer, lambda x: e.node("Conv", x, weight, layer.bias, **geometry))
 
 
-def fp32_embedding(e: Emitter, layer: PackedNode) -> ir.Value:
+def fp32_embedding(e: Emitter, layer: PackedNode, weight_of: Weights) -> ir.Value:
     """A stock Gather from the dequantised table."""
-    return e.node("Gather", e.constant(_dequantised(layer), "weight"), layer.x, axis=0)
+    return e.node("Gather", e.constant(weight_of(layer), "weight"), layer.x, axis=0)
 
 
 def _product(
@@ -213,4 +221,7 @@ def _group_of_column(e: Emitter, layer: PackedNode) -> ir.Value:
 
 
 def _dequantised(layer: PackedNode) -> NDArray[np.float32]:
-    return layer.integers().astype(np.float32) * layer.row_scales()
+    """The weights [N, K], in memory as a stock operator wants them: a MatMul transposed."""
+    weight = layer.integers().astype(np.float32, order="F" if layer.kind == "MatMul" else "C")
+    weight *= layer.row_scales()
+    return weight

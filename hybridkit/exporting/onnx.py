@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx_ir as ir
 from torch import nn
 
@@ -18,16 +20,17 @@ from hybridkit.exporting import files, lowering, verify
 from hybridkit.exporting.assembly import assemble, tidy
 from hybridkit.exporting.folding import fold_batch_normalization
 from hybridkit.exporting.graph import PackedNode, packed_nodes
-from hybridkit.exporting.layout import make_row_major
 from hybridkit.exporting.precision import without_bfloat16
 from hybridkit.exporting.protocol import ExportReport, ExportRequest
 from hybridkit.exporting.translation import translate
 from hybridkit.packing.model import PackedModel
 from hybridkit.quant.layers import qat_layers
-from hybridkit.runtime.modules import load_packed
+from hybridkit.runtime.modules import load_packed, tile_layers
+from hybridkit.runtime.session import give_back_memory
 
 Lower = Callable[[ir.Model], None]
 SUFFIX: Final = ".onnx"
+_STAND_IN: Final = 2**16  # bytes of a weight that is not read to find its size
 
 
 class OnnxExporter:
@@ -83,11 +86,10 @@ def write_onnx(
         raise FileError(f"cannot write {path}: there is no folder {path.parent}")
     module, request, cast = without_bfloat16(module, request)
     with _evaluating(module) as network:
-        runnable = load_packed(network, packed) if packed is not None else network
+        runnable = load_packed(network, packed, tiled=False) if packed is not None else network
         graph = translate(
             runnable, request.example_inputs, request.input_names, request.dynamic_axes, request.opset
         )
-        make_row_major(graph)
         fold_batch_normalization(graph)
         fp32_bytes = _fp32_bytes(graph)
         products = {layer.name: layer for layer in packed_nodes(graph)}
@@ -99,9 +101,10 @@ def write_onnx(
         with files.staged(path) as staged:
             files.save(graph, staged)
             files.check_form(staged)
+            _release(graph)
             verification = None
             if request.validation is not None:
-                reference = network if qat_layers(network) else runnable
+                reference = network if qat_layers(network) else tile_layers(runnable)
                 rounding = runnable if gate == "int8" else None
                 verification = verify.compare(staged, reference, request.validation, rounding)
                 verify.check_gate(verification, gate, path)
@@ -131,17 +134,38 @@ def _evaluating(module: nn.Module) -> Iterator[nn.Module]:
             part.training = training
 
 
+def _release(graph: ir.Model) -> None:
+    """Free the weights of a graph that is written, as verification needs the memory.
+
+    They are taken out one by one: onnxscript's rewriting rules keep hold of the last graph that they saw.
+    """
+    for value in graph.graph.initializers.values():
+        value.const_value = None
+    gc.collect()  # what torch traced goes in circles
+    give_back_memory()
+
+
 def _has_int8(packed: PackedModel | None) -> bool:
     return packed is not None and any(layer.activations == "int8" for layer in packed.layers.values())
 
 
 def _fp32_bytes(graph: ir.Model) -> int:
-    """Size of the file that the same network makes with plain float32 weights."""
-    twin = graph.clone()
-    lowering.full_precision(twin)
+    """Size of the file that the same network makes with plain float32 weights, from their shapes.
+
+    Weights above _STAND_IN bytes are not read: a small array takes the place of each array. So, of weights
+    that are not tied but equal, only small ones are counted once.
+    """
+    twin = graph.clone()  # shares the weights
+    lowering.full_precision(twin, lambda layer: np.broadcast_to(np.float32(0), (layer.N, layer.K)))
+    values = twin.graph.initializers.values()
+    large = {id(t): t for v in values if (t := v.const_value) is not None and t.nbytes > _STAND_IN}
+    stand_ins = {key: ir.tensor(np.array(number, np.complex128)) for number, key in enumerate(large)}
+    for value in values:
+        value.const_value = stand_ins.get(id(value.const_value), value.const_value)
     assemble(twin, twin.graph.opset_imports[""])
     tidy(twin)
-    return files.model_bytes(twin)
+    sizes = {id(stand_in): large[key].nbytes for key, stand_in in stand_ins.items()}
+    return files.model_bytes(twin) + sum(sizes.get(id(v.const_value), 0) for v in values)
 
 
 def _describe(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hybridkit.exporting.protocol import Batch, ExportRequest, Validation
+from hybridkit.exporting.structures import Inputs
+from hybridkit.tasks.trees import map_tensors
 
 
 def without_bfloat16(module: nn.Module, request: ExportRequest) -> tuple[nn.Module, ExportRequest, str]:
@@ -16,15 +18,15 @@ def without_bfloat16(module: nn.Module, request: ExportRequest) -> tuple[nn.Modu
 
     The caller's module stays as it is. The text is empty where there was nothing to cast.
     """
-    tensors = [name for name, tensor in module.state_dict().items() if tensor.dtype == torch.bfloat16]
+    held = [name for name, tensor in module.state_dict().items() if tensor.dtype == torch.bfloat16]
     inputs = [
         name
-        for name, example in zip(request.input_names, request.example_inputs, strict=False)
+        for name, example in zip(request.input_names, tensors(request.example_inputs), strict=True)
         if example.dtype == torch.bfloat16
     ]
-    if not tensors and not inputs:
+    if not held and not inputs:
         return module, request, ""
-    parts = [f"{len(tensors)} tensors of the network"] if tensors else []
+    parts = [f"{len(held)} tensors of the network"] if held else []
     parts += [f"the input {name!r}" for name in inputs]
     said = f"Cast from bfloat16 to float32, as ONNX Runtime computes on the CPU: {', '.join(parts)}"
     widened = copy.deepcopy(module)
@@ -40,13 +42,14 @@ def _widen(tensor: Tensor) -> Tensor:
 def _widened(request: ExportRequest) -> ExportRequest:
     validation = request.validation
 
-    def inputs(batch: Batch) -> Batch:
+    def inputs(batch: Batch) -> Inputs:
         assert validation is not None
-        return tuple(map(_widen, validation.inputs(batch)))
+        widened: Inputs = map_tensors(_widen, validation.inputs(batch))
+        return widened
 
     return dataclasses.replace(
         request,
-        example_inputs=[_widen(example) for example in request.example_inputs],
+        example_inputs=map_tensors(_widen, request.example_inputs),
         validation=None
         if validation is None
         else Validation(batches=validation.batches, inputs=inputs, loss=validation.loss),

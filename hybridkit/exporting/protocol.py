@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hybridkit.exporting.structures import Inputs
     from hybridkit.packing.model import PackedModel
 
-Batch = tuple["Tensor", ...]
+Batch = tuple["Tensor", ...] | Mapping[str, "Tensor"]
 Agreement = Literal["equal", "close"]
 
 
-def _itself(batch: Batch) -> Batch:
+def _itself(batch: Any) -> Any:
     return batch
 
 
@@ -24,29 +25,29 @@ def _itself(batch: Batch) -> Batch:
 class Validation:
     """What an exported file is compared with its network on.
 
-    batches: tuples of tensors, samples along the first dimension.
-    inputs: the network's arguments for a batch; by default the batch itself.
+    batches: tuples of tensors, or mappings name -> tensor, samples along the first dimension.
+    inputs: the network's arguments for a batch, by position or by name; by default the batch itself.
     loss: mean loss of the output for a batch, 0-d. None: the squared error against the network's output,
     relative to that output's square, stands in for it.
     """
 
     batches: Sequence[Batch]
-    inputs: Callable[[Batch], tuple[Tensor, ...]] = _itself
-    loss: Callable[[Tensor, Batch], Tensor] | None = None
+    inputs: Callable[[Any], Inputs] = _itself
+    loss: Callable[[Any, Any], Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportRequest:
     """How a network is to be exported.
 
-    example_inputs: one tensor per input of the network.
+    example_inputs: one tensor per input of the network, in order, or by the name of its argument.
     input_names, dynamic_axes: name and free dimensions (axis -> name) of each input.
     opset: of the file's stock operators.
     validation: None checks the file's form only.
     metadata: recorded in the file, as text or JSON.
     """
 
-    example_inputs: Sequence[Tensor]
+    example_inputs: Inputs
     input_names: Sequence[str]
     dynamic_axes: Sequence[Mapping[int, str]]
     opset: int
@@ -56,11 +57,14 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """An exported file against its network on `samples` samples; differences are over all outputs.
+    """An exported file against its network on `samples` samples.
 
-    max_abs: worst absolute difference; max_rel: relative to the largest absolute output.
-    top1_agreement: share of positions whose largest output is the same one; `top1_misses` counts those
-    that differ although the network's two largest outputs are more than `margin` apart.
+    Floating-point outputs are compared, or all where there are none.
+
+    max_abs: worst absolute difference; max_rel: worst one relative to its output's largest absolute value.
+    differences: worst absolute difference of each output, by name.
+    top1_agreement: share of positions whose largest value of the first output is the same one;
+    `top1_misses` counts those that differ although the network's two largest are more than `margin` apart.
     loss, network_loss: mean loss of the file and of the network.
     native: how the native operators' outputs on the first batch compare with the portable bodies': equal bit
     for bit, or close (to float32 rounding); None where there is no native library or nothing to compare.
@@ -75,6 +79,7 @@ class Verification:
     loss: float
     network_loss: float
     native: Agreement | None = None
+    differences: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def loss_difference(self) -> float:
@@ -87,7 +92,7 @@ class ExportReport:
     """What was written.
 
     file_bytes: everything that belongs to the model, external data included.
-    fp32_bytes: the same network exported with plain float32 weights.
+    fp32_bytes: the same network exported with plain float32 weights, from their shapes.
     bits_per_weight: of the quantised layers, scales included, as packed; None where there are none.
     verification: None where it was not asked for.
     cast: a sentence about what was cast to another type for the file; empty where nothing was.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hybridkit.errors import HybridkitError, UsageError
 from hybridkit.exporting.functions import DOMAIN, DOMAIN_VERSION, MIN_OPSET
+from hybridkit.exporting.structures import Inputs, call, named_outputs, tensors_of, without_caches
 from hybridkit.runtime.modules import row_major
 
 if TYPE_CHECKING:
@@ -39,16 +40,37 @@ MAX_OPSET: Final = 23  # the newest that the exporter of torch 2.9 to 2.13 write
 DynamicAxes = Sequence[Mapping[int, str]]
 
 
+class _Flat(nn.Module):
+    """A network whose inputs and outputs are tensors alone, in order."""
+
+    PREFIX: Final = "network."  # of the names of its weights
+
+    def __init__(self, network: nn.Module, inputs: Inputs, tell: Callable[[list[str]], None]) -> None:
+        """`tell` is given the names of the outputs: torch undoes what tracing writes to a module."""
+        super().__init__()
+        self.network = network
+        self.names = list(inputs) if isinstance(inputs, Mapping) else None
+        self.tell = tell
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        inputs = tensors if self.names is None else dict(zip(self.names, tensors, strict=True))
+        found = named_outputs(call(self.network, inputs))
+        if not found:
+            raise HybridkitError("it gives no tensor")
+        self.tell(list(found))
+        return tuple(found.values())
+
+
 def translate(
     module: nn.Module,
-    example_inputs: Sequence[Tensor],
+    example_inputs: Inputs,
     input_names: Sequence[str],
     dynamic_axes: DynamicAxes,
     opset: int,
 ) -> onnx_ir.Model:
     """The graph of `module`, which is in evaluation mode; `dynamic_axes` names each input's free dimensions.
 
-    The outputs are called `output`, or `output_0`, `output_1`, ...
+    Outputs are called as `named_outputs` says; one that has the name of an input gets `_output` behind it.
 
     Raises UsageError for an opset outside 18 to 23 or inputs that do not fit together, HybridkitError where
     torch cannot export the module or it fixes a dimension that is to stay free.
@@ -60,17 +82,19 @@ def translate(
             f"{len(example_inputs)} example inputs, {len(input_names)} input names and {len(dynamic_axes)} "
             "mappings of dynamic axes do not fit together"
         )
-    examples = tuple(_widened(x, axes) for x, axes in zip(example_inputs, dynamic_axes, strict=True))
-    with _silence(), row_major(module):
+    examples = [_widened(x, axes) for x, axes in zip(tensors_of(example_inputs), dynamic_axes, strict=True)]
+    traced: list[list[str]] = []
+    flat = _Flat(module, example_inputs, traced.append).eval()
+    with _silence(), row_major(module), without_caches(module), _without_slow_rules(), torch.no_grad():
         try:
             program = torch.onnx.export(
-                module,
-                examples,
+                flat,
+                tuple(examples),
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
                 input_names=list(input_names),
-                dynamic_shapes=[dict(axes) for axes in dynamic_axes],
+                dynamic_shapes=(tuple(dict(axes) for axes in dynamic_axes),),
                 custom_translation_table=_table(),
             )
         except Exception as error:  # whatever a stranger's module makes torch raise
@@ -78,11 +102,35 @@ def translate(
     assert program is not None
     model: onnx_ir.Model = program.model
     _check(model, dynamic_axes, opset)
-    outputs = model.graph.outputs
-    for number, value in enumerate(outputs):
-        if not value.is_graph_input():
-            value.name = "output" if len(outputs) == 1 else f"output_{number}"
+    _name(model, traced[-1], input_names)
     return model
+
+
+def _name(model: onnx_ir.Model, output_names: Sequence[str], input_names: Sequence[str]) -> None:
+    """Weights as in the network, and outputs as `named_outputs` says."""
+    for value in list(model.graph.initializers.values()):
+        assert value.name is not None
+        value.name = value.name.removeprefix(_Flat.PREFIX)
+    for name, value in zip(output_names, model.graph.outputs, strict=True):
+        if not value.is_graph_input():
+            value.name = f"{name}_output" if name in input_names else name
+
+
+@contextlib.contextmanager
+def _without_slow_rules() -> Iterator[None]:
+    """Set aside onnxscript's rule for two slices in one, which lists the whole graph at every node.
+
+    That takes most of the time of a deep network's export, as it grows by the square of the depth. The rule
+    is for slices without steps, and torch's have some.
+    """
+    from onnxscript import rewriter
+
+    rules = rewriter._DEFAULT_REWRITE_RULES
+    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if rule.name != "SlicesSplit")
+    try:
+        yield
+    finally:
+        rewriter._DEFAULT_REWRITE_RULES = rules
 
 
 def _table() -> dict[Callable[..., Any], Callable[..., Any]]:

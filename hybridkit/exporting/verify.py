@@ -12,7 +12,8 @@ win, if it is more than MARGIN.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,13 +21,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from hybridkit.errors import GateError, UsageError
-from hybridkit.exporting.agreement import check_native
+from hybridkit.exporting.agreement import check_native, portable
 from hybridkit.exporting.protocol import Agreement, Batch, Validation, Verification
-from hybridkit.runtime.modules import PackedConv1d, PackedConv2d, PackedLinear
-from hybridkit.runtime.session import session
+from hybridkit.exporting.structures import (
+    call,
+    compared,
+    named_outputs,
+    tensors_of,
+    with_outputs,
+    without_caches,
+)
+from hybridkit.runtime.modules import PackedConv1d, PackedConv2d, PackedLinear, tile_layers
+from hybridkit.runtime.session import give_back_memory
 
 Gate = Literal["float", "int8", "approximate"]
 
@@ -45,23 +53,29 @@ def compare(
     packed: the network with packed int8 layers, where it has some. Raises FileError if the file does not
     load, UsageError if there are no samples, GateError where native operators and bodies differ.
     """
-    runner = session(path, native=False, log_severity_level=3)  # what runs where nothing else is installed
-    names = [value.name for value in runner.get_inputs()]
+    runner = portable(path)
+    inputs, outputs = ([v.name for v in values] for values in (runner.get_inputs(), runner.get_outputs()))
     tally = _Tally()
-    native: Agreement | None = None
-    with torch.no_grad():
+    first: dict[str, NDArray[Any]] = {}
+    with torch.no_grad(), without_caches(network):
         for batch in validation.batches:
             arguments = validation.inputs(batch)
-            expected = network(*arguments)
-            feed = {name: x.cpu().numpy() for name, x in zip(names, arguments, strict=True)}
-            if not tally.samples:
-                native = check_native(path, feed)
-            got = [torch.from_numpy(np.asarray(array)) for array in runner.run(None, feed)]
-            tally.add(expected, _like(expected, got), batch, validation)
+            expected = call(network, arguments)
+            names = list(arguments) if isinstance(arguments, Mapping) else inputs
+            feed = {n: x.cpu().numpy() for n, x in zip(names, tensors_of(arguments), strict=True)}
+            first = first or feed
+            got = [torch.from_numpy(np.asarray(array)) for array in runner.run(outputs, feed)]
+            wanted = dict(zip(outputs, named_outputs(expected).values(), strict=True))
+            tally.add(wanted, dict(zip(outputs, got, strict=True)), batch)
+            if validation.loss is not None:
+                found = with_outputs(expected, got)
+                tally.add_losses(*(float(validation.loss(output, batch)) for output in (found, expected)))
         margin = MARGIN
         if packed is not None and tally.disagreeing:
             margin = max(margin, 2 * rounding_noise(packed, tally.disagreeing, validation))
-    return tally.result(margin, native)
+    del runner  # one session in memory at a time
+    give_back_memory()
+    return tally.result(margin, check_native(path, first) if tally.samples else None)
 
 
 def check_gate(found: Verification, gate: Gate, path: Path) -> None:
@@ -91,13 +105,14 @@ def rounding_noise(packed: nn.Module, batches: Sequence[Batch], validation: Vali
         return (inputs[0] * (1 + _LAST_BITS * signs),)
 
     most = 0.0
-    layers = [m for m in packed.modules() if isinstance(m, PackedLinear | PackedConv1d | PackedConv2d)]
+    products = PackedLinear | PackedConv1d | PackedConv2d
+    layers = [m for m in tile_layers(packed).modules() if isinstance(m, products)]
     for batch in batches:
         arguments = validation.inputs(batch)
-        calm = _tensors(packed(*arguments))[0].double()
+        calm = _first(call(packed, arguments))
         handles = [layer.register_forward_pre_hook(disturb) for layer in layers]
         try:
-            moved = _tensors(packed(*arguments))[0].double()
+            moved = _first(call(packed, arguments))
         finally:
             for handle in handles:
                 handle.remove()
@@ -110,51 +125,47 @@ def _require(passed: bool, path: Path, what: str) -> None:
         raise GateError(f"{path.name} was not written: verified against the network, {what}")
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    return [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
-
-
-def _like(expected: Any, arrays: Sequence[Tensor]) -> Any:
-    """`arrays` in the structure of the network's output."""
-    leaves, structure = pytree.tree_flatten(expected)
-    found = iter(arrays)
-    return pytree.tree_unflatten([next(found) if isinstance(x, Tensor) else x for x in leaves], structure)
+def _first(output: Any) -> Tensor:
+    return next(iter(compared(named_outputs(output)).values())).double()
 
 
 class _Tally:
     """What is summed up over the batches."""
 
     def __init__(self) -> None:
-        self.samples = self.positions = 0
+        self.samples = self.count = self.positions = 0
         self.margins: list[float] = []  # of the predictions that differ
         self.disagreeing: list[Batch] = []  # where some differ beyond MARGIN
-        self.max_abs = self.largest = 0.0
+        self.worst: dict[str, float] = defaultdict(float)  # absolute difference, by output
+        self.largest: dict[str, float] = defaultdict(float)
         self.loss = self.network_loss = 0.0
         self.squared_error = self.squared_output = 0.0
         self.has_loss = False
 
-    def add(self, expected: Any, got: Any, batch: Batch, validation: Validation) -> None:
-        wanted, found = _tensors(expected), _tensors(got)
-        for x, y in zip(wanted, found, strict=True):
-            self._differences(x.double(), y.double())
-        margins = self._differing_predictions(_rows(wanted[0]), _rows(found[0]))
+    def add(self, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], batch: Batch) -> None:
+        wanted = compared(wanted)
+        for name, x in wanted.items():
+            self._differences(name, x.double(), found[name].double())
+        first = next(iter(wanted))
+        margins = self._differing_predictions(_rows(wanted[first]), _rows(found[first]))
         if any(margin > MARGIN for margin in margins):
             self.disagreeing.append(batch)
-        count = len(batch[0])
-        self.samples += count
-        if validation.loss is not None:
-            self.has_loss = True
-            self.network_loss += count * float(validation.loss(expected, batch))
-            self.loss += count * float(validation.loss(got, batch))
+        self.count = len(tensors_of(batch)[0])
+        self.samples += self.count
 
-    def _differences(self, x: Tensor, y: Tensor) -> None:
+    def add_losses(self, loss: float, network_loss: float) -> None:
+        """Mean losses of the batch that was added last."""
+        self.has_loss = True
+        self.loss += self.count * loss
+        self.network_loss += self.count * network_loss
+
+    def _differences(self, name: str, x: Tensor, y: Tensor) -> None:
         difference = torch.where(x == y, 0.0, (x - y).abs())  # equal infinities do not differ
         if difference.numel():
-            worst = torch.stack([torch.tensor(self.max_abs).double(), difference.max()])
-            self.max_abs = float(worst.max())  # torch's max keeps a NaN
+            worst = torch.stack([torch.tensor(self.worst[name]).double(), difference.max()])
+            self.worst[name] = float(worst.max())  # torch's max keeps a NaN
         finite = x[x.isfinite()]
-        if finite.numel():
-            self.largest = max(self.largest, float(finite.abs().max()))
+        self.largest[name] = max(self.largest[name], float(finite.abs().max()) if finite.numel() else 0.0)
         self.squared_error += float(difference.square().sum())
         self.squared_output += float(finite.square().sum())
 
@@ -176,17 +187,25 @@ class _Tally:
             loss, network_loss = self.loss / self.samples, self.network_loss / self.samples
         else:
             loss, network_loss = self.squared_error / (self.squared_output or 1.0), 0.0
+        relative = [_relative(worst, self.largest[name]) for name, worst in self.worst.items()]
         return Verification(
             samples=self.samples,
-            max_abs=self.max_abs,
-            max_rel=self.max_abs / self.largest if self.largest else (math.inf if self.max_abs else 0.0),
+            max_abs=float(np.max([0.0, *self.worst.values()])),  # NumPy's max keeps a NaN
+            max_rel=float(np.max([0.0, *relative])),
             top1_agreement=1 - len(self.margins) / self.positions if self.positions else 1.0,
             top1_misses=sum(m > margin for m in self.margins),
             margin=margin,
             loss=loss,
             network_loss=network_loss,
             native=native,
+            differences=dict(self.worst),
         )
+
+
+def _relative(difference: float, largest: float) -> float:
+    if largest:
+        return difference / largest
+    return math.inf if difference else 0.0
 
 
 def _rows(output: Tensor) -> NDArray[np.float64]:

@@ -46,6 +46,7 @@ class _Packed(nn.Module):
     """
 
     layout = 0
+    tiles = 0  # the layout of its tiles; 0 for a layer that reads rows
     group = 1  # of a convolution
     taps = 1  # positions of a convolution's kernel
 
@@ -73,9 +74,9 @@ class _Packed(nn.Module):
         """What the operators take at the end."""
         return (self.bits, self.group_size) if self.code_kind == "nbit" else (self.layout,)
 
-    def _tile(self, layout: int) -> None:
-        """From layout 0 to the tiles of `layout`."""
-        if self.code_kind == "nbit" or self.N * self.K == 0:
+    def _tile(self) -> None:
+        """From layout 0 to the layer's tiles."""
+        if self.layout or not self.tiles or self.code_kind == "nbit" or self.N * self.K == 0:
             return
         codes, native = self.codes.cpu().numpy(), load()
         if native is None:
@@ -83,7 +84,7 @@ class _Packed(nn.Module):
         else:
             tiles = native.conv_tile(self.code_kind, codes, self.K, self.group, self.taps)
         # cloned, as torch's memory begins at a multiple of 64 bytes
-        self.codes, self.layout = torch.from_numpy(tiles).clone().to(self.codes.device), layout
+        self.codes, self.layout = torch.from_numpy(tiles).clone().to(self.codes.device), self.tiles
 
     def _rows(self) -> Tensor:
         """The codes in layout 0."""
@@ -113,12 +114,12 @@ class _PackedProduct(_Packed):
 class PackedLinear(_PackedProduct):
     """A Linear layer over packed codes; x [..., K] -> [..., N]."""
 
+    tiles = 1
+
     @classmethod
     def from_packed(cls, layer: PackedLayer, module: nn.Module) -> Self:
         """The packed twin of `module`, whose bias it takes. Raises UsageError if they do not fit."""
-        result = cls(layer, _matching(layer, module, nn.Linear))
-        result._tile(1)
-        return result
+        return cls(layer, _matching(layer, module, nn.Linear))
 
     def forward(self, x: Tensor) -> Tensor:
         """One operator, `{ternary,binary,nbit}_matmul_{int8,float}`."""
@@ -132,6 +133,8 @@ class _PackedConv(_PackedProduct):
 
     As in torch, x without a batch is one sample.
     """
+
+    tiles = 2
 
     def __init__(self, layer: PackedLayer, module: nn.Conv1d | nn.Conv2d) -> None:
         super().__init__(layer, module)
@@ -147,7 +150,6 @@ class _PackedConv(_PackedProduct):
         self.pads = [0] * 2 * dims
         if self.padding_mode == "zeros":
             self.pads = self.around[0::2][::-1] + self.around[1::2][::-1]
-        self._tile(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """One operator, `{ternary,binary,nbit}_conv_{int8,float}`, after torch's pad unless by zeros."""
@@ -224,12 +226,13 @@ _PACKED: dict[
 }
 
 
-def load_packed(module: nn.Module, packed: PackedModel) -> nn.Module:
+def load_packed(module: nn.Module, packed: PackedModel, *, tiled: bool = True) -> nn.Module:
     """A copy of `module` in eval mode that runs the packed model; `module` itself stays as it is.
 
     `module` is a freshly built full-precision (or fake-quantised) network of the same architecture. Layers
     that are packed are replaced, all other tensors are loaded. Raises UsageError for a layer or tensor that
-    is missing, left over or of another shape.
+    is missing, left over or of another shape. `tiled` False leaves codes as rows, for one who reads more than
+    he runs; see `tile_layers`.
     """
     modules = dict(module.named_modules(remove_duplicate=False))
     layers = _layers_by_module(packed)
@@ -240,6 +243,8 @@ def load_packed(module: nn.Module, packed: PackedModel) -> nn.Module:
         if id(modules[name]) not in replacements:
             replacements[id(modules[name])] = _packed_twin(name, layer, modules[name])
     _share(layers, {name: replacements[id(modules[name])] for name in layers})
+    if tiled:
+        _tile_all(m for m in replacements.values() if isinstance(m, _Packed))
     # deepcopy takes what its memo holds for the copy: packed layers come in place, their originals stay out
     result: nn.Module = copy.deepcopy(module, dict(replacements))
     _load_tensors(result, module, layers, packed)
@@ -261,14 +266,31 @@ def row_major(module: nn.Module) -> Iterator[None]:
             m.codes, m.layout = codes, layout
 
 
+def tile_layers(module: nn.Module) -> nn.Module:
+    """`module` itself, whose packed layers hold tiles from now on: what they run on fast."""
+    _tile_all(m for m in module.modules() if isinstance(m, _Packed))
+    return module
+
+
+def _tile_all(layers: Iterable[_Packed]) -> None:
+    """Tied layers stay tied: they hold the tiles of a product, if one is among them."""
+    holders: dict[int, list[_Packed]] = {}
+    for layer in layers:
+        holders.setdefault(id(layer.codes), []).append(layer)
+    for tied in holders.values():
+        product = max(tied, key=lambda layer: layer.tiles > 0)
+        product._tile()
+        for layer in tied:
+            layer.codes, layer.layout = product.codes, product.layout
+
+
 def _share(layers: Mapping[str, PackedLayer], twins: Mapping[str, nn.Module]) -> None:
-    """Tied modules hold one copy of their codes: the tiles of a product, if one is among them."""
+    """Tied modules hold one copy of their codes."""
     holders: dict[int, _Packed] = {}
-    for name in sorted(layers, key=lambda name: isinstance(twins[name], PackedEmbedding)):
-        twin = twins[name]
+    for name, twin in twins.items():
         assert isinstance(twin, _Packed)
         holder = holders.setdefault(id(layers[name]), twin)
-        twin.codes, twin.scale, twin.layout = holder.codes, holder.scale, holder.layout
+        twin.codes, twin.scale = holder.codes, holder.scale
 
 
 def _layers_by_module(packed: PackedModel) -> dict[str, PackedLayer]:

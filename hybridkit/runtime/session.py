@@ -69,12 +69,12 @@ def session(
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
         reason = " ".join(str(error).split())
         raise FileError(f"ONNX Runtime {ort.__version__} cannot load {file}: {reason}") from error
-    _give_back_memory()
+    give_back_memory()
     return made
 
 
-def _give_back_memory() -> None:
-    """What loading needed on the way, which may be as much as the file: glibc keeps it for later."""
+def give_back_memory() -> None:
+    """To the system, what was freed: after loading as much as the file. glibc keeps it for later."""
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 

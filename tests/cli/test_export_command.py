@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from hybridkit.cli import run
-from hybridkit.cli._export_source import parse_input
+from hybridkit.cli._export_source import Code, find_source, parse_input
 from hybridkit.errors import UsageError
 from hybridkit.runtime.library import library_path
 from hybridkit.runtime.session import session
@@ -32,6 +32,17 @@ class Bag(nn.Module):
 def bag():
     torch.manual_seed(0)
     return Bag()
+
+class Masked(Bag):
+    def forward(self, ids, bias=None, mask=None):
+        x = self.embedding(ids.reshape(ids.shape))
+        x = x if mask is None else x * mask[..., None]
+        rows = x if bias is None else x + bias
+        return {"scores": self.head(x.sum(1)), "rows": rows, "past_key_values": (x,)}
+
+class Hungry(nn.Module):
+    def forward(self, table):
+        return torch.zeros(5, 3)[table]
 """
 
 
@@ -103,9 +114,44 @@ def test_a_module_of_the_users_own(workdir, capsys):
     assert not scores.any()
 
 
+def test_an_input_that_an_embedding_gets_is_of_indices(capsys):
+    assert run(["export", "bag.onnx", "--model", "export_networks:bag", "--input", "ids:batch,length=5"]) == 0
+    assert "Verified on 16 samples" in capsys.readouterr().out
+    assert onnx.load("bag.onnx").graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.INT64
+
+
+MASKED = ["--model", "export_networks:Masked", "--input"]
+
+
+def test_inputs_by_name_and_outputs_by_key(capsys):
+    command = ["export", "masked.onnx", *MASKED, "mask:int64:batch,length", "--input", "ids:batch,length"]
+    assert run(command) == 0
+    assert "Largest differences: scores: " in capsys.readouterr().out
+    graph = onnx.load("masked.onnx").graph
+    assert [v.name for v in graph.input] == ["mask", "ids"]
+    assert [v.name for v in graph.output] == ["scores", "rows"]
+    assert run(["export", "ids.onnx", *MASKED, "ids:batch,length"]) == 0
+    assert [v.name for v in onnx.load("ids.onnx").graph.input] == ["ids"]
+
+
+def test_indices_are_random_and_other_integers_are_ones():
+    inputs = ["mask:int64:batch,length", "ids:batch,length", "bias:1,6"]
+    (batch,) = find_source(None, Code(model="export_networks:Masked"), inputs).validation.batches
+    assert list(batch) == ["mask", "ids", "bias"]
+    assert bool((batch["mask"] == 1).all())
+    assert batch["ids"].dtype == torch.int64
+    assert 0 <= int(batch["ids"].min()) < int(batch["ids"].max()) < 12
+    assert batch["bias"].dtype == torch.float32
+    (batch,) = find_source(
+        None, Code(model="export_networks:Masked"), ["tokens:batch,length"]
+    ).validation.batches
+    assert isinstance(batch, tuple), "no argument has the name"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["m.onnx", "--model", "export_networks:Hungry", "--input", "table:1,4"], "table:int64:1,4"),
         (["model.gguf"], "no exporter writes such files"),
         (["model.onnx", "--target", "onx"], "did you mean 'onnx'"),
         (["model.onnx", "--opset", "12"], "from 18 to 23"),
@@ -133,8 +179,8 @@ def test_weights_without_a_network(capsys):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("x:1,64", ("x", torch.float32, [1, 64], {0: "batch"})),
-        ("x:8", ("x", torch.float32, [8], {0: "batch"})),
+        ("x:1,64", ("x", None, [1, 64], {0: "batch"})),
+        ("x:8", ("x", None, [8], {0: "batch"})),
         ("ids:int64:batch,seq", ("ids", torch.int64, [2, 32], {0: "batch", 1: "seq"})),
         ("a:float16:3,time=400", ("a", torch.float16, [3, 400], {1: "time"})),
     ],

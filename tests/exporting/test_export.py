@@ -240,8 +240,9 @@ def test_several_inputs_and_outputs(tmp_path):
     report = export(Two(), None, path, example_inputs=[x, y])
     proto = onnx.load(path)
     assert [v.name for v in proto.graph.input] == ["input_0", "input_1"]
-    assert [v.name for v in proto.graph.output] == ["output_0", "output_1"]
+    assert [v.name for v in proto.graph.output] == ["scores", "hidden"]
     assert report.verification.max_rel < 1e-5
+    assert set(report.verification.differences) == {"scores", "hidden"}
 
 
 @pytest.mark.parametrize("opset", [17, 24])
