@@ -13,10 +13,12 @@ from hybridkit.cli._shared import ConfigOption, JsonOption, SetOption, console, 
 from hybridkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import Tensor, nn
 
     from hybridkit.packing.model import Sizes
-    from hybridkit.quant.post_training import LayerReport
+    from hybridkit.quant.plan import LeftAlone
+    from hybridkit.quant.post_training import FileReport, LayerReport
 
 HOW, FILE, CODE, ONNX = "How", "The file", "Code that a file names", "ONNX files"
 DEFAULT_OUTPUT = Path("model.hk.safetensors")
@@ -64,6 +66,20 @@ def command(
     ] = None,
     quantizer: Annotated[
         str | None, typer.Option(metavar="NAME", help="ternary-mse by default.", rich_help_panel=HOW)
+    ] = None,
+    granularity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", help="What has a scale: channel (default), tensor or group:64.", rich_help_panel=HOW
+        ),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=NAME",
+            help="Another quantizer, or fp32, for layers, as 'blocks.0.*=fp32'; repeatable.",
+            rich_help_panel=HOW,
+        ),
     ] = None,
     activations: Annotated[
         str | None,
@@ -141,40 +157,57 @@ def command(
 
         stated = _said(quantizer=quantizer, options=options.get("quantizer"), activations=activations)
         idle = _said(codec=codec, compress=compress, quantize_all=quantize_all, target_bits=target_bits)
-        idle |= _said(model=model, task=task)
+        idle |= _said(model=model, task=task, granularity=granularity, layer=layer)
         _quantize_onnx.run(Path(source), output, idle=idle, json=json, **stated, **of_onnx)
         return
     for name in of_onnx:
         raise UsageError(f"--{name.replace('_', '-')} is for ONNX files, and {source} is none; drop it")
     output = output or DEFAULT_OUTPUT
 
+    from hybridkit.quant.config import config_from
     from hybridkit.quant.layers import qat_layers
-    from hybridkit.quant.post_training import quantize_to_file
+    from hybridkit.quant.post_training import AFTERWARDS, quantize_to_file
 
     found = find_source(source, task=task, model=model, quantizer=quantizer)
-    how: dict[str, Any] = {
+    flags: dict[str, Any] = {
         "quantizer": quantizer,
         "options": options.get("quantizer"),
+        "granularity": granularity,
+        "layer": layer,
         "activations": activations,
         "quantize_all": quantize_all,
         "target_bits": target_bits,
     }
-    given = {name: value for name, value in how.items() if value}
+    given = {name: value for name, value in flags.items() if value}
     if qat_layers(found.model):
         _reject_idle(source, given)
-    sizes, layers = quantize_to_file(
+    given["overrides"] = _overrides(given.pop("layer", []))
+    how = config_from(None, AFTERWARDS, **given)
+    report = quantize_to_file(
         found.model,
         output,
+        how,
         metadata=found.metadata,
         codec=codec,
         compress=compress,
         example_inputs=found.example_inputs,
-        **given,
     )
     if json:
-        emit_json("quantize", {"path": output, "sizes": _size_fields(sizes), "layers": layers})
+        document = {"layers": report.layers, "left_alone": report.left_alone}
+        emit_json("quantize", {"path": output, "sizes": _size_fields(report.sizes), **document})
     else:
-        _print(output, sizes, layers)
+        _print(output, report)
+
+
+def _overrides(texts: Sequence[str]) -> dict[str, str]:
+    """`["head=fp32"]` as `{"head": "fp32"}`. Raises UsageError for another form."""
+    found = {}
+    for text in texts:
+        pattern, equals, name = text.rpartition("=")
+        if not (equals and name):
+            raise UsageError(f"--layer {text}: expected PATTERN=QUANTIZER, as in head=fp32")
+        found[pattern] = name
+    return found
 
 
 def _said(**flags: Any) -> dict[str, Any]:
@@ -234,7 +267,19 @@ def _reject_idle(source: str, given: Mapping[str, Any]) -> None:
         raise UsageError(f"{source} trained quantised weights and is packed as it trained; drop {flag}")
 
 
-def _print(output: Path, sizes: Sizes, layers: Sequence[LayerReport]) -> None:
+def _print(output: Path, report: FileReport) -> None:
+    sizes = report.sizes
+    console().print(_layer_table(report.layers))
+    if report.left_alone:
+        console().print(left_alone_table(report.left_alone))
+    print(
+        f"Packed: {sizes.bits_per_weight:.3f} bits per weight on disk; {sizes.file_bytes:,} bytes, "
+        f"{sizes.ratio:.2f}x smaller than fp32 (quantised layers alone {sizes.layers_ratio:.2f}x)"
+    )
+    print(f"Packed model: {output}")
+
+
+def _layer_table(layers: Sequence[LayerReport]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
@@ -252,12 +297,21 @@ def _print(output: Path, sizes: Sizes, layers: Sequence[LayerReport]) -> None:
             f"{100 * layer.zero_fraction:.1f} %",
             f"{layer.relative_error:.4f}",
         )
-    console().print(table)
-    print(
-        f"Packed: {sizes.bits_per_weight:.3f} bits per weight on disk; {sizes.file_bytes:,} bytes, "
-        f"{sizes.ratio:.2f}x smaller than fp32 (quantised layers alone {sizes.layers_ratio:.2f}x)"
-    )
-    print(f"Packed model: {output}")
+    return table
+
+
+def left_alone_table(layers: Sequence[LeftAlone]) -> Table:
+    """What stays in full precision, and why."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("Left alone")
+    table.add_column("Shape", justify="right")
+    table.add_column("Reason")
+    for layer in layers:
+        table.add_row(escape(layer.name or "(the model)"), "x".join(map(str, layer.shape)), escape(layer.reason))
+    return table
 
 
 def _size_fields(sizes: Sizes) -> dict[str, Any]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hybridkit.packing.model import PackedModel
+    from hybridkit.runtime.network import PackedNetwork
 
 __all__ = ["Batch", "ExportReport", "Validation", "export", "target_for"]
 
@@ -23,9 +24,9 @@ DEFAULT_OPSET = 18  # what every supported ONNX Runtime loads
 
 
 def export(
-    module: nn.Module,
-    packed: PackedModel | None,
-    path: str | os.PathLike[str],
+    module: nn.Module | PackedNetwork,
+    packed: PackedModel | str | os.PathLike[str] | None,
+    path: str | os.PathLike[str] | None = None,
     *,
     example_inputs: Sequence[Tensor],
     input_names: Sequence[str] | None = None,
@@ -40,7 +41,8 @@ def export(
     """Write `module` with the weights of `packed` to `path`, verified; the file appears whole or not at all.
 
     module: any network; where it holds fake-quantised layers it is what the file is compared with, else
-    the packed network is. packed: None exports the module as it is.
+    the packed network is. packed: None exports the module as it is. `export(network, path)` takes what `pack`
+    returns, or a network with fake-quantised layers, which it packs.
     example_inputs: one tensor per input. input_names: default `input`, or `input_0`, `input_1`, ...
     dynamic_axes: the free dimensions of each input by axis; by default the first, as `batch`.
     target: the exporter, by default the one that answers to the suffix of `path`; `options` are its options.
@@ -50,6 +52,7 @@ def export(
     Raises UsageError for arguments that do not fit, HybridkitError where the network cannot be exported,
     FileError where the file cannot be written, GateError where it differs from the network.
     """
+    module, packed, path = _alone(module, packed, path)
     given = list(example_inputs)
     numbered = ["input"] if len(given) == 1 else [f"input_{i}" for i in range(len(given))]
     file = Path(path)
@@ -66,6 +69,27 @@ def export(
     )
     report: ExportReport = exporter.export(module, packed, file, request)
     return report
+
+
+def _alone(
+    module: nn.Module | PackedNetwork,
+    packed: PackedModel | str | os.PathLike[str] | None,
+    path: str | os.PathLike[str] | None,
+) -> tuple[nn.Module, PackedModel | None, str | os.PathLike[str]]:
+    """The module, its packed model and the path, where the first may bring the second."""
+    from hybridkit.quant.convert import convert
+    from hybridkit.quant.layers import qat_layers
+    from hybridkit.runtime.network import PackedNetwork
+
+    if isinstance(packed, str | os.PathLike):
+        packed, path = None, packed
+        if not isinstance(module, PackedNetwork) and qat_layers(module):
+            packed = convert(module)
+    if isinstance(module, PackedNetwork):
+        return _alone(module.module, module.packed, path)
+    if path is None:
+        raise UsageError("say where to write the file: export(network, path, example_inputs=...)")
+    return module, packed, path
 
 
 def target_for(path: Path) -> str:

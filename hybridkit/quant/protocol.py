@@ -8,8 +8,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from hybridkit.quant.config import Activations as Activations
+
 Granularity = Literal["channel", "tensor"]
-Activations = Literal["int8", "float"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,33 @@ class Quantizer(Protocol):
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor, **parameters: Tensor) -> Tensor:
         """`quantized.dequantize()`, with the estimator's gradient to `weight` and `parameters`."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What calibration data say about the inputs of a weight [N, K].
+
+    gram: float32 [K, K], the mean of x x^T over what met a row of the weight: tokens, or the patches of images
+    (of all groups of a convolution together). count: how many x that were.
+    """
+
+    gram: Tensor
+    count: int
+
+
+def takes_statistics(quantizer: object) -> bool:
+    """Whether its class says `takes_statistics = True`: its `quantize` then has a `statistics` argument.
+
+    Such a quantizer looks at calibration data, or moves the error of a column to others. It gets the
+    `Statistics` of the layer, or None where there are no example inputs, only when quantising after training.
+    """
+    return bool(getattr(quantizer, "takes_statistics", False))
+
+
+def quantize_weight(quantizer: Quantizer, weight: Tensor, statistics: Statistics | None) -> QuantizedTensor:
+    """Codes and scale of a weight [N, K] after training; only `takes_statistics` quantizers see statistics."""
+    given: dict[str, Any] = {"statistics": statistics} if takes_statistics(quantizer) else {}
+    return quantizer.quantize(weight, **quantizer.parameters(weight), **given)
 
 
 class _Substitute(torch.autograd.Function):

@@ -72,14 +72,7 @@ def quantise_afterwards(
     config: TrainConfig, model: nn.Module, metadata: dict[str, Any] | None = None
 ) -> PackedModel:
     """The packed model of a network that trained in full precision (--ternary without --qat)."""
-    return quantize(
-        model,
-        quantizer=config.quantizer or "ternary-mse",
-        options=config.strategy_options("quantizer"),
-        activations=config.activations,
-        quantize_all=config.quantize_all,
-        metadata=metadata,
-    ).packed
+    return quantize(model, config.quantization, metadata=metadata).packed
 
 
 def about(config: TrainConfig, task: Task, commit: str | None) -> dict[str, Any]:
