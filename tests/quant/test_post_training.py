@@ -64,7 +64,9 @@ def test_a_prepared_model_is_packed_as_it_trained():
     assert report.packed.layers.keys() == expected.layers.keys()
     for name, layer in expected.layers.items():
         assert np.array_equal(layer.codes, report.packed.layers[name].codes)
-    assert report.packed.metadata == {"a": 1}
+    assert report.packed.metadata == expected.metadata
+    assert report.packed.metadata["a"] == 1
+    assert [(x.name, x.reason) for x in report.left_alone] == [("3", "last Linear")]
     assert [row.quantizer for row in report.layers] == ["binary", "binary"]
 
 
@@ -99,7 +101,8 @@ def test_a_file_holds_the_same(tmp_path, compress):
     assert written.left_alone == report.left_alone
     assert written.sizes.file_bytes == (tmp_path / "m").stat().st_size
     loaded = PackedModel.load(tmp_path / "m")
-    assert loaded.metadata == {"b": 2}
+    assert loaded.metadata == report.packed.metadata
+    assert loaded.metadata["b"] == 2
     for name, layer in report.packed.layers.items():
         assert np.array_equal(loaded.layers[name].codes, layer.codes)
         assert loaded.layers[name].activations == "int8"
