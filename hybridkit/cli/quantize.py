@@ -70,7 +70,9 @@ def command(
     granularity: Annotated[
         str | None,
         typer.Option(
-            metavar="KIND", help="What has a scale: channel (default), tensor or group:64.", rich_help_panel=HOW
+            metavar="KIND",
+            help="What has a scale: channel (default), tensor or group:64.",
+            rich_help_panel=HOW,
         ),
     ] = None,
     layer: Annotated[
@@ -310,7 +312,9 @@ def left_alone_table(layers: Sequence[LeftAlone]) -> Table:
     table.add_column("Shape", justify="right")
     table.add_column("Reason")
     for layer in layers:
-        table.add_row(escape(layer.name or "(the model)"), "x".join(map(str, layer.shape)), escape(layer.reason))
+        table.add_row(
+            escape(layer.name or "(the model)"), "x".join(map(str, layer.shape)), escape(layer.reason)
+        )
     return table
 
 

@@ -1,16 +1,19 @@
 """Bits per weight where they matter: a quantizer per cluster of layers, within a budget (`--target-bits`).
 
-Layers are clustered by how their error falls with the bits. Then one candidate i per cluster c is chosen such that
+Layers are clustered by how their error falls with the bits. Then one candidate i per cluster c is chosen such
+that
 
     sum_c sum_(layers l of c) n_l e_l(i_c)   is least, while   sum_c sum_l bits_l(i_c) <= target * sum_l n_l
 
 exactly. n_l is the number of weights of a layer. e_l(i) is the relative error of the layer's output,
-||(W - Q) D||^2 / ||W D||^2, with D the root mean square of each input feature where example inputs are given, and 1
-otherwise: a share of the layer's own output energy, so that layers of any scale compare. Every candidate for all layers
-alike is one of the choices: within the same budget none of them has a smaller summed error than the optimum.
+||(W - Q) D||^2 / ||W D||^2, with D the root mean square of each input feature where example inputs are given,
+and 1
+otherwise: a share of the layer's own output energy, so that layers of any scale compare. Every candidate for
+all layers alike is one of the choices: within the same budget none of them has a smaller summed error than
+the optimum.
 
-Bits count as they are stored: 1, 1.58, 2, 4 or 8 for a code, and 32 for the scale of every group. One scale per row is
-not counted.
+Bits count as they are stored: 1, 1.58, 2, 4 or 8 for a code, and 32 for the scale of every group. One scale
+per row is not counted.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ HUNDRED: Final = 100  # costs are hundredths of a bit: integers, so that budgets
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a layer may get: hundredths of a bit for a code, and the columns that share a scale (0: the row)."""
+    """What a layer may get: hundredths of a bit for a code, and columns that share a scale (0: the row)."""
 
     spec: QuantizerSpec
     width: int
@@ -78,8 +81,8 @@ def allocate_bits(
 ) -> dict[str, QuantizerSpec]:
     """A quantizer for each layer that `plan_layers` takes, as `layers` of a QuantConfig.
 
-    The mean over all their weights is at most `target_bits`. Layers fall into min(k, layers) clusters; those of a
-    cluster get the same. `example_inputs`: the model's arguments, best some dozens of samples.
+    The mean over all their weights is at most `target_bits`. Layers fall into min(k, layers) clusters; those
+    of a cluster get the same. `example_inputs`: the model's arguments, best some dozens of samples.
 
     Raises UsageError for a budget outside [1, 8] and where `plan_layers` does.
     """
@@ -113,7 +116,9 @@ def ternary_of(config: QuantConfig) -> QuantizerSpec:
     """The quantizer of `config` as a candidate. UsageError unless it is ternary."""
     made, name = make_quantizer(config.weights)
     if made is None or not is_ternary(made):
-        raise UsageError(f"target bits are spent on 1-bit, ternary and n-bit weights; {name!r} is not ternary")
+        raise UsageError(
+            f"target bits are spent on 1-bit, ternary and n-bit weights; {name!r} is not ternary"
+        )
     return config.weights
 
 
@@ -139,14 +144,20 @@ def allocate(
             tied[plan.layer.weight].append(plan.layer)
     groups, options = list(tied.values()), candidates(ternary)
     errors = np.array(
-        [_errors(g[0].matrix(weight(g[0].weight)), (importance or {}).get(g[0].name), options) for g in groups]
+        [
+            _errors(g[0].matrix(weight(g[0].weight)), (importance or {}).get(g[0].name), options)
+            for g in groups
+        ]
     )
     sizes = np.array([math.prod(group[0].shape) for group in groups])
     costs = np.array([[option.cost(group[0].shape) for option in options] for group in groups])
     labels = cluster_layers(errors, k, seed)
     members = [labels == c for c in range(labels.max() + 1)]
     weighted = sizes[:, None] * errors
-    clusters = [Cluster(tuple(costs[m].sum(axis=0).tolist()), tuple(weighted[m].sum(axis=0).tolist())) for m in members]
+    clusters = [
+        Cluster(tuple(costs[m].sum(axis=0).tolist()), tuple(weighted[m].sum(axis=0).tolist()))
+        for m in members
+    ]
     chosen = choose(clusters, math.floor(target_bits * HUNDRED * int(sizes.sum()) * (1 + 1e-12)))
     return {
         glob.escape(layer.name): options[chosen[label]].spec
@@ -169,7 +180,9 @@ def choose(clusters: Sequence[Cluster], budget: int) -> list[int]:
     Dynamic programming over the clusters that keeps, of all partial choices, those that no other one beats
     in both cost and error. The cheapest choice has to be within the budget.
     """
-    reserve = sum(min(cluster.costs) for cluster in clusters)  # the least that the clusters still to come cost
+    reserve = sum(
+        min(cluster.costs) for cluster in clusters
+    )  # the least that the clusters still to come cost
     costs, errors = np.zeros(1, np.int64), np.zeros(1)
     history: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
     for cluster in clusters:
@@ -191,7 +204,7 @@ def choose(clusters: Sequence[Cluster], budget: int) -> list[int]:
 
 
 def cluster_layers(errors: NDArray[np.float64], k: int, seed: int) -> NDArray[np.int64]:
-    """Labels 0..min(k, layers)-1 by k-means over the logarithms of each layer's errors [layers, candidates]."""
+    """Labels 0..min(k, layers)-1 by k-means over the logarithms of the errors [layers, candidates]."""
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
@@ -242,7 +255,9 @@ def input_squares(
         counts[layer] += len(samples)
 
     observe(model, layers, example_inputs, seen)
-    return {layer.name: _per_weight(layer.shape, total / max(counts[layer], 1)) for layer, total in sums.items()}
+    return {
+        layer.name: _per_weight(layer.shape, total / max(counts[layer], 1)) for layer, total in sums.items()
+    }
 
 
 def _per_weight(shape: tuple[int, ...], squares: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ _DTYPES: Final = {
 class Checkpoint(Mapping[str, Tensor]):
     """One .safetensors file, a sharded one's index (`*.index.json`), or the folder that holds either.
 
-    A tensor is read at each access and not kept. Raises FileError for what is missing, damaged or no such file.
+    A tensor is read at each access and not kept. Raises FileError for what is missing, damaged or no such
+    file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -53,7 +54,9 @@ class Checkpoint(Mapping[str, Tensor]):
         known = self._files[name].get_slice(name)
         dtype = _DTYPES.get(known.get_dtype())
         if dtype is None:
-            raise FileError(f"the tensor {_shown(name)} has the type {known.get_dtype()}, which is not supported")
+            raise FileError(
+                f"the tensor {_shown(name)} has the type {known.get_dtype()}, which is not supported"
+            )
         return torch.empty(known.get_shape(), dtype=dtype, device="meta")
 
     def __iter__(self) -> Iterator[str]:

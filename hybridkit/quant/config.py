@@ -1,6 +1,6 @@
 """How a network is quantised, as one value: training, quantising afterwards, files and flags all take it.
 
-    QuantConfig(weights="ternary-mse", granularity=Group(64), layers={"head": "fp32"})
+QuantConfig(weights="ternary-mse", granularity=Group(64), layers={"head": "fp32"})
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ class QuantConfig:
         known = [f.name for f in dataclasses.fields(cls)]
         for name in value:
             if name not in known:
-                raise FileError(f"the quantisation has an unknown entry {name!r}; {nearest(str(name), known)}")
+                raise FileError(
+                    f"the quantisation has an unknown entry {name!r}; {nearest(str(name), known)}"
+                )
         try:
             _check_specs(value)
             return cls(**value)

@@ -81,7 +81,9 @@ def packing_source(
     packed = {name: layer for weight, (name, layer) in layers.items() if weight not in tied}
     wanted = wanted_codec(codec, [layer.quantizer for layer in packed.values()])
     tensors = {
-        name: tensor_source(tensor) for name, tensor in state.items() if name not in tied and name not in layers
+        name: tensor_source(tensor)
+        for name, tensor in state.items()
+        if name not in tied and name not in layers
     }
     sources = [_layer_source(name, layer, wanted) for name, layer in packed.items()]
     done = prepared(model)
@@ -89,7 +91,7 @@ def packing_source(
 
 
 def tied_names(state: Mapping[str, Tensor], first: Collection[str]) -> dict[str, str]:
-    """The names whose tensor has another name too: alias -> stored name, which is one of `first` if it can."""
+    """The names whose tensor has another name too: alias -> stored name, one of `first` if it can be."""
     stored: dict[int, str] = {}
     for name in sorted(state, key=lambda name: name not in first):
         stored.setdefault(id(state[name]), name)
@@ -170,7 +172,7 @@ def _layer_source(name: str, layer: QATLayer, wanted: Codec | None) -> LayerSour
 
 
 def tensor_source(known: Tensor, read: Callable[[], Tensor] | None = None) -> TensorSource:
-    """A tensor that is fetched when its turn comes: `known`, or what `read` gives, of the same type and shape."""
+    """A tensor that is fetched when its turn comes: `known`, or what `read` gives, which is of its shape."""
     dtype = torch.float32 if known.is_floating_point() else known.dtype
 
     def produce() -> NDArray[Any]:
@@ -178,6 +180,4 @@ def tensor_source(known: Tensor, read: Callable[[], Tensor] | None = None) -> Te
         array: NDArray[Any] = tensor.detach().to("cpu", dtype, copy=True).numpy()
         return np.asarray(array, order="C")  # ascontiguousarray would make a 0-d array 1-d
 
-    return TensorSource(
-        TensorSpec.of(torch.empty(0, dtype=dtype).numpy().dtype, tuple(known.shape)), produce
-    )
+    return TensorSource(TensorSpec.of(torch.empty(0, dtype=dtype).numpy().dtype, tuple(known.shape)), produce)

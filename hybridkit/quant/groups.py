@@ -1,8 +1,8 @@
 """Any quantizer with another granularity: one scale for a group of columns, or for a whole weight.
 
 A quantizer gives each row of a matrix [N, K] a scale. So groups are rows of other matrices: the columns that
-fill whole groups are seen as [N * (K // size), size], what is left of each row as [N, K % size]; a weight with
-one scale is one row.
+fill whole groups are seen as [N * (K // size), size], what is left of each row as [N, K % size]; a weight
+with one scale is one row.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def with_granularity(quantizer: Quantizer, granularity: Granularity) -> Quantize
         return quantizer
     if takes_statistics(quantizer):
         raise UsageError(
-            f"{type(quantizer).__name__} looks at whole rows and cannot be given the granularity {granularity}; "
+            f"{type(quantizer).__name__} looks at whole rows and takes no granularity from outside; "
             "an option of its own may"
         )
     return InGroups(quantizer, granularity.size) if isinstance(granularity, Group) else OnWhole(quantizer)

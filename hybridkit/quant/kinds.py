@@ -98,7 +98,11 @@ def describe(model: nn.Module) -> list[Layer]:
         if layer := _layer(module, names, obstacle, weights):
             layers.append(layer)
         elif module not in inside:
-            rest += [(_join(names[0], own), type(module), p) for own, p in module._parameters.items() if p is not None]
+            rest += [
+                (_join(names[0], own), type(module), p)
+                for own, p in module._parameters.items()
+                if p is not None
+            ]
     return layers + [
         Layer(name, "", tuple(p.shape), weights.get(id(p), name), obstacle=_LOOSE.format(owner.__name__))
         for name, owner, p in rest
@@ -107,13 +111,17 @@ def describe(model: nn.Module) -> list[Layer]:
 
 
 def _layer(module: nn.Module, names: list[str], obstacle: str, weights: dict[int, str]) -> Layer | None:
-    """The module as a layer, or None where it is none; `weights` collects the names of weights by identity."""
+    """The module as a layer, or None where it is none; `weights` collects names of weights by identity."""
     kind = kind_of(module)
     if isinstance(module, nn.MultiheadAttention):
         return Layer(names[0], "attention", (), "", tuple(names[1:]), obstacle=obstacle)
     if kind is None and not isinstance(module, _BASES):
         return None
-    weight, own, transposed = module._parameters.get("weight"), _join(names[0], "weight"), is_transposed(module)
+    weight, own, transposed = (
+        module._parameters.get("weight"),
+        _join(names[0], "weight"),
+        is_transposed(module),
+    )
     stored = own if weight is None else weights.setdefault(id(weight), own)
     shape = () if weight is None or is_lazy(weight) else tuple(weight.shape)
     shape = shape[::-1] if transposed else shape
@@ -142,11 +150,11 @@ def _join(name: str, own: str) -> str:
 def describe_weights(
     shapes: Mapping[str, Iterable[int]], kinds: Mapping[str, LayerKind] | None = None
 ) -> list[Layer]:
-    """The layers that a checkpoint's tensors belong to, by name and shape alone, in the natural order of names.
+    """The layers that a checkpoint's tensors belong to, by name and shape alone, in their natural order.
 
-    A tensor `NAME.weight` with two dimensions is a Linear, or an Embedding where NAME sounds like one (`embed`,
-    `wte`, `word_embeddings`); with three it is a Conv1d, with four a Conv2d. `kinds` says it for the layers it
-    names. What is called `head`, `lm_head` or `output` comes last, as it runs.
+    A tensor `NAME.weight` with two dimensions is a Linear, or an Embedding where NAME sounds like one
+    (`embed`, `wte`, `word_embeddings`); with three it is a Conv1d, with four a Conv2d. `kinds` says it for
+    the layers it names. What is called `head`, `lm_head` or `output` comes last, as it runs.
     """
     layers = []
     for tensor in sorted(shapes, key=_natural):

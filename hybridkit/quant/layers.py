@@ -51,7 +51,7 @@ class QATLayer(nn.Module):
         name: str = "",
         parameters: nn.ParameterDict | None = None,
     ) -> Self:
-        """Turn `layer`, which is exactly a `float_class`, into a fake-quantised one, in place (see `qat_class`).
+        """Turn `layer`, which is exactly a `float_class` (see `qat_class`), into this one, in place.
 
         `name` is the quantizer's name, for the record. `parameters` are learnable parameters to share with
         another layer of the same weight; None makes new ones from the weight.
@@ -75,7 +75,14 @@ class QATLayer(nn.Module):
 
     def release(self) -> nn.Module:
         """Turn this back, in place, into the full-precision layer it was; the latent weight stays."""
-        for attribute in ("quantizer", "quantizer_name", "quantizer_parameters", "activations", "compute", "ramp"):
+        for attribute in (
+            "quantizer",
+            "quantizer_name",
+            "quantizer_parameters",
+            "activations",
+            "compute",
+            "ramp",
+        ):
             delattr(self, attribute)
         self.__class__ = self.float_class  # type: ignore[assignment]
         return self

@@ -77,7 +77,9 @@ def make_quantizer(
         if not isinstance(name := values.pop("quantizer", None), str):
             raise UsageError(f"{dict(spec)!r} names no quantizer; say {{'quantizer': 'nbit', 'bits': 4}}")
         granularity = _own_granularity(values) or granularity or Channel()
-        return with_granularity(cast(Quantizer, registry().create("quantizer", name, values)), granularity), name
+        return with_granularity(
+            cast(Quantizer, registry().create("quantizer", name, values)), granularity
+        ), name
     if isinstance(spec, str | type) or not hasattr(spec, "fake_quantize"):
         raise UsageError(f"a quantizer is a name, a mapping with a name, or an instance, not {spec!r}")
     return with_granularity(spec, granularity or Channel()), type(spec).__name__
@@ -122,7 +124,9 @@ def plan_layers(
     return select(layers, config, order)
 
 
-def select(layers: Sequence[Layer], config: QuantConfig, order: Sequence[str] | None = None) -> list[LayerPlan]:
+def select(
+    layers: Sequence[Layer], config: QuantConfig, order: Sequence[str] | None = None
+) -> list[LayerPlan]:
     """The quantizer of every layer, in the order given.
 
     The last Linear, the embeddings and what shares a weight with them stay in full precision unless

@@ -1,4 +1,4 @@
-"""Quantising after the fact: no training, no fake-quantised layers; a layer at a time, and the error that costs."""
+"""Quantising after the fact: without training, a layer at a time, and the error that costs."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ class FileReport:
 def quantize(model: Source, config: QuantConfig | None = None, **how: Any) -> QuantizationReport:
     """Quantise and pack `model` without training it; the model itself is not changed, nor its weights copied.
 
-    model: a network, or a mapping of tensors by name, such as `quant.checkpoint.Checkpoint`: its layers are then
-    those that `layers=` describes (by default `describe_weights`). config: how; by default ternary-mse with
-    float activations. `how` are the keyword arguments of `quantizing_source`. A model that was prepared with
-    `prepare_qat_` is packed as it trained; then only `metadata` and `codec` apply.
+    model: a network, or a mapping of tensors by name, such as `quant.checkpoint.Checkpoint`: its layers are
+    then those that `layers=` describes (by default `describe_weights`). config: how; by default ternary-mse
+    with float activations. `how` are the keyword arguments of `quantizing_source`. A model that was prepared
+    with `prepare_qat_` is packed as it trained; then only `metadata` and `codec` apply.
 
     Raises UsageError where `select`, `allocate` or `convert` do.
     """
@@ -134,9 +134,9 @@ def quantizing_source(
 ) -> Work:
     """The work that `quantize` does, layer by layer.
 
-    `quantizer` to `overrides` build a QuantConfig where none is given. `example_inputs`, the model's arguments,
-    show which Linear runs last, weigh the errors under `target_bits`, and give quantizers that look at them
-    their statistics, one run for each such layer; or else `statistics(layer name)` does.
+    `quantizer` to `overrides` build a QuantConfig where none is given. `example_inputs`, the model's
+    arguments, show which Linear runs last, weigh the errors under `target_bits`, and give quantizers that
+    look at them their statistics, one run for each such layer; or else `statistics(layer name)` does.
     """
     if isinstance(model, nn.Module) and qat_layers(model):
         return _as_trained(model, metadata, codec)
@@ -174,7 +174,9 @@ def quantizing_source(
     plans = plan(config)
     if config.target_bits is not None:
         ternary = ternary_of(config)
-        bits = allocate(plans, state.__getitem__, config.target_bits, ternary=ternary, importance=squares(plans))
+        bits = allocate(
+            plans, state.__getitem__, config.target_bits, ternary=ternary, importance=squares(plans)
+        )
         config = with_layers(config, bits)
         plans = plan(config)
     tied = tied_names(state, [p.layer.weight for p in plans if p.quantizer]) if state is not model else {}
@@ -182,7 +184,7 @@ def quantizing_source(
 
 
 def meta(weights: Mapping[str, Tensor], name: str) -> Tensor:
-    """A tensor of the type and shape of the one called `name`: a lazy mapping's own `meta(name)`, or itself."""
+    """A tensor of the type and shape of the one called `name`: `weights.meta(name)`, or itself."""
     look: Callable[[str], Tensor] = getattr(weights, "meta", weights.__getitem__)
     return look(name)
 

@@ -131,8 +131,8 @@ def quantized_product(
 ) -> Tensor:
     """The product of x with a quantised weight, as the module says; no bias.
 
-    `fake_weight` [N, K...] only carries the gradient. x is float32, or for float activations of a smaller type,
-    in which x . q is then multiplied; scales stay float32, and so does what comes out.
+    `fake_weight` [N, K...] only carries the gradient. x is float32, or for float activations of a smaller
+    type, in which x . q is then multiplied; scales stay float32, and so does what comes out.
     """
     if quantized.group_size:
         weight, scale = quantized.dequantize(), None

@@ -60,8 +60,8 @@ class Quantizer(Protocol):
 class Statistics:
     """What calibration data say about the inputs of a weight [N, K].
 
-    gram: float32 [K, K], the mean of x x^T over what met a row of the weight: tokens, or the patches of images
-    (of all groups of a convolution together). count: how many x that were.
+    gram: float32 [K, K], the mean of x x^T over what met a row of the weight: tokens, or the patches of
+    images (of all groups of a convolution together). count: how many x that were.
     """
 
     gram: Tensor
@@ -78,7 +78,7 @@ def takes_statistics(quantizer: object) -> bool:
 
 
 def quantize_weight(quantizer: Quantizer, weight: Tensor, statistics: Statistics | None) -> QuantizedTensor:
-    """Codes and scale of a weight [N, K] after training; only `takes_statistics` quantizers see statistics."""
+    """Codes and scale of a weight [N, K] after training, with `statistics` where the quantizer takes them."""
     given: dict[str, Any] = {"statistics": statistics} if takes_statistics(quantizer) else {}
     return quantizer.quantize(weight, **quantizer.parameters(weight), **given)
 

@@ -15,7 +15,7 @@ from hybridkit.quant.protocol import Statistics
 def layer_statistics(
     model: nn.Module, example_inputs: Sequence[Tensor] | None, name: str
 ) -> Statistics | None:
-    """The second moments of the inputs of the layer called `name`, from one run of the model on its arguments.
+    """The second moments of the inputs of the layer called `name`, from one run of the model.
 
     None without inputs, for an embedding, and for a layer that does not run. A run for each layer, so that no
     more than one layer's moments [K, K] are in memory.
@@ -26,7 +26,11 @@ def layer_statistics(
     found: list[Statistics] = []
 
     def seen(module: nn.Module, x: Tensor) -> None:
-        rows = _patches(module, x.float()) if isinstance(module, nn.Conv1d | nn.Conv2d) else x.float().flatten(0, -2)
+        rows = (
+            _patches(module, x.float())
+            if isinstance(module, nn.Conv1d | nn.Conv2d)
+            else x.float().flatten(0, -2)
+        )
         found.append(Statistics(rows.T @ rows, len(rows)))
 
     observe(model, [layer], example_inputs, seen)
@@ -46,5 +50,7 @@ def _patches(conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     if dims == 1:  # an image of height 1
         x = x.unsqueeze(2)
         kernel, dilation, stride = ((1, *value) for value in (kernel, dilation, stride))
-    columns = F.unfold(x, tuple(kernel), dilation=tuple(dilation), stride=tuple(stride))  # [B, C * taps, places]
+    columns = F.unfold(
+        x, tuple(kernel), dilation=tuple(dilation), stride=tuple(stride)
+    )  # [B, C * taps, places]
     return columns.transpose(1, 2).reshape(-1, conv.weight[0].numel())

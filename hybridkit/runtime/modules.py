@@ -43,8 +43,8 @@ class _Packed(nn.Module):
     codes: uint8, in the order that `layout` names (`base3` is repacked as `two-bit`). Ternary and binary
     products hold tiles, on every device and with or without the native library, and so does an embedding
     that is tied to one; all others hold rows [N, bytes], layout 0.
-    scale: float32 [N] or [N, groups]. bits and group_size matter for n-bit codes only: ternary and binary codes
-    in groups become n-bit ones of two bits, which hold the same integers.
+    scale: float32 [N] or [N, groups]. bits and group_size matter for n-bit codes only: ternary and binary
+    codes in groups become n-bit ones of two bits, which hold the same integers.
     """
 
     layout = 0
@@ -229,15 +229,17 @@ def load_packed(module: nn.Module, packed: PackedModel) -> nn.Module:
     """A copy of `module` in eval mode that runs the packed model; `module` itself stays as it is.
 
     `module` is a freshly built full-precision (or fake-quantised) network of the same architecture. Layers
-    that are packed are replaced, all other tensors are loaded. A network that runs these packed layers already
-    is returned as it is. Raises UsageError for a layer or tensor that
-    is missing, left over or of another shape.
+    that are packed are replaced, all other tensors are loaded. A network that runs these packed layers
+    already is returned as it is. Raises UsageError for a layer or tensor that is missing, left over or of
+    another shape.
     """
     modules = dict(module.named_modules(remove_duplicate=False))
     layers = _layers_by_module(packed)
     if running := {name: part for name, part in modules.items() if isinstance(part, _Packed)}:
         if not _same(running, layers):
-            raise UsageError("the module runs other packed layers already; load them into a freshly built one")
+            raise UsageError(
+                "the module runs other packed layers already; load them into a freshly built one"
+            )
         return module.eval()
     replacements: dict[int, nn.Module] = {}
     for name, layer in layers.items():

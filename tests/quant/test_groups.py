@@ -156,6 +156,9 @@ def test_granularities_that_contradict_each_other():
 
 def test_a_layer_may_have_a_granularity_of_its_own():
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 2))
-    layers = {"1": {"quantizer": "binary", "granularity": Channel()}, "2": {"quantizer": "nbit", "group_size": 4}}
+    layers = {
+        "1": {"quantizer": "binary", "granularity": Channel()},
+        "2": {"quantizer": "nbit", "group_size": 4},
+    }
     packed = quantize(model, QuantConfig(granularity="group:8", layers=layers)).packed
     assert {name: layer.group_size for name, layer in packed.layers.items()} == {"0": 8, "1": 0, "2": 4}

@@ -7,9 +7,9 @@ from torch.nn.utils import parametrizations, weight_norm
 
 from hybridkit.errors import UsageError
 from hybridkit.quant.binary import Binary
+from hybridkit.quant.config import QuantConfig, config_from
 from hybridkit.quant.layers import QATLinear
 from hybridkit.quant.nbit import NBit
-from hybridkit.quant.config import QuantConfig, config_from
 from hybridkit.quant.plan import make_quantizer
 from hybridkit.quant.plan import plan_layers as plan_config
 
