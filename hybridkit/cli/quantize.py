@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hybridkit.cli._shared import ConfigOption, JsonOption, SetOption, console, emit_json, strategy_options
+from hybridkit.cli._shared import (
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    console,
+    emit_json,
+    left_alone_lines,
+    strategy_options,
+)
 from hybridkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hybridkit.packing.model import Sizes
-    from hybridkit.quant.plan import LeftAlone
     from hybridkit.quant.post_training import FileReport, LayerReport
 
 HOW, FILE, CODE, ONNX = "How", "The file", "Code that a file names", "ONNX files"
@@ -272,8 +279,7 @@ def _reject_idle(source: str, given: Mapping[str, Any]) -> None:
 def _print(output: Path, report: FileReport) -> None:
     sizes = report.sizes
     console().print(_layer_table(report.layers))
-    if report.left_alone:
-        console().print(left_alone_table(report.left_alone))
+    print(*left_alone_lines(report.left_alone), sep="\n", end="\n" if report.left_alone else "")
     print(
         f"Packed: {sizes.bits_per_weight:.3f} bits per weight on disk; {sizes.file_bytes:,} bytes, "
         f"{sizes.ratio:.2f}x smaller than fp32 (quantised layers alone {sizes.layers_ratio:.2f}x)"
@@ -298,22 +304,6 @@ def _layer_table(layers: Sequence[LayerReport]) -> Table:
             f"{layer.bits:.2f}",
             f"{100 * layer.zero_fraction:.1f} %",
             f"{layer.relative_error:.4f}",
-        )
-    return table
-
-
-def left_alone_table(layers: Sequence[LeftAlone]) -> Table:
-    """What stays in full precision, and why."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("Left alone")
-    table.add_column("Shape", justify="right")
-    table.add_column("Reason")
-    for layer in layers:
-        table.add_row(
-            escape(layer.name or "(the model)"), "x".join(map(str, layer.shape)), escape(layer.reason)
         )
     return table
 

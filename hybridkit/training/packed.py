@@ -11,6 +11,7 @@ from torch import nn
 
 from hybridkit.packing.model import PackedModel
 from hybridkit.quant.convert import convert
+from hybridkit.quant.plan import LeftAlone
 from hybridkit.quant.post_training import quantize
 from hybridkit.runtime.modules import load_packed
 from hybridkit.tasks.protocol import Batch, Task
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PackedResult:
-    """A packed model on the disk: its sizes, and the trained network beside it on the test data.
+    """A packed model on the disk: its sizes, the trained network beside it on the test data, what is fp32.
 
     Where the run trained quantised weights the two agree but for the order of summation; where it quantised
     afterwards, `test.error` is the price of that.
@@ -33,6 +34,7 @@ class PackedResult:
     path: Path
     sizes: Sizes
     test: Comparison
+    left_alone: tuple[LeftAlone, ...] = ()
 
 
 def packed_twin(model: nn.Module, packed: PackedModel) -> nn.Module:
@@ -55,7 +57,8 @@ def pack_run(
 ) -> PackedResult:
     """Pack the trained network into `path`: as it trained under QAT, else quantised afterwards."""
     metadata = about(config, task, commit)
-    packed = convert(model, metadata=metadata) if config.qat else quantise_afterwards(config, model, metadata)
+    report = quantize(model, config.quantization, metadata=metadata)  # packs what is prepared as it trained
+    packed = report.packed
     sizes = packed.save(path)
     found = compare(
         model,
@@ -65,7 +68,7 @@ def pack_run(
         batch_size=config.batch_size,
         device=config.device,
     )
-    return PackedResult(path, sizes, found)
+    return PackedResult(path, sizes, found, report.left_alone)
 
 
 def quantise_afterwards(
