@@ -1,16 +1,13 @@
 """Bits per weight where they matter: a quantizer per cluster of layers, within a budget (`--target-bits`).
 
-Layers are clustered by how their error falls with the bits. Then one candidate i per cluster c is chosen such
-that
+Layers are clustered by how their error falls with the bits. Then a candidate i is chosen per cluster c such that
 
     sum_c sum_(layers l of c) n_l e_l(i_c)   is least, while   sum_c sum_l bits_l(i_c) <= target * sum_l n_l
 
-exactly. n_l is the number of weights of a layer. e_l(i) is the relative error of the layer's output,
+exactly. n_l is the number of weights of a layer. e_l(i) is the squared relative error of the layer's output,
 ||(W - Q) D||^2 / ||W D||^2, with D the root mean square of each input feature where example inputs are given,
-and 1
-otherwise: a share of the layer's own output energy, so that layers of any scale compare. Every candidate for
-all layers alike is one of the choices: within the same budget none of them has a smaller summed error than
-the optimum.
+and 1 otherwise: a share of the layer's own output energy, so that layers of any scale compare. Every
+candidate for all layers alike is one of the choices: within the budget none has a smaller summed error.
 
 Bits count as they are stored: 1, 1.58, 2, 4 or 8 for a code, and 32 for the scale of every group. One scale
 per row is not counted.

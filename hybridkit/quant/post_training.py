@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal
@@ -129,6 +129,7 @@ def quantizing_source(
     example_inputs: Sequence[Tensor] | None = None,
     statistics: Callable[[str], Statistics | None] | None = None,
     layers: Sequence[Layer] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
     metadata: Mapping[str, Any] | None = None,
     codec: str | None = None,
 ) -> Work:
@@ -137,6 +138,7 @@ def quantizing_source(
     `quantizer` to `overrides` build a QuantConfig where none is given. `example_inputs`, the model's
     arguments, show which Linear runs last, weigh the errors under `target_bits`, and give quantizers that
     look at them their statistics, one run for each such layer; or else `statistics(layer name)` does.
+    `weights`, by name, are those of a network on the meta device; a tied one may go by any of its names.
     """
     if isinstance(model, nn.Module) and qat_layers(model):
         return _as_trained(model, metadata, codec)
@@ -151,7 +153,8 @@ def quantizing_source(
         overrides=overrides,
     )
     if isinstance(model, nn.Module):
-        state: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
+        own: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
+        state = own if weights is None else Filled(own, weights)
         network = model
 
         def plan(how: QuantConfig) -> list[LayerPlan]:
@@ -162,7 +165,7 @@ def quantizing_source(
 
         statistics = statistics or partial(layer_statistics, network, example_inputs)
     else:
-        state = model
+        own = state = model
         known = layers if layers is not None else describe_weights({n: meta(model, n).shape for n in model})
 
         def plan(how: QuantConfig) -> list[LayerPlan]:
@@ -179,8 +182,37 @@ def quantizing_source(
         )
         config = with_layers(config, bits)
         plans = plan(config)
-    tied = tied_names(state, [p.layer.weight for p in plans if p.quantizer]) if state is not model else {}
+    tied = tied_names(own, [p.layer.weight for p in plans if p.quantizer]) if own is not model else {}
     return _work(state, tied, plans, config, statistics or _nothing_known, metadata, codec)
+
+
+class Filled(Mapping[str, Tensor]):
+    """The tensors of a network's state `own`, with the content that `weights` hold; read when asked for."""
+
+    def __init__(self, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        held = {id(tensor): name for name, tensor in own.items() if name in weights}
+        if lacking := [name for name, tensor in own.items() if id(tensor) not in held]:
+            raise UsageError(
+                f"the weights lack {lacking[0]!r}, which the network has; is it the same network?"
+            )
+        self._weights, self._names = weights, {name: held[id(tensor)] for name, tensor in own.items()}
+        for name, tensor in own.items():
+            if (shape := self.meta(name).shape) != tensor.shape:
+                shapes = f"{list(shape)}, the network's is {list(tensor.shape)}"
+                raise UsageError(f"{name!r} among the weights is {shapes}")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._weights[self._names[name]]
+
+    def meta(self, name: str) -> Tensor:
+        """The type and shape of a tensor."""
+        return meta(self._weights, self._names[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def meta(weights: Mapping[str, Tensor], name: str) -> Tensor:

@@ -84,6 +84,39 @@ def test_the_layers_of_an_empty_network_say_what_a_checkpoint_holds(tmp_path):
     assert [row.name for row in written.layers] == ["0", "2"]
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(9, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.up = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("missing", ["embed.weight", "head.weight", None])
+@pytest.mark.parametrize("quantize_all", [True, False])
+def test_a_network_on_the_meta_device_and_its_weights(tmp_path, missing, quantize_all):
+    torch.manual_seed(0)
+    model = Tied()
+    expected = quantize(model, quantize_all=quantize_all)
+    state = {name: t.clone() for name, t in model.state_dict().items() if name != missing}
+    save_file(state, tmp_path / "w.safetensors")
+    with torch.device("meta"):
+        empty = Tied()
+        empty.head.weight = empty.embed.weight
+    how = {"quantize_all": quantize_all, "weights": Checkpoint(tmp_path / "w.safetensors")}
+    found = quantize(empty, **how)
+    same(found.packed, expected.packed)
+    assert found.packed.tied == expected.packed.tied
+    assert found.layers == expected.layers
+    del state["up.bias"]
+    with pytest.raises(UsageError, match=r"lack 'up\.bias'"):
+        quantize(empty, weights=state)
+    with pytest.raises(UsageError, match=r"'up\.bias' among the weights is \[5\], the network.s is \[6\]"):
+        quantize(empty, weights=state | {"up.bias": torch.zeros(5)})
+
+
 class Reading(Mapping):
     """Tensors that are made when they are asked for."""
 
