@@ -1,8 +1,8 @@
 """Bits per weight where they matter: a quantizer per cluster of layers, within a budget (`--target-bits`).
 
-Layers are clustered by how their error falls with the bits. Then a candidate i is chosen per cluster c such that
+Layers are clustered by how their error falls with the bits. Each cluster c gets the candidate i with which
 
-    sum_c sum_(layers l of c) n_l e_l(i_c)   is least, while   sum_c sum_l bits_l(i_c) <= target * sum_l n_l
+    sum_c sum_(layers l of c) n_l e_l(i_c)   is least under   sum_c sum_l bits_l(i_c) <= target * sum_l n_l
 
 exactly. n_l is the number of weights of a layer. e_l(i) is the squared relative error of the layer's output,
 ||(W - Q) D||^2 / ||W D||^2, with D the root mean square of each input feature where example inputs are given,
@@ -94,7 +94,7 @@ def allocated(
 ) -> QuantConfig:
     """`config` with a quantizer for each layer in the place of its `target_bits`; its own `layers` win."""
     assert config.target_bits is not None
-    chosen = allocate_bits(
+    chosen = allocate_bits(  # over what is not an embedding or a last Linear, unless quantize_all
         model,
         config.target_bits,
         quantize_all=config.quantize_all,

@@ -130,16 +130,19 @@ def select(
     """The quantizer of every layer, in the order given.
 
     The last Linear, the embeddings and what shares a weight with them stay in full precision unless
-    `quantize_all`; so does what cannot be quantised, and what shares a weight with that. The last Linear is
-    the last of `order` (names, as layers run), else of `layers`. `config.layers` maps patterns of names to
-    quantizers and wins over what could be otherwise. Raises UsageError where a pattern matches no layer that
-    can be quantised, where layers with one weight would get different quantizers, or where nothing is left.
+    `quantize_all` or `embeddings` say otherwise; so does what cannot be quantised, and what shares a weight
+    with that. The last Linear is the last of `order` (names, as layers run), else of `layers`.
+    `config.layers` maps patterns of names to quantizers and wins over what could be otherwise. Raises
+    UsageError where a pattern matches no layer that can be quantised, where layers with one weight would get
+    different quantizers, or where nothing is left.
     """
     obstacles = _obstacles(layers)
     possible = [layer for layer in layers if layer not in obstacles]
     exempt = {} if config.quantize_all else _exempt(possible, order)
-    default = _normal(config.weights)
-    chosen: dict[Layer, QuantizerSpec] = {x: FP32 if x in exempt else default for x in possible}
+    default, spared = _normal(config.weights), _normal(FP32)
+    if config.embeddings is not None:
+        spared = {"quantizer": "nbit", "bits": config.embeddings}
+    chosen: dict[Layer, QuantizerSpec] = {x: spared if x in exempt else default for x in possible}
     for pattern, spec in config.layers.items():
         matched = [x for x in possible if any(fnmatch.fnmatchcase(name, pattern) for name in x.names)]
         if not matched:

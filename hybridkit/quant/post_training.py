@@ -124,6 +124,7 @@ def quantizing_source(
     options: Mapping[str, Any] | None = None,
     activations: Activations | None = None,
     quantize_all: bool = False,
+    embeddings: Literal[4, 8] | None = None,
     target_bits: float | None = None,
     overrides: Mapping[str, QuantizerSpec] | None = None,
     example_inputs: Sequence[Tensor] | None = None,
@@ -149,6 +150,7 @@ def quantizing_source(
         options=options,
         activations=activations,
         quantize_all=quantize_all,
+        embeddings=embeddings,
         target_bits=target_bits,
         overrides=overrides,
     )
@@ -174,7 +176,7 @@ def quantizing_source(
         def squares(plans: Sequence[LayerPlan]) -> dict[str, Tensor]:
             return {}
 
-    plans = plan(config)
+    plans = plan(replace(config, embeddings=None) if config.target_bits is not None else config)
     if config.target_bits is not None:
         ternary = ternary_of(config)
         bits = allocate(

@@ -28,6 +28,7 @@ configs = st.builds(
     activations=st.just("float"),
     layers=st.dictionaries(st.text(max_size=9), specs, max_size=3),
     quantize_all=st.booleans(),
+    embeddings=st.sampled_from([None, 4, 8]),
     target_bits=st.none() | st.floats(1, 8),
     compute=st.sampled_from(["fp32", "model"]),
 )
@@ -69,6 +70,7 @@ def test_anything_else_is_one_line(value):
         ({"compute": "model"}, "int8 activations are exact in fp32 only"),
         ({"layers": ["head"]}, "maps patterns"),
         ({"quantize_all": 1}, "True or False"),
+        ({"embeddings": 2}, "embeddings take 4 or 8 bits, not 2"),
         ({"target_bits": 9}, "from 1 to 8 per weight, not 9"),
         ({"target_bits": "4"}, "from 1 to 8 per weight, not '4'"),
     ],
@@ -125,6 +127,18 @@ def test_training_and_quantising_and_the_file_share_it():
         assert (layer.codes == afterwards.layers[name].codes).all()
         assert (layer.scale == afterwards.layers[name].scale).all()
         assert layer.activations == afterwards.layers[name].activations == "float"
+
+
+def test_embeddings_may_have_bits_of_their_own():
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9))
+    model[2].weight = model[0].weight
+    for more in ({}, {"target_bits": 2.0}):
+        packed = quantize(model, embeddings=8, **more).packed
+        assert packed.layers["0"].codec == "nbit8"
+        assert packed.tied == {"2.weight": "0.weight"}
+        assert packed.layers["1"].bits <= 2
+    kept = quantize(model, embeddings=4, overrides={"0": "fp32", "2": "fp32"})
+    assert [row.name for row in kept.left_alone] == ["0", "2"]
 
 
 def test_an_object_is_not_written_down():
