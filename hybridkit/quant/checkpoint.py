@@ -1,63 +1,35 @@
-"""The tensors of a safetensors checkpoint by name, read when they are asked for; no network is needed."""
+"""The tensors of a safetensors checkpoint, in one file or in several, each read when it is asked for."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-from safetensors import SafetensorError, safe_open
+import safetensors
 from torch import Tensor
 
 from hybridkit.errors import FileError
 
-INDEX: Final = "model.safetensors.index.json"
-_DTYPES: Final = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+INDEX_SUFFIX: Final = ".index.json"
 
 
-class Checkpoint(Mapping[str, Tensor]):
-    """One .safetensors file, a sharded one's index (`*.index.json`), or the folder that holds either.
+class TensorFiles(Mapping[str, Tensor]):
+    """Tensors by name, on the CPU and mapped from their file: bytes are read when they are looked at."""
 
-    A tensor is read at each access and not kept. Raises FileError for what is missing, damaged or no such
-    file.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._files: dict[str, Any] = {}  # by tensor
-        for file in _shards(Path(path)):
-            opened = _open(file)
-            for name in opened.keys():  # noqa: SIM118 - no mapping
-                if name in self._files:
-                    raise FileError(f"{file}: the tensor {_shown(name)} is in two files of the checkpoint")
-                self._files[name] = opened
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = files
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._files[name].get_tensor(name)
-        return tensor
+        with _opened(self._files[name]) as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
 
-    def meta(self, name: str) -> Tensor:
-        """The type and shape of a tensor, without its content."""
-        known = self._files[name].get_slice(name)
-        dtype = _DTYPES.get(known.get_dtype())
-        if dtype is None:
-            raise FileError(
-                f"the tensor {_shown(name)} has the type {known.get_dtype()}, which is not supported"
-            )
-        return torch.empty(known.get_shape(), dtype=dtype, device="meta")
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -66,34 +38,42 @@ class Checkpoint(Mapping[str, Tensor]):
         return len(self._files)
 
 
-def _shards(path: Path) -> list[Path]:
-    if path.is_dir():
-        if (path / INDEX).is_file():
-            return _shards(path / INDEX)
-        found = sorted(path.glob("*.safetensors"))
-        if len(found) != 1:
-            raise FileError(f"{path}: holds {len(found)} .safetensors files and no {INDEX}; name one file")
-        return found
-    if not path.name.endswith(".index.json"):
-        return [path]
+def open_tensors(path: str | os.PathLike[str]) -> TensorFiles:
+    """The tensors of a `.safetensors` file, or of the files that a `.safetensors.index.json` names.
+
+    Raises FileError where one is missing, is no safetensors file, or lies outside the index's folder.
+    """
+    path = Path(path)
+    if not path.name.endswith(INDEX_SUFFIX):
+        return TensorFiles(dict.fromkeys(_names(path), path))
     try:
-        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise FileError(f"{path}: is not the index of a sharded checkpoint") from None
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise FileError(f"{path}: names {_shown(name)}, which is no .safetensors file beside it")
-    return [path.with_name(name) for name in sorted(names)]
+        weights = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise FileError(f"{path} is not a usable index") from None
+    files: dict[str, Path] = {}
+    for file in weights.values():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise FileError(f"{path} is not a usable index: {file!r:.80} is no .safetensors file beside it")
+        files.setdefault(file, path.with_name(file))
+    held = {name: set(_names(file)) for name, file in files.items()}
+    for name, file in weights.items():
+        if name not in held[file]:
+            raise FileError(f"{path} is not a usable index: {file!r:.80} holds no tensor {name!r:.80}")
+    return TensorFiles({name: files[file] for name, file in weights.items()})
 
 
-def _open(path: Path) -> Any:
+def _names(path: Path) -> list[str]:
+    with _opened(path) as file:
+        names: list[str] = file.keys()
+        return names
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
-        return safe_open(path, framework="pt")
+        with safetensors.safe_open(path, "pt") as file:
+            yield file
     except FileNotFoundError:
         raise FileError(f"{path}: there is no such file") from None
-    except (OSError, SafetensorError):
-        raise FileError(f"{path}: is not a whole .safetensors file") from None
-
-
-def _shown(name: object) -> str:
-    return repr(name)[:100]
+    except (safetensors.SafetensorError, OSError, ValueError):
+        raise FileError(f"{path}: not a safetensors file, or truncated") from None

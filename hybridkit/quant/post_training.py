@@ -75,7 +75,7 @@ class FileReport:
 def quantize(model: Source, config: QuantConfig | None = None, **how: Any) -> QuantizationReport:
     """Quantise and pack `model` without training it; the model itself is not changed, nor its weights copied.
 
-    model: a network, or a mapping of tensors by name, such as `quant.checkpoint.Checkpoint`: its layers are
+    model: a network, or a mapping of tensors by name, such as `open_tensors` gives: its layers are
     then those that `layers=` describes (by default `describe_weights`). config: how; by default ternary-mse
     with float activations. `how` are the keyword arguments of `quantizing_source`. A model that was prepared
     with `prepare_qat_` is packed as it trained; then only `metadata` and `codec` apply.
