@@ -170,6 +170,11 @@ def test_networks_never_get_worse_than_all_layers_alike(target, widths, seed):
         alike = dict.fromkeys(names, option.spec)
         if mean_bits(model, alike) <= target:
             assert summed_error(model, found) <= summed_error(model, alike) * (1 + 1e-5) + 1e-9
+    affordable = [dict.fromkeys(names, o.spec) for o in candidates()]
+    best = min((c for c in affordable if mean_bits(model, c) <= target), key=lambda c: summed_error(model, c))
+    for name in names:  # nor does any layer
+        ours, theirs = (summed_error(model, {name: chosen[name]}) for chosen in (found, best))
+        assert ours <= theirs * (1 + 1e-5) + 1e-9
 
 
 def test_inputs_that_are_always_zero_do_not_count():
