@@ -39,11 +39,26 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from hybridkit.quant.plan import LeftAlone
+
 Settings = dict[Kind, dict[str, Any]]
 
 _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _CONFIG_TABLES = "hybridkit.config_tables"
 _NAME_OPTION = {"exporter": "target"}  # the option that names a strategy, where it is not its kind
+
+
+def left_alone_lines(layers: Sequence[LeftAlone]) -> list[str]:
+    """A table of what stays in full precision, and why; no line where nothing does."""
+    rows = [("Left alone", "Shape", "Reason")]
+    rows += [(_printable(x.name or "(the model)"), "x".join(map(str, x.shape)), x.reason) for x in layers]
+    name, shape = (max(len(row[i]) for row in rows) for i in range(2))
+    return [f"{a:<{name}}  {b:>{shape}}  {c}" for a, b, c in rows] if layers else []
+
+
+def _printable(text: str) -> str:
+    """`text`, which may come out of a file, without what would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def parse_settings(assignments: Sequence[str]) -> Settings:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from hybridkit.cli._shared import progress
+from hybridkit.cli._shared import left_alone_lines, progress
 from hybridkit.errors import printable
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def print_result(result: TrainResult, written: list[Path], out: TextIO) -> None:
             f"Packed: {sizes.bits_per_weight:.3f} bits per weight on disk; {sizes.file_bytes:,} bytes, "
             f"{sizes.ratio:.2f}x smaller than fp32 (quantised layers alone {sizes.layers_ratio:.2f}x)"
         )
+        lines += left_alone_lines(packed.left_alone)
         lines.append(f"Packed model: {packed.path}")
     lines += [f"Metrics: {path}" for path in written]
     lines.append(f"Run: {result.run.path}")
@@ -141,6 +142,7 @@ def document(result: TrainResult, written: list[Path]) -> dict[str, Any]:
             "path": packed.path,
             "test": packed.test.twin,
             "error": packed.test.error,
+            "left_alone": packed.left_alone,
         },
         "metrics_files": written,
     }

@@ -9,14 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hybridkit.cli._shared import ConfigOption, JsonOption, SetOption, console, emit_json, strategy_options
+from hybridkit.cli._shared import (
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    console,
+    emit_json,
+    left_alone_lines,
+    strategy_options,
+)
 from hybridkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import Tensor, nn
 
     from hybridkit.packing.model import Sizes
-    from hybridkit.quant.post_training import LayerReport
+    from hybridkit.quant.post_training import FileReport, LayerReport
 
 HOW, FILE, CODE, ONNX = "How", "The file", "Code that a file names", "ONNX files"
 DEFAULT_OUTPUT = Path("model.hk.safetensors")
@@ -27,7 +36,7 @@ class Source:
     """A network, some of its inputs where its task is known, and what a packed file says about it."""
 
     model: nn.Module
-    example_inputs: Sequence[Tensor] | None
+    example_inputs: Sequence[Tensor] | Mapping[str, Tensor] | None
     metadata: Mapping[str, Any]
 
 
@@ -64,6 +73,22 @@ def command(
     ] = None,
     quantizer: Annotated[
         str | None, typer.Option(metavar="NAME", help="ternary-mse by default.", rich_help_panel=HOW)
+    ] = None,
+    granularity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="What has a scale: channel (default), tensor or group:64.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=NAME",
+            help="Another quantizer, or fp32, for layers, as 'blocks.0.*=fp32'; repeatable.",
+            rich_help_panel=HOW,
+        ),
     ] = None,
     activations: Annotated[
         str | None,
@@ -141,40 +166,57 @@ def command(
 
         stated = _said(quantizer=quantizer, options=options.get("quantizer"), activations=activations)
         idle = _said(codec=codec, compress=compress, quantize_all=quantize_all, target_bits=target_bits)
-        idle |= _said(model=model, task=task)
+        idle |= _said(model=model, task=task, granularity=granularity, layer=layer)
         _quantize_onnx.run(Path(source), output, idle=idle, json=json, **stated, **of_onnx)
         return
     for name in of_onnx:
         raise UsageError(f"--{name.replace('_', '-')} is for ONNX files, and {source} is none; drop it")
     output = output or DEFAULT_OUTPUT
 
+    from hybridkit.quant.config import config_from
     from hybridkit.quant.layers import qat_layers
-    from hybridkit.quant.post_training import quantize_to_file
+    from hybridkit.quant.post_training import AFTERWARDS, quantize_to_file
 
     found = find_source(source, task=task, model=model, quantizer=quantizer)
-    how: dict[str, Any] = {
+    flags: dict[str, Any] = {
         "quantizer": quantizer,
         "options": options.get("quantizer"),
+        "granularity": granularity,
+        "layer": layer,
         "activations": activations,
         "quantize_all": quantize_all,
         "target_bits": target_bits,
     }
-    given = {name: value for name, value in how.items() if value}
+    given = {name: value for name, value in flags.items() if value}
     if qat_layers(found.model):
         _reject_idle(source, given)
-    sizes, layers = quantize_to_file(
+    given["overrides"] = _overrides(given.pop("layer", []))
+    how = config_from(None, AFTERWARDS, **given)
+    report = quantize_to_file(
         found.model,
         output,
+        how,
         metadata=found.metadata,
         codec=codec,
         compress=compress,
         example_inputs=found.example_inputs,
-        **given,
     )
     if json:
-        emit_json("quantize", {"path": output, "sizes": _size_fields(sizes), "layers": layers})
+        document = {"layers": report.layers, "left_alone": report.left_alone}
+        emit_json("quantize", {"path": output, "sizes": _size_fields(report.sizes), **document})
     else:
-        _print(output, sizes, layers)
+        _print(output, report)
+
+
+def _overrides(texts: Sequence[str]) -> dict[str, str]:
+    """`["head=fp32"]` as `{"head": "fp32"}`. Raises UsageError for another form."""
+    found = {}
+    for text in texts:
+        pattern, equals, name = text.rpartition("=")
+        if not (equals and name):
+            raise UsageError(f"--layer {text}: expected PATTERN=QUANTIZER, as in head=fp32")
+        found[pattern] = name
+    return found
 
 
 def _said(**flags: Any) -> dict[str, Any]:
@@ -235,7 +277,18 @@ def _reject_idle(source: str, given: Mapping[str, Any]) -> None:
         raise UsageError(f"{source} trained quantised weights and is packed as it trained; drop {flag}")
 
 
-def _print(output: Path, sizes: Sizes, layers: Sequence[LayerReport]) -> None:
+def _print(output: Path, report: FileReport) -> None:
+    sizes = report.sizes
+    console().print(_layer_table(report.layers))
+    print(*left_alone_lines(report.left_alone), sep="\n", end="\n" if report.left_alone else "")
+    print(
+        f"Packed: {sizes.bits_per_weight:.3f} bits per weight on disk; {sizes.file_bytes:,} bytes, "
+        f"{sizes.ratio:.2f}x smaller than fp32 (quantised layers alone {sizes.layers_ratio:.2f}x)"
+    )
+    print(f"Packed model: {output}")
+
+
+def _layer_table(layers: Sequence[LayerReport]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
@@ -253,12 +306,7 @@ def _print(output: Path, sizes: Sizes, layers: Sequence[LayerReport]) -> None:
             f"{100 * layer.zero_fraction:.1f} %",
             f"{layer.relative_error:.4f}",
         )
-    console().print(table)
-    print(
-        f"Packed: {sizes.bits_per_weight:.3f} bits per weight on disk; {sizes.file_bytes:,} bytes, "
-        f"{sizes.ratio:.2f}x smaller than fp32 (quantised layers alone {sizes.layers_ratio:.2f}x)"
-    )
-    print(f"Packed model: {output}")
+    return table
 
 
 def _size_fields(sizes: Sizes) -> dict[str, Any]:

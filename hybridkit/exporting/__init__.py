@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from hybridkit.exporting.structures import Inputs
     from hybridkit.packing.model import PackedModel
+    from hybridkit.runtime.network import PackedNetwork
 
 __all__ = ["Batch", "ExportReport", "Validation", "export", "target_for"]
 
@@ -24,9 +25,9 @@ DEFAULT_OPSET = 18  # what every supported ONNX Runtime loads
 
 
 def export(
-    module: nn.Module,
-    packed: PackedModel | None,
-    path: str | os.PathLike[str],
+    module: nn.Module | PackedNetwork,
+    packed: PackedModel | str | os.PathLike[str] | None,
+    path: str | os.PathLike[str] | None = None,
     *,
     example_inputs: Inputs,
     input_names: Sequence[str] | None = None,
@@ -41,7 +42,8 @@ def export(
     """Write `module` with the weights of `packed` to `path`, verified; the file appears whole or not at all.
 
     module: any network; where it holds fake-quantised layers it is what the file is compared with, else
-    the packed network is. packed: None exports the module as it is.
+    the packed network is. packed: None exports the module as it is. `export(network, path)` takes what `pack`
+    returns, or a network with fake-quantised layers, which it packs.
     The file's outputs are the tensors in what the network gives, be it a tensor, a tuple, a mapping or a
     transformers `ModelOutput`: by the names of its keys, else `output`, or `output_0`, `output_1`, ... Caches
     for a next call are no outputs, and transformers' networks are told not to make them.
@@ -55,6 +57,7 @@ def export(
     Raises UsageError for arguments that do not fit, HybridkitError where the network cannot be exported,
     FileError where the file cannot be written, GateError where it differs from the network.
     """
+    module, packed, path = _alone(module, packed, path)
     given: Inputs = dict(example_inputs) if isinstance(example_inputs, Mapping) else list(example_inputs)
     if isinstance(given, Mapping):
         numbered = list(given)
@@ -80,6 +83,27 @@ def export(
 
 def _batch(inputs: Inputs) -> Batch:
     return inputs if isinstance(inputs, Mapping) else tuple(inputs)
+
+
+def _alone(
+    module: nn.Module | PackedNetwork,
+    packed: PackedModel | str | os.PathLike[str] | None,
+    path: str | os.PathLike[str] | None,
+) -> tuple[nn.Module, PackedModel | None, str | os.PathLike[str]]:
+    """The module, its packed model and the path, where the first may bring the second."""
+    from hybridkit.quant.convert import convert
+    from hybridkit.quant.layers import qat_layers
+    from hybridkit.runtime.network import PackedNetwork
+
+    if isinstance(packed, str | os.PathLike):
+        packed, path = None, packed
+        if not isinstance(module, PackedNetwork) and qat_layers(module):
+            packed = convert(module)
+    if isinstance(module, PackedNetwork):
+        return _alone(module.module, module.packed, path)
+    if path is None:
+        raise UsageError("say where to write the file: export(network, path, example_inputs=...)")
+    return module, packed, path
 
 
 def target_for(path: Path) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hybridkit.exporting.protocol import Batch, ExportRequest, Validation
 from hybridkit.exporting.structures import Inputs
-from hybridkit.tasks.trees import map_tensors
+from hybridkit.tasks.trees import map_tensors, tensors
 
 
 def without_bfloat16(module: nn.Module, request: ExportRequest) -> tuple[nn.Module, ExportRequest, str]:

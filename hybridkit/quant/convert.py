@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -15,7 +17,6 @@ from torch import Tensor, nn
 from hybridkit.errors import UsageError
 from hybridkit.packing.codecs import Codec, codec_for
 from hybridkit.packing.codecs import codec as codec_called
-from hybridkit.packing.layers import LayerKind
 from hybridkit.packing.model import (
     LayerSource,
     LayerSpec,
@@ -27,22 +28,10 @@ from hybridkit.packing.model import (
     TensorSpec,
     write_packed,
 )
-from hybridkit.quant.layers import (
-    QATConv1d,
-    QATConv2d,
-    QATEmbedding,
-    QATLayer,
-    QATLinear,
-    full_precision_state,
-    qat_layers,
-)
-
-_KINDS: dict[type[QATLayer], LayerKind] = {
-    QATLinear: "linear",
-    QATConv1d: "conv1d",
-    QATConv2d: "conv2d",
-    QATEmbedding: "embedding",
-}
+from hybridkit.quant.config import QuantConfig
+from hybridkit.quant.layers import QATLayer, full_precision_state, qat_layers
+from hybridkit.quant.prepare import prepared
+from hybridkit.quant.protocol import QuantizedTensor, Quantizer
 
 
 def convert(
@@ -53,7 +42,7 @@ def convert(
     Everything that is not a quantised weight goes in (floating point as float32) under its name in the state
     dictionary; learned quantizer parameters are folded into the scales; tied weights are stored once.
     `codec` is used for the layers whose levels it holds (`base3` stores ternary ones in 1.6 bits), others
-    take their default.
+    take their default. The metadata also hold `quantization`, the QuantConfig as JSON.
 
     Raises UsageError if the model has no fake-quantised layer, is on the ramp from full precision, holds a
     weight that is not finite, or `codec` fits no layer.
@@ -88,31 +77,72 @@ def packing_source(
     if not layers:
         raise UsageError("the model has no quantised layer; call prepare_qat first, or use quantize")
     state = full_precision_state(model)
-    stored: dict[int, str] = {}
-    # Quantised weights first: their name is the stored one and all others are aliases of it.
-    for name in sorted(state, key=lambda name: name not in layers):
-        stored.setdefault(id(state[name]), name)
-    names = {name: stored[id(tensor)] for name, tensor in state.items()}
-    tied = {alias: name for alias, name in names.items() if alias != name}
-    packed = [layers[name] for name in layers if name not in tied]
-    wanted = codec_called(codec) if codec else None
-    if wanted and not any(_holds(wanted, layer) for _, layer in packed):
-        raise UsageError(f"the codec {wanted.name!r} holds the levels of no layer")
+    tied = tied_names(state, layers)
+    packed = {name: layer for weight, (name, layer) in layers.items() if weight not in tied}
+    wanted = wanted_codec(codec, [layer.quantizer for layer in packed.values()])
     tensors = {
-        name: _tensor_source(tensor)
+        name: tensor_source(tensor)
         for name, tensor in state.items()
         if name not in tied and name not in layers
     }
-    sources = [_layer_source(name, layer, wanted) for name, layer in packed]
-    return ModelSource(sources, tensors, tied, dict(metadata or {}))
+    sources = [_layer_source(name, layer, wanted) for name, layer in packed.items()]
+    done = prepared(model)
+    return ModelSource(sources, tensors, tied, with_config(metadata, done.config if done else None))
+
+
+def tied_names(state: Mapping[str, Tensor], first: Collection[str]) -> dict[str, str]:
+    """The names whose tensor has another name too: alias -> stored name, one of `first` if it can be."""
+    stored: dict[int, str] = {}
+    for name in sorted(state, key=lambda name: name not in first):
+        stored.setdefault(id(state[name]), name)
+    names = {name: stored[id(tensor)] for name, tensor in state.items()}
+    return {alias: name for alias, name in names.items() if alias != name}
+
+
+def wanted_codec(name: str | None, quantizers: Collection[Quantizer]) -> Codec | None:
+    """The codec of this name. UsageError where it holds the levels of no quantizer."""
+    wanted = codec_called(name) if name else None
+    if wanted and not any(_holds(wanted, quantizer) for quantizer in quantizers):
+        raise UsageError(f"the codec {wanted.name!r} holds the levels of no layer")
+    return wanted
+
+
+def with_config(metadata: Mapping[str, Any] | None, config: QuantConfig | None) -> dict[str, Any]:
+    """`metadata` with the configuration as `quantization`, where it can be written down."""
+    written = {}
+    if config is not None:
+        with contextlib.suppress(UsageError):  # a quantizer that is an object has no name
+            written["quantization"] = config.to_json()
+    return {**written, **(metadata or {})}
 
 
 def _weight_name(layer: str) -> str:
     return f"{layer}.weight" if layer else "weight"
 
 
-def _holds(codec: Codec, layer: QATLayer) -> bool:
-    return set(layer.quantizer.levels) <= set(codec.levels)
+def _holds(codec: Codec, quantizer: Quantizer) -> bool:
+    return set(quantizer.levels) <= set(codec.levels)
+
+
+def layer_source(
+    made_by: Quantizer, quantized: Callable[[], QuantizedTensor], wanted: Codec | None, **known: Any
+) -> LayerSource:
+    """A layer that is packed when its turn comes; `known` are the other fields of its LayerSpec."""
+    codec = wanted if wanted and _holds(wanted, made_by) else codec_for(made_by.levels)
+    # Only a quantised tensor tells the group size: that of one row of zeros.
+    row = torch.zeros(1, math.prod(known["shape"][1:]))
+    group_size = made_by.quantize(row, **made_by.parameters(row)).group_size
+    spec = LayerSpec(codec=codec.name, bits=made_by.bits, group_size=group_size, **known)
+
+    def produce() -> PackedLayer:
+        made = quantized()
+        return PackedLayer(
+            **{field.name: getattr(spec, field.name) for field in fields(LayerSpec)},
+            codes=codec.pack(made.codes.cpu().numpy()),
+            scale=made.scale.detach().float().cpu().numpy(),
+        )
+
+    return LayerSource(spec, produce)
 
 
 def _layer_source(name: str, layer: QATLayer, wanted: Codec | None) -> LayerSource:
@@ -121,46 +151,33 @@ def _layer_source(name: str, layer: QATLayer, wanted: Codec | None) -> LayerSour
             f"layer {name!r} is on the ramp from full precision; train on (hybridkit train --resume RUN) or "
             "end it with set_ramp(model, 1)"
         )
-    codec = wanted if wanted and _holds(wanted, layer) else codec_for(layer.quantizer.levels)
-    spec = LayerSpec(
-        name=name,
-        kind=_KINDS[type(layer)],
-        codec=codec.name,
-        shape=tuple(layer.weight.shape),
-        bits=layer.quantizer.bits,
-        activations=layer.activations,
-        group_size=_group_size(layer),
-        quantizer=layer.quantizer_name,
-    )
 
-    def produce() -> PackedLayer:
+    def quantized() -> QuantizedTensor:
         if not torch.isfinite(layer.weight).all():
             raise UsageError(
                 f"layer {name!r} has weights that are not finite; go back to an earlier checkpoint"
             )
-        quantized = layer.quantized_weight()
-        return PackedLayer(
-            **{field.name: getattr(spec, field.name) for field in fields(LayerSpec)},
-            codes=codec.pack(quantized.codes.cpu().numpy()),
-            scale=quantized.scale.detach().float().cpu().numpy(),
-        )
+        return layer.quantized_weight()
 
-    return LayerSource(spec, produce)
-
-
-def _group_size(layer: QATLayer) -> int:
-    """The quantizer's group size, which only a quantised tensor tells: that of one row of zeros."""
-    row = layer.weight_matrix().new_zeros(1, layer.weight[0].numel())
-    return layer.quantizer.quantize(row, **layer.quantizer.parameters(row)).group_size
+    return layer_source(
+        layer.quantizer,
+        quantized,
+        wanted,
+        name=name,
+        kind=layer.kind,
+        shape=tuple(layer.oriented_weight().shape),
+        activations=layer.activations,
+        quantizer=layer.quantizer_name,
+    )
 
 
-def _tensor_source(tensor: Tensor) -> TensorSource:
-    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+def tensor_source(known: Tensor, read: Callable[[], Tensor] | None = None) -> TensorSource:
+    """A tensor that is fetched when its turn comes: `known`, or what `read` gives, which is of its shape."""
+    dtype = torch.float32 if known.is_floating_point() else known.dtype
 
     def produce() -> NDArray[Any]:
+        tensor = read() if read else known
         array: NDArray[Any] = tensor.detach().to("cpu", dtype, copy=True).numpy()
         return np.asarray(array, order="C")  # ascontiguousarray would make a 0-d array 1-d
 
-    return TensorSource(
-        TensorSpec.of(torch.empty(0, dtype=dtype).numpy().dtype, tuple(tensor.shape)), produce
-    )
+    return TensorSource(TensorSpec.of(torch.empty(0, dtype=dtype).numpy().dtype, tuple(known.shape)), produce)

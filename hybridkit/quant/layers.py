@@ -8,6 +8,7 @@ and `bias` keep their names in the state dictionary; a quantizer's learnable par
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hybridkit.errors import UsageError
+from hybridkit.packing.layers import LayerKind
+from hybridkit.quant.config import Compute
+from hybridkit.quant.kinds import is_transposed, kind_of
 from hybridkit.quant.product import Bilinear, Convolution, MatMul, blended_product, quantized_product
 from hybridkit.quant.protocol import Activations, QuantizedTensor, Quantizer
 
@@ -27,11 +31,13 @@ class QATLayer(nn.Module):
     """
 
     float_class: ClassVar[type[nn.Module]]
+    kind: ClassVar[LayerKind]
     weight: Tensor
     quantizer: Quantizer
     quantizer_name: str
     quantizer_parameters: nn.ParameterDict
     activations: Activations
+    compute: Compute
     ramp: float
 
     @classmethod
@@ -41,10 +47,11 @@ class QATLayer(nn.Module):
         quantizer: Quantizer,
         *,
         activations: Activations = "int8",
+        compute: Compute = "fp32",
         name: str = "",
         parameters: nn.ParameterDict | None = None,
     ) -> Self:
-        """Turn `layer`, which is exactly a `float_class`, into a fake-quantised one, in place.
+        """Turn `layer`, which is exactly a `float_class` (see `qat_class`), into this one, in place.
 
         `name` is the quantizer's name, for the record. `parameters` are learnable parameters to share with
         another layer of the same weight; None makes new ones from the weight.
@@ -58,6 +65,7 @@ class QATLayer(nn.Module):
         adopted.quantizer = quantizer
         adopted.quantizer_name = name or type(quantizer).__name__
         adopted.activations = activations
+        adopted.compute = compute
         adopted.ramp = 1.0
         if parameters is None:
             initial = quantizer.parameters(adopted.weight_matrix().detach())
@@ -67,14 +75,25 @@ class QATLayer(nn.Module):
 
     def release(self) -> nn.Module:
         """Turn this back, in place, into the full-precision layer it was; the latent weight stays."""
-        for attribute in ("quantizer", "quantizer_name", "quantizer_parameters", "activations", "ramp"):
+        for attribute in (
+            "quantizer",
+            "quantizer_name",
+            "quantizer_parameters",
+            "activations",
+            "compute",
+            "ramp",
+        ):
             delattr(self, attribute)
         self.__class__ = self.float_class  # type: ignore[assignment]
         return self
 
+    def oriented_weight(self) -> Tensor:
+        """The latent weight with the outputs first, [N, K...]."""
+        return self.weight
+
     def weight_matrix(self) -> Tensor:
         """The latent weight as float32 [N, K]."""
-        return self.weight.flatten(1).float()
+        return self.oriented_weight().flatten(1).float()
 
     @torch.no_grad()
     def quantized_weight(self) -> QuantizedTensor:
@@ -82,26 +101,33 @@ class QATLayer(nn.Module):
         return self.quantizer.quantize(self.weight_matrix(), **dict(self.quantizer_parameters.items()))
 
     def fake_weight(self, quantized: QuantizedTensor) -> Tensor:
-        """The fake-quantised weight in the weight's own shape, with the estimator's gradient."""
+        """The fake-quantised weight [N, K...], with the estimator's gradient."""
+        shape = self.oriented_weight().shape
         if not torch.is_grad_enabled():
-            return quantized.dequantize().view(self.weight.shape)
+            return quantized.dequantize().view(shape)
         parameters = dict(self.quantizer_parameters.items())
-        return self.quantizer.fake_quantize(self.weight_matrix(), quantized, **parameters).view(
-            self.weight.shape
-        )
+        return self.quantizer.fake_quantize(self.weight_matrix(), quantized, **parameters).view(shape)
 
     def product(self, op: Bilinear, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer's output for x, computed in float32 (also under autocast) and returned in x's type."""
+        """The layer's output for x, in x's type.
+
+        Computed in float32, also under autocast; where `compute` says "model", in x's type or autocast's.
+        """
+        dtype, out = torch.float32, x.dtype
+        if self.compute == "model":
+            autocast = torch.is_autocast_enabled(x.device.type)
+            dtype = out = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
         with torch.autocast(x.device.type, enabled=False):
             quantized = self.quantized_weight()
             fake, int8 = self.fake_weight(quantized), self.activations == "int8"
             if self.ramp >= 1:
-                y = quantized_product(op, x.float(), fake, quantized, int8)
+                y = quantized_product(op, x.to(dtype), fake, quantized, int8)
             else:
-                y = blended_product(op, x.float(), self.weight.float(), fake, int8, self.ramp)
+                weight = self.oriented_weight().float()
+                y = blended_product(op, x.to(dtype), weight, fake, int8, self.ramp)
             if bias is not None:
                 y = y + bias.float().reshape(-1, *[1] * op.trailing)
-            return y.to(x.dtype)
+            return y.to(out)
 
     def extra_repr(self) -> str:
         """The layer's own description and the quantizer's name."""
@@ -112,10 +138,26 @@ class QATLinear(QATLayer, nn.Linear):
     """A Linear with a fake-quantised weight: x [..., K] gives [..., N], activations quantised per token."""
 
     float_class = nn.Linear
+    kind = "linear"
 
     def forward(self, input: Tensor) -> Tensor:
         """The arithmetic of product.py, plus the bias."""
         return self.product(MatMul(), input, self.bias)
+
+
+class _QATTransposed(QATLayer):
+    """transformers' `Conv1D` with a fake-quantised weight, which it stores as [K, N]."""
+
+    kind = "linear"
+    bias: Tensor
+
+    def oriented_weight(self) -> Tensor:
+        """[N, K]; a copy, so that sums run in the order in which the packed network has them."""
+        return self.weight.t().contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The arithmetic of product.py, plus the bias."""
+        return self.product(MatMul(), x, self.bias)
 
 
 class _QATConv(QATLayer, _ConvNd):
@@ -139,12 +181,14 @@ class QATConv1d(_QATConv, nn.Conv1d):
     """A Conv1d with a fake-quantised weight, activations quantised per sample."""
 
     float_class = nn.Conv1d
+    kind = "conv1d"
 
 
 class QATConv2d(_QATConv, nn.Conv2d):
     """A Conv2d with a fake-quantised weight, activations quantised per sample."""
 
     float_class = nn.Conv2d
+    kind = "conv2d"
 
 
 class QATEmbedding(QATLayer, nn.Embedding):
@@ -154,6 +198,7 @@ class QATEmbedding(QATLayer, nn.Embedding):
     """
 
     float_class = nn.Embedding
+    kind = "embedding"
 
     def forward(self, input: Tensor) -> Tensor:
         """The rows at `input`, [...] gives [..., K], in the weight's type."""
@@ -164,9 +209,24 @@ class QATEmbedding(QATLayer, nn.Embedding):
         return rows.to(self.weight.dtype)
 
 
-LAYERS: dict[type[nn.Module], type[QATLayer]] = {
-    cls.float_class: cls for cls in (QATLinear, QATConv1d, QATConv2d, QATEmbedding)
+_LAYERS: dict[LayerKind, type[QATLayer]] = {
+    cls.kind: cls for cls in (QATLinear, QATConv1d, QATConv2d, QATEmbedding)
 }
+
+
+def qat_class(layer: nn.Module) -> type[QATLayer]:
+    """The class that adopts this layer. UsageError where its forward is none that we know."""
+    kind = kind_of(layer)
+    if kind is None:
+        raise UsageError(f"{type(layer).__name__} has a forward of its own and cannot be fake-quantised")
+    base = _QATTransposed if is_transposed(layer) else _LAYERS[kind]
+    return base if getattr(base, "float_class", None) is type(layer) else _derived(base, type(layer))  # type: ignore[arg-type]
+
+
+@functools.cache  # so that equal classes are one
+def _derived(base: type[QATLayer], cls: type[nn.Module]) -> type[QATLayer]:
+    """`base` for a subclass of its own class, whose other methods and attributes stay."""
+    return type(f"QAT{cls.__name__}", (base, cls), {"float_class": cls, "__module__": base.__module__})
 
 
 def qat_layers(model: nn.Module) -> dict[str, QATLayer]:

@@ -1,46 +1,73 @@
-"""Which layers of a model are quantised, how, and why the others are not."""
+"""Which layers are quantised, how, and why the others are not: decided from descriptions of layers alone."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
 
 from hybridkit.errors import UsageError
 from hybridkit.options import nearest
-from hybridkit.quant.layers import LAYERS, QATLayer
-from hybridkit.quant.observe import observe
+from hybridkit.quant.config import (
+    FP32,
+    Channel,
+    Granularity,
+    QuantConfig,
+    QuantizerSpec,
+    parse_granularity,
+)
+from hybridkit.quant.groups import with_granularity
+from hybridkit.quant.kinds import Layer, describe
+from hybridkit.quant.layers import QATLayer
+from hybridkit.quant.observe import ExampleInputs, observe
 from hybridkit.quant.protocol import Quantizer
 from hybridkit.registry import registry
-
-FP32 = "fp32"
-
-# A quantizer's name, {"quantizer": name, option: value, ...}, "fp32" for none, or an instance.
-QuantizerSpec = str | Mapping[str, Any] | Quantizer
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
     """One layer and the quantizer it gets, or None and the reason."""
 
-    name: str
-    layer: nn.Module
+    layer: Layer
     quantizer: Quantizer | None
     quantizer_name: str = FP32
     reason: str = ""
 
+    @property
+    def name(self) -> str:
+        """Of the layer."""
+        return self.layer.name
+
+
+@dataclass(frozen=True, slots=True)
+class LeftAlone:
+    """A layer, or a parameter of two dimensions or more, that stays in full precision, and why."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+def left_alone(plans: Iterable[LayerPlan]) -> tuple[LeftAlone, ...]:
+    """What stays in full precision."""
+    return tuple(
+        LeftAlone(p.name, p.layer.kind, p.layer.shape, p.reason) for p in plans if p.quantizer is None
+    )
+
 
 def make_quantizer(
-    spec: QuantizerSpec, options: Mapping[str, Any] | None = None
+    spec: QuantizerSpec,
+    options: Mapping[str, Any] | None = None,
+    granularity: Granularity | None = None,
 ) -> tuple[Quantizer | None, str]:
     """The quantizer that `spec` means and its name; (None, "fp32") for full precision.
 
-    `options` go with a bare name. Raises UsageError for a name or an option that does not exist.
+    `options` go with a bare name. `granularity` holds where the spec says none of its own. Raises UsageError
+    for a name or an option that does not exist.
     """
     spec = _normal(spec, options)
     if spec == FP32:
@@ -49,10 +76,27 @@ def make_quantizer(
         values = dict(spec)
         if not isinstance(name := values.pop("quantizer", None), str):
             raise UsageError(f"{dict(spec)!r} names no quantizer; say {{'quantizer': 'nbit', 'bits': 4}}")
-        return cast(Quantizer, registry().create("quantizer", name, values)), name
+        granularity = _own_granularity(values) or granularity or Channel()
+        return with_granularity(
+            cast(Quantizer, registry().create("quantizer", name, values)), granularity
+        ), name
     if isinstance(spec, str | type) or not hasattr(spec, "fake_quantize"):
         raise UsageError(f"a quantizer is a name, a mapping with a name, or an instance, not {spec!r}")
-    return spec, type(spec).__name__
+    return with_granularity(spec, granularity or Channel()), type(spec).__name__
+
+
+def _own_granularity(values: dict[str, Any]) -> Granularity | None:
+    """The granularity among a quantizer's options, taken out of them; None where they say nothing of it."""
+    try:
+        said = parse_granularity(values["granularity"]) if "granularity" in values else None
+    except UsageError:
+        return Channel()  # an option of the quantizer's own, which sees to it
+    values.pop("granularity", None)
+    if not values.get("group_size"):
+        return said
+    if said not in (None, Channel()):
+        raise UsageError(f"group_size and granularity={said} contradict each other; leave one of them out")
+    return Channel()  # the quantizer works in groups itself
 
 
 def _normal(spec: QuantizerSpec, options: Mapping[str, Any] | None = None) -> QuantizerSpec:
@@ -65,102 +109,103 @@ def _normal(spec: QuantizerSpec, options: Mapping[str, Any] | None = None) -> Qu
 
 
 def plan_layers(
-    model: nn.Module,
-    *,
-    quantizer: QuantizerSpec = "ternary-absmean",
-    options: Mapping[str, Any] | None = None,
-    quantize_all: bool = False,
-    overrides: Mapping[str, QuantizerSpec] | None = None,
-    example_inputs: Sequence[Tensor] | None = None,
+    model: nn.Module, config: QuantConfig, *, example_inputs: ExampleInputs | None = None
 ) -> list[LayerPlan]:
-    """The quantizer of every weight layer of `model`, in the order of registration; each layer once.
+    """`select` for the layers of a network, whose last Linear is the last to run on `example_inputs`.
 
-    The last Linear, the embeddings and what shares a weight with them stay in full precision unless
-    `quantize_all`. The last Linear is the last to run on `example_inputs` (the model's arguments), without
-    them the last to be registered. `overrides` maps patterns of layer names (fnmatch) to quantizers and wins
-    over all of it; of several patterns that match, the last one counts. Raises UsageError where a pattern
-    matches no layer that can be quantised, where layers with one weight would get different quantizers, or
-    where nothing is left.
+    `example_inputs` are the model's arguments; without them the last Linear is the last to be registered.
     """
     if any(isinstance(module, QATLayer) for module in model.modules()):
         raise UsageError("the model holds fake-quantised layers already; prepare a model only once")
-    aliases: dict[nn.Module, list[str]] = defaultdict(list)
-    for name, module in model.named_modules(remove_duplicate=False):
-        aliases[module].append(name)
-    obstacles = {module: obstacle for module in aliases if (obstacle := _obstacle(module))}
-    possible = [module for module in aliases if type(module) in LAYERS and module not in obstacles]
-    exempt = {} if quantize_all else _exempt(model, possible, example_inputs)
-    default = _normal(quantizer, options)
-    chosen: dict[nn.Module, QuantizerSpec] = {m: FP32 if m in exempt else default for m in possible}
-    for pattern, spec in (overrides or {}).items():
-        matched = [m for m in possible if any(fnmatch.fnmatchcase(name, pattern) for name in aliases[m])]
+    layers = describe(model)
+    order = None
+    if example_inputs is not None and not config.quantize_all:
+        order = _as_they_run(model, [layer for layer in layers if layer.kind == "linear"], example_inputs)
+    return select(layers, config, order)
+
+
+def select(
+    layers: Sequence[Layer], config: QuantConfig, order: Sequence[str] | None = None
+) -> list[LayerPlan]:
+    """The quantizer of every layer, in the order given.
+
+    The last Linear, the embeddings and what shares a weight with them stay in full precision unless
+    `quantize_all` or `embeddings` say otherwise; so does what cannot be quantised, and what shares a weight
+    with that. The last Linear is the last of `order` (names, as layers run), else of `layers`.
+    `config.layers` maps patterns of names to quantizers and wins over what could be otherwise. Raises
+    UsageError where a pattern matches no layer that can be quantised, where layers with one weight would get
+    different quantizers, or where nothing is left.
+    """
+    obstacles = _obstacles(layers)
+    possible = [layer for layer in layers if layer not in obstacles]
+    exempt = {} if config.quantize_all else _exempt(possible, order)
+    default, spared = _normal(config.weights), _normal(FP32)
+    if config.embeddings is not None:
+        spared = {"quantizer": "nbit", "bits": config.embeddings}
+    chosen: dict[Layer, QuantizerSpec] = {x: spared if x in exempt else default for x in possible}
+    for pattern, spec in config.layers.items():
+        matched = [x for x in possible if any(fnmatch.fnmatchcase(name, pattern) for name in x.names)]
         if not matched:
-            names = [name for m in possible for name in aliases[m]]
+            names = [name for x in possible for name in x.names]
             raise UsageError(f"override {pattern!r} matches no layer; {nearest(pattern, names)}")
         chosen |= dict.fromkeys(matched, _normal(spec))
-    _check_tied(chosen, aliases)
+    _check_tied(chosen)
     plans = []
-    for module, names in aliases.items():
-        if module in obstacles:
-            plans.append(LayerPlan(names[0], module, None, reason=obstacles[module]))
-        elif module in chosen:
-            instance, label = make_quantizer(chosen[module])
-            reason = "" if instance else exempt.get(module, "asked for full precision")
-            plans.append(LayerPlan(names[0], module, instance, label, reason))
+    for layer in layers:
+        if layer in obstacles:
+            plans.append(LayerPlan(layer, None, reason=obstacles[layer]))
+            continue
+        instance, label = make_quantizer(chosen[layer], granularity=parse_granularity(config.granularity))
+        reason = "" if instance else exempt.get(layer, "asked for full precision")
+        plans.append(LayerPlan(layer, instance, label, reason))
     if not any(plan.quantizer for plan in plans):
         raise UsageError(_nothing(plans))
     return plans
 
 
-def _obstacle(module: nn.Module) -> str:
-    """Why a weight layer cannot be quantised; empty where it can, or is none."""
-    if isinstance(module, nn.MultiheadAttention):
-        return "nn.MultiheadAttention reads its weights past any layer"
-    if not isinstance(module, tuple(LAYERS)):
-        return ""
-    if type(module) not in LAYERS:
-        return f"{type(module).__name__} is a subclass with a forward of its own"
-    if "weight" not in module._parameters:
-        return "its weight is computed (weight_norm or a parametrisation); remove that first"
-    if is_lazy(module.get_parameter("weight")):
-        return "its weight has no shape yet; run the model once first"
-    if isinstance(module, nn.Embedding) and module.max_norm is not None:
-        return "max_norm changes the weight in the forward"
-    return ""
+def _obstacles(layers: Iterable[Layer]) -> dict[Layer, str]:
+    """The layers that cannot be quantised, with the reason."""
+    found = {layer: layer.obstacle for layer in layers if layer.obstacle}
+    kept = {layer.weight: layer for layer in reversed(list(found))}
+    ways: dict[str, set[bool]] = {}
+    for layer in layers:
+        ways.setdefault(layer.weight, set()).add(layer.transposed)
+    for layer in layers:
+        if layer not in found and layer.weight in kept:
+            other = kept[layer.weight].name
+            found[layer] = f"shares its weight with {other or 'the model'}, which cannot be quantised"
+        elif layer not in found and len(ways[layer.weight]) > 1:
+            found[layer] = "shares its weight with a layer that reads it transposed"
+    return found
 
 
-def _exempt(
-    model: nn.Module, layers: Sequence[nn.Module], example_inputs: Sequence[Tensor] | None
-) -> dict[nn.Module, str]:
+def _exempt(layers: Sequence[Layer], order: Sequence[str] | None) -> dict[Layer, str]:
     """The layers that stay in full precision by default, with the reason."""
-    exempt: dict[nn.Module, str] = {m: "embedding" for m in layers if isinstance(m, nn.Embedding)}
-    linears: list[nn.Module] = [m for m in layers if isinstance(m, nn.Linear)]
-    if example_inputs is not None:
-        linears = _as_they_run(model, linears, example_inputs)
-    if linears:
-        exempt[linears[-1]] = "last Linear"
-    weights = {id(m.weight) for m in exempt}
-    tied = {m: "shares its weight with one that is not quantised" for m in layers if id(m.weight) in weights}
+    exempt = {layer: "embedding" for layer in layers if layer.kind == "embedding"}
+    linears = {layer.name: layer for layer in layers if layer.kind == "linear"}
+    ran = [name for name in (order if order is not None else linears) if name in linears]
+    if ran:
+        exempt[linears[ran[-1]]] = "last Linear"
+    weights = {layer.weight for layer in exempt}
+    tied = {x: "shares its weight with one that is not quantised" for x in layers if x.weight in weights}
     return tied | exempt
 
 
-def _as_they_run(
-    model: nn.Module, layers: Iterable[nn.Module], example_inputs: Sequence[Tensor]
-) -> list[nn.Module]:
-    """The layers in the order in which one evaluation calls them."""
-    order: list[nn.Module] = []
-    observe(model, layers, example_inputs, lambda layer, _: order.append(layer))
+def _as_they_run(model: nn.Module, layers: Collection[Layer], example_inputs: ExampleInputs) -> list[str]:
+    """The names of the layers in the order in which one evaluation calls them."""
+    names = {model.get_submodule(layer.name): layer.name for layer in layers}
+    order: list[str] = []
+    observe(model, names, example_inputs, lambda module, _: order.append(names[module]))
     return order
 
 
-def _check_tied(chosen: Mapping[nn.Module, QuantizerSpec], aliases: Mapping[nn.Module, list[str]]) -> None:
-    first: dict[int, nn.Module] = {}
-    for module, spec in chosen.items():
-        other = first.setdefault(id(module.weight), module)
+def _check_tied(chosen: Mapping[Layer, QuantizerSpec]) -> None:
+    first: dict[str, Layer] = {}
+    for layer, spec in chosen.items():
+        other = first.setdefault(layer.weight, layer)
         if spec != chosen[other]:
             raise UsageError(
-                f"{aliases[other][0]!r} and {aliases[module][0]!r} share one weight; "
-                "give both the same quantizer"
+                f"{other.name!r} and {layer.name!r} share one weight; give both the same quantizer"
             )
 
 

@@ -1,28 +1,41 @@
-"""Quantising after the fact: no training, and the error that costs."""
+"""Quantising after the fact: without training, a layer at a time, and the error that costs."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
-from hybridkit.packing.model import LayerSource, PackedLayer, PackedModel, Sizes, write_packed
-from hybridkit.quant.allocation import allocate_bits
-from hybridkit.quant.convert import convert, packing_source
+from hybridkit.packing.codecs import Codec
+from hybridkit.packing.model import LayerSource, ModelSource, PackedLayer, PackedModel, Sizes, write_packed
+from hybridkit.quant.allocation import allocate, input_squares, ternary_of, with_layers
+from hybridkit.quant.config import Activations, QuantConfig, QuantizerSpec, config_from
+from hybridkit.quant.convert import (
+    layer_source,
+    packing_source,
+    tensor_source,
+    tied_names,
+    wanted_codec,
+    with_config,
+)
+from hybridkit.quant.kinds import Layer, describe_weights
 from hybridkit.quant.layers import qat_layers
-from hybridkit.quant.plan import QuantizerSpec, make_quantizer
-from hybridkit.quant.prepare import prepare_qat
-from hybridkit.quant.protocol import Activations, is_ternary
+from hybridkit.quant.observe import ExampleInputs
+from hybridkit.quant.plan import LayerPlan, LeftAlone, left_alone, plan_layers, select
+from hybridkit.quant.prepare import prepared
+from hybridkit.quant.protocol import QuantizedTensor, Statistics, quantize_weight, takes_statistics
+from hybridkit.quant.statistics import layer_statistics
 
-_M = TypeVar("_M", bound=nn.Module)
+AFTERWARDS: Final = QuantConfig(weights="ternary-mse", activations="float")
+
+# A network, or the tensors of one by their names in its state dictionary, read when they are asked for.
+Source = nn.Module | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +52,11 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class QuantizationReport:
-    """The packed model and a row per quantised layer."""
+    """The packed model, a row per quantised layer, and what stays in full precision, with the reason."""
 
     packed: PackedModel
     layers: tuple[LayerReport, ...]
+    left_alone: tuple[LeftAlone, ...] = ()
 
     @property
     def sizes(self) -> Sizes:
@@ -50,113 +64,257 @@ class QuantizationReport:
         return self.packed.sizes()
 
 
-def quantize(
-    model: nn.Module,
-    *,
-    quantizer: QuantizerSpec = "ternary-mse",
-    options: Mapping[str, Any] | None = None,
-    activations: Activations = "float",
-    quantize_all: bool = False,
-    target_bits: float | None = None,
-    overrides: Mapping[str, QuantizerSpec] | None = None,
-    example_inputs: Sequence[Tensor] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    codec: str | None = None,
-) -> QuantizationReport:
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """The sizes of the file that was written, and otherwise what QuantizationReport says."""
+
+    sizes: Sizes
+    layers: tuple[LayerReport, ...]
+    left_alone: tuple[LeftAlone, ...]
+
+
+def quantize(model: Source, config: QuantConfig | None = None, **how: Any) -> QuantizationReport:
     """Quantise and pack `model` without training it; the model itself is not changed, nor its weights copied.
 
-    A model that was prepared with `prepare_qat` is packed as it trained; then only `metadata` and `codec`
-    apply. Otherwise `target_bits` asks for a mean of bits per weight, spent by `allocate_bits` over 1-bit,
-    n-bit and `quantizer`, which has to be ternary then; `overrides` win over what it chose. Everything else
-    as in `prepare_qat` and `convert`, UsageError included.
+    model: a network, or a mapping of tensors by name, such as `open_tensors` gives: its layers are
+    then those that `layers=` describes (by default `describe_weights`). config: how; by default ternary-mse
+    with float activations. `how` are the keyword arguments of `quantizing_source`. A model that was prepared
+    with `prepare_qat_` is packed as it trained; then only `metadata` and `codec` apply.
+
+    Raises UsageError where `select`, `allocate` or `convert` do.
     """
-    prepared = quantised_copy(
-        model,
+    work = quantizing_source(model, config, **how)
+    source = work.source
+    packed = PackedModel(
+        {layer.spec.name: layer.produce() for layer in source.layers},
+        {name: tensor.produce() for name, tensor in source.tensors.items()},
+        source.tied,
+        source.metadata,
+    )
+    return QuantizationReport(packed, tuple(work.rows), work.left_alone)
+
+
+def quantize_to_file(
+    model: Source,
+    path: str | os.PathLike[str],
+    config: QuantConfig | None = None,
+    *,
+    compress: Literal["zstd"] | None = None,
+    **how: Any,
+) -> FileReport:
+    """As `quantize`, into a file: each layer is quantised, written and forgotten. Raises FileError too."""
+    work = quantizing_source(model, config, **how)
+    sizes = write_packed(path, work.source, compress=compress)
+    return FileReport(sizes, tuple(work.rows), work.left_alone)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A packed model to be produced; each layer that is produced adds its row."""
+
+    source: ModelSource
+    rows: list[LayerReport]
+    left_alone: tuple[LeftAlone, ...]
+
+
+def quantizing_source(
+    model: Source,
+    config: QuantConfig | None = None,
+    *,
+    quantizer: QuantizerSpec | None = None,
+    options: Mapping[str, Any] | None = None,
+    activations: Activations | None = None,
+    quantize_all: bool = False,
+    embeddings: Literal[4, 8] | None = None,
+    target_bits: float | None = None,
+    overrides: Mapping[str, QuantizerSpec] | None = None,
+    example_inputs: ExampleInputs | None = None,
+    statistics: Callable[[str], Statistics | None] | None = None,
+    layers: Sequence[Layer] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    codec: str | None = None,
+) -> Work:
+    """The work that `quantize` does, layer by layer.
+
+    `quantizer` to `overrides` build a QuantConfig where none is given. `example_inputs`, the model's
+    arguments, show which Linear runs last, weigh the errors under `target_bits`, and give quantizers that
+    look at them their statistics, one run for each such layer; or else `statistics(layer name)` does.
+    `weights`, by name, are those of a network on the meta device; a tied one may go by any of its names.
+    """
+    if isinstance(model, nn.Module) and qat_layers(model):
+        return _as_trained(model, metadata, codec)
+    config = config_from(
+        config,
+        AFTERWARDS,
         quantizer=quantizer,
         options=options,
         activations=activations,
         quantize_all=quantize_all,
+        embeddings=embeddings,
         target_bits=target_bits,
         overrides=overrides,
-        example_inputs=example_inputs,
     )
-    packed = convert(prepared, metadata=metadata, codec=codec)
-    layers = qat_layers(prepared)
-    rows = [_report(layer, layers[name].weight) for name, layer in packed.layers.items()]
-    return QuantizationReport(packed, tuple(rows))
+    if isinstance(model, nn.Module):
+        own: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
+        state = own if weights is None else Filled(own, weights)
+        network = model
+
+        def plan(how: QuantConfig) -> list[LayerPlan]:
+            return plan_layers(network, how, example_inputs=example_inputs)
+
+        def squares(plans: Sequence[LayerPlan]) -> dict[str, Tensor]:
+            return input_squares(network, plans, example_inputs)
+
+        statistics = statistics or partial(layer_statistics, network, example_inputs)
+    else:
+        own = state = model
+        known = layers if layers is not None else describe_weights({n: meta(model, n).shape for n in model})
+
+        def plan(how: QuantConfig) -> list[LayerPlan]:
+            return select(known, how)
+
+        def squares(plans: Sequence[LayerPlan]) -> dict[str, Tensor]:
+            return {}
+
+    plans = plan(replace(config, embeddings=None) if config.target_bits is not None else config)
+    if config.target_bits is not None:
+        ternary = ternary_of(config)
+        bits = allocate(
+            plans, state.__getitem__, config.target_bits, ternary=ternary, importance=squares(plans)
+        )
+        config = with_layers(config, bits)
+        plans = plan(config)
+    tied = tied_names(own, [p.layer.weight for p in plans if p.quantizer]) if own is not model else {}
+    return _work(state, tied, plans, config, statistics or _nothing_known, metadata, codec)
 
 
-def quantize_to_file(
-    model: nn.Module,
-    path: str | os.PathLike[str],
-    *,
-    metadata: Mapping[str, Any] | None = None,
-    codec: str | None = None,
-    compress: Literal["zstd"] | None = None,
-    **how: Any,
-) -> tuple[Sizes, tuple[LayerReport, ...]]:
-    """As `quantize`, into a file and layer by layer: memory beyond the model is bounded by its largest layer.
+class Filled(Mapping[str, Tensor]):
+    """The tensors of a network's state `own`, with the content that `weights` hold; read when asked for."""
 
-    `how`: the other arguments of `quantize`. Raises FileError too.
-    """
-    prepared = quantised_copy(model, **how)
-    weights = {name: layer.weight for name, layer in qat_layers(prepared).items()}
-    source = packing_source(prepared, metadata=metadata, codec=codec)
+    def __init__(self, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        held = {id(tensor): name for name, tensor in own.items() if name in weights}
+        if lacking := [name for name, tensor in own.items() if id(tensor) not in held]:
+            raise UsageError(
+                f"the weights lack {lacking[0]!r}, which the network has; is it the same network?"
+            )
+        self._weights, self._names = weights, {name: held[id(tensor)] for name, tensor in own.items()}
+        for name, tensor in own.items():
+            if (shape := self.meta(name).shape) != tensor.shape:
+                shapes = f"{list(shape)}, the network's is {list(tensor.shape)}"
+                raise UsageError(f"{name!r} among the weights is {shapes}")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._weights[self._names[name]]
+
+    def meta(self, name: str) -> Tensor:
+        """The type and shape of a tensor."""
+        return meta(self._weights, self._names[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def meta(weights: Mapping[str, Tensor], name: str) -> Tensor:
+    """A tensor of the type and shape of the one called `name`: `weights.meta(name)`, or itself."""
+    look: Callable[[str], Tensor] = getattr(weights, "meta", weights.__getitem__)
+    return look(name)
+
+
+def _work(
+    state: Mapping[str, Tensor],
+    tied: Mapping[str, str],
+    plans: Sequence[LayerPlan],
+    config: QuantConfig,
+    statistics: Callable[[str], Statistics | None],
+    metadata: Mapping[str, Any] | None,
+    codec: str | None,
+) -> Work:
+    packed: dict[str, LayerPlan] = {}
+    for plan in plans:
+        if plan.quantizer is not None:
+            packed.setdefault(plan.layer.weight, plan)  # the first of those that share a weight
+    wanted = wanted_codec(codec, [plan.quantizer for plan in packed.values() if plan.quantizer])
     rows: list[LayerReport] = []
+    sources = [
+        _reported(_source(plan, state, config.activations, wanted, statistics), plan.layer, state, rows)
+        for plan in packed.values()
+    ]
+    tensors = {
+        name: tensor_source(meta(state, name), partial(state.__getitem__, name))
+        for name in state
+        if name not in packed and name not in tied
+    }
+    model = ModelSource(sources, tensors, tied, with_config(metadata, config))
+    return Work(model, rows, left_alone(plans))
 
-    def reported(layer: LayerSource) -> PackedLayer:
-        packed = layer.produce()
-        rows.append(_report(packed, weights[packed.name]))
+
+def _source(
+    plan: LayerPlan,
+    state: Mapping[str, Tensor],
+    activations: Activations,
+    wanted: Codec | None,
+    statistics: Callable[[str], Statistics | None],
+) -> LayerSource:
+    quantizer, layer = plan.quantizer, plan.layer
+    assert quantizer is not None
+
+    @torch.no_grad()
+    def quantized() -> QuantizedTensor:
+        matrix = layer.matrix(state[layer.weight])
+        if not torch.isfinite(matrix).all():
+            raise UsageError(f"layer {layer.name!r} has weights that are not finite")
+        return quantize_weight(
+            quantizer, matrix, statistics(layer.name) if takes_statistics(quantizer) else None
+        )
+
+    return layer_source(
+        quantizer,
+        quantized,
+        wanted,
+        name=layer.name,
+        kind=layer.kind,
+        shape=layer.shape,
+        activations=activations,
+        quantizer=plan.quantizer_name,
+    )
+
+
+def _as_trained(model: nn.Module, metadata: Mapping[str, Any] | None, codec: str | None) -> Work:
+    source = packing_source(model, metadata=metadata, codec=codec)
+    weights = {name: layer.oriented_weight().detach() for name, layer in qat_layers(model).items()}
+    rows: list[LayerReport] = []
+    layers = [_noting(layer, partial(weights.__getitem__, layer.spec.name), rows) for layer in source.layers]
+    done = prepared(model)
+    return Work(replace(source, layers=layers), rows, done.left_alone if done else ())
+
+
+def _reported(
+    source: LayerSource, layer: Layer, state: Mapping[str, Tensor], rows: list[LayerReport]
+) -> LayerSource:
+    return _noting(source, lambda: layer.matrix(state[layer.weight]), rows)
+
+
+def _noting(source: LayerSource, weight: Callable[[], Tensor], rows: list[LayerReport]) -> LayerSource:
+    """`source` that adds a row to `rows` when it is produced."""
+
+    def produce() -> PackedLayer:
+        packed = source.produce()
+        rows.append(_report(packed, weight()))
         return packed
 
-    layers = [dataclasses.replace(layer, produce=partial(reported, layer)) for layer in source.layers]
-    sizes = write_packed(path, dataclasses.replace(source, layers=layers), compress=compress)
-    return sizes, tuple(rows)
+    return replace(source, produce=produce)
 
 
-def quantised_copy(
-    model: _M,
-    *,
-    quantizer: QuantizerSpec = "ternary-mse",
-    options: Mapping[str, Any] | None = None,
-    target_bits: float | None = None,
-    overrides: Mapping[str, QuantizerSpec] | None = None,
-    **how: Any,
-) -> _M:
-    """`model` if it is prepared, else a prepared copy that shares its tensors; `how` as in `quantize`."""
-    if qat_layers(model):
-        return model
-    if target_bits is not None:
-        made, name = make_quantizer(quantizer, options)
-        if made is None or not is_ternary(made):
-            raise UsageError(
-                f"target bits are spent on 1-bit, ternary and n-bit weights; {name!r} is not ternary"
-            )
-        allocated = allocate_bits(
-            model,
-            target_bits,
-            quantize_all=how.get("quantize_all", False),
-            ternary={"quantizer": quantizer, **(options or {})} if isinstance(quantizer, str) else quantizer,
-            example_inputs=how.get("example_inputs"),
-        )
-        overrides = {**allocated, **(overrides or {})}
-    return prepare_qat(
-        sharing_copy(model),
-        quantizer=quantizer,
-        options=options,
-        overrides=overrides,
-        **{"activations": "float", **how},
-    )
-
-
-def sharing_copy(model: _M) -> _M:
-    """A copy of the modules that holds the very same parameters and buffers."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
+def _nothing_known(name: str) -> None:
+    return None
 
 
 def _report(layer: PackedLayer, weight: Tensor) -> LayerReport:
-    latent = weight.detach().float().cpu()
+    latent = weight.detach().float().cpu().reshape(layer.shape)
     error, size = torch.dist(latent, torch.from_numpy(layer.dequantize())), torch.linalg.vector_norm(latent)
     relative = float(error / size) if size > 0 else float(error)
     return LayerReport(layer.name, layer.shape, layer.quantizer, layer.bits, layer.zero_fraction, relative)

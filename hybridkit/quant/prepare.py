@@ -3,81 +3,102 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hybridkit.errors import UsageError
-from hybridkit.options import nearest
+from hybridkit.quant.config import Activations, QuantConfig, QuantizerSpec, config_from
 from hybridkit.quant.fast_path import close_fast_paths
-from hybridkit.quant.layers import LAYERS, QATLayer, qat_layers
-from hybridkit.quant.plan import QuantizerSpec, plan_layers
-from hybridkit.quant.protocol import Activations
+from hybridkit.quant.layers import QATLayer, qat_class, qat_layers
+from hybridkit.quant.observe import ExampleInputs
+from hybridkit.quant.plan import LeftAlone, left_alone, plan_layers
 
-_log = logging.getLogger("hybridkit.quant")
 _M = TypeVar("_M", bound=nn.Module)
 
 
-def prepare_qat(
-    model: _M,
-    *,
-    quantizer: QuantizerSpec = "ternary-absmean",
-    options: Mapping[str, Any] | None = None,
-    activations: Activations = "int8",
-    quantize_all: bool = False,
-    overrides: Mapping[str, QuantizerSpec] | None = None,
-    example_inputs: Sequence[Tensor] | None = None,
-) -> _M:
-    """Swap the Linear, Conv1d and Conv2d layers of `model` for fake-quantised ones, in place, and return it.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What `prepare_qat_` did to a model: how, and what it left alone."""
 
-    Nothing else changes: no normalisation is added, parameters stay the same objects. See `plan_layers` for
-    which layers are taken, what `overrides` can say and when UsageError is raised. `options` are those of
-    `quantizer`. Make the optimizer afterwards: a quantizer may add learnable parameters.
+    config: QuantConfig
+    left_alone: tuple[LeftAlone, ...]
+
+
+def prepare_qat_(
+    model: _M,
+    config: QuantConfig | None = None,
+    *,
+    quantizer: QuantizerSpec | None = None,
+    options: Mapping[str, Any] | None = None,
+    activations: Activations | None = None,
+    quantize_all: bool = False,
+    target_bits: float | None = None,
+    overrides: Mapping[str, QuantizerSpec] | None = None,
+    example_inputs: ExampleInputs | None = None,
+) -> _M:
+    """Turn the layers of `model` into fake-quantised ones, in place, and return it.
+
+    Nothing else changes: no normalisation is added, parameters stay the same objects. `config` says how, by
+    default `QuantConfig()`: ternary-absmean and int8 activations; the other keyword arguments build one
+    (`overrides` are its `layers`). See `select` in plan.py for which layers are taken and when UsageError is
+    raised; `example_inputs`, the model's arguments, show which Linear runs last. `prepared(model)` tells what
+    was left alone. Make the optimizer afterwards: a quantizer may add learnable parameters.
     """
-    check_activations(activations)
-    plans = plan_layers(
-        model,
+    config = config_from(
+        config,
+        QuantConfig(),
         quantizer=quantizer,
         options=options,
+        activations=activations,
         quantize_all=quantize_all,
+        target_bits=target_bits,
         overrides=overrides,
-        example_inputs=example_inputs,
     )
-    for plan in plans:
-        if plan.quantizer is not None and not torch.isfinite(plan.layer.get_parameter("weight")).all():
-            raise UsageError(f"layer {plan.name!r} has weights that are not finite")
-    learned: dict[int, nn.ParameterDict] = {}  # by weight: tied layers learn one step
+    chosen = config
+    if config.target_bits is not None:
+        from hybridkit.quant.allocation import allocated
+
+        chosen = allocated(model, config, example_inputs)
+    plans = plan_layers(model, chosen, example_inputs=example_inputs)
+    layers = {plan.name: model.get_submodule(plan.name) for plan in plans if plan.quantizer is not None}
+    for name, layer in layers.items():
+        if not torch.isfinite(layer.get_parameter("weight")).all():
+            raise UsageError(f"layer {name!r} has weights that are not finite")
+    learned: dict[str, nn.ParameterDict] = {}  # by weight: tied layers learn one step
     for plan in plans:
         if plan.quantizer is None:
-            _log.info("%s stays in full precision: %s", plan.name or "the model", plan.reason)
             continue
-        weight = id(plan.layer.weight)
-        adopted = LAYERS[type(plan.layer)].adopt(
-            plan.layer,
+        adopted = qat_class(layers[plan.name]).adopt(
+            layers[plan.name],
             plan.quantizer,
-            activations=activations,
+            activations=chosen.activations,
+            compute=chosen.compute,
             name=plan.quantizer_name,
-            parameters=learned.get(weight),
+            parameters=learned.get(plan.layer.weight),
         )
-        learned[weight] = adopted.quantizer_parameters
+        learned[plan.layer.weight] = adopted.quantizer_parameters
     close_fast_paths(model, QATLayer)
+    model._hybridkit_prepared = Prepared(replace(chosen, target_bits=None), left_alone(plans))  # type: ignore[assignment]
     return model
+
+
+prepare_qat = prepare_qat_
+
+
+def prepared(model: nn.Module) -> Prepared | None:
+    """What `prepare_qat_` did to this model, or None where it did nothing."""
+    found: Prepared | None = getattr(model, "_hybridkit_prepared", None)
+    return found
 
 
 def float_twin(model: _M) -> _M:
     """A copy of a prepared model with its latent weights in plain full-precision layers."""
     twin = copy.deepcopy(model)
+    twin.__dict__.pop("_hybridkit_prepared", None)
     for layer in qat_layers(twin).values():
         layer.release()
     return twin
-
-
-def check_activations(activations: str) -> None:
-    """Raise UsageError unless it is one of the activation modes."""
-    if activations not in get_args(Activations):
-        raise UsageError(
-            f"no activation mode is called {activations!r}; {nearest(activations, get_args(Activations))}"
-        )

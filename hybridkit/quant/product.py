@@ -129,9 +129,10 @@ class Convolution:
 def quantized_product(
     op: Bilinear, x: Tensor, fake_weight: Tensor, quantized: QuantizedTensor, int8: bool
 ) -> Tensor:
-    """The product of float32 x with a quantised weight, as the module says; no bias.
+    """The product of x with a quantised weight, as the module says; no bias.
 
-    `fake_weight` [N, K...] is in the weight's own shape and only carries the gradient.
+    `fake_weight` [N, K...] only carries the gradient. x is float32, or for float activations of a smaller
+    type, in which x . q is then multiplied; scales stay float32, and so does what comes out.
     """
     if quantized.group_size:
         weight, scale = quantized.dequantize(), None
@@ -150,7 +151,7 @@ def blended_product(
     if int8:
         codes, scale = int8_activations(x, op.reduced)
         x = x + ramp * (codes * scale - x).detach()
-    return op.multiply(x, torch.lerp(weight, fake_weight, ramp))
+    return op.multiply(x, torch.lerp(weight, fake_weight, ramp).to(x.dtype)).float()
 
 
 class _QuantizedProduct(Function):
@@ -167,7 +168,7 @@ class _QuantizedProduct(Function):
         activations, x_scale = int8_activations(x, op.reduced) if int8 else (x, None)
         ctx.op = op
         ctx.save_for_backward(activations, x_scale, weight, scale)
-        y = op.multiply(activations, weight)
+        y = op.multiply(activations, weight.to(activations.dtype)).float()
         if x_scale is not None and scale is not None:
             return y.mul_(x_scale * scale)
         factor = x_scale if scale is None else scale
@@ -177,12 +178,14 @@ class _QuantizedProduct(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         activations, x_scale, weight, scale = ctx.saved_tensors
+        dtype = activations.dtype
         need_x, need_weight = ctx.needs_input_grad[:2]
         to_x = to_weight = None
         if need_x:
             scaled = grad if scale is None else grad * scale
-            to_x, _ = ctx.op.gradients(scaled, activations, weight, True, False)
+            to_x, _ = ctx.op.gradients(scaled.to(dtype), activations, weight.to(dtype), True, False)
         if need_weight:
             scaled = grad if x_scale is None else grad * x_scale
-            _, to_weight = ctx.op.gradients(scaled, activations, weight, False, True)
+            _, to_weight = ctx.op.gradients(scaled.to(dtype), activations, weight.to(dtype), False, True)
+            to_weight = to_weight.float()
         return to_x, to_weight, None, None, None, None

@@ -6,15 +6,16 @@ Importing it needs no torch: quantizers that say so compute with NumPy arrays to
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from array_api_compat import array_namespace
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+from hybridkit.quant.config import Activations as Activations
+
 Granularity = Literal["channel", "tensor"]
-Activations = Literal["int8", "float"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,33 @@ class Quantizer(Protocol):
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor, **parameters: Tensor) -> Tensor:
         """`quantized.dequantize()`, with the estimator's gradient to `weight` and `parameters`."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What calibration data say about the inputs of a weight [N, K].
+
+    gram: float32 [K, K], the mean of x x^T over what met a row of the weight: tokens, or the patches of
+    images (of all groups of a convolution together). count: how many x that were.
+    """
+
+    gram: Tensor
+    count: int
+
+
+def takes_statistics(quantizer: object) -> bool:
+    """Whether its class says `takes_statistics = True`: its `quantize` then has a `statistics` argument.
+
+    Such a quantizer looks at calibration data, or moves the error of a column to others. It gets the
+    `Statistics` of the layer, or None where there are no example inputs, only when quantising after training.
+    """
+    return bool(getattr(quantizer, "takes_statistics", False))
+
+
+def quantize_weight(quantizer: Quantizer, weight: Tensor, statistics: Statistics | None) -> QuantizedTensor:
+    """Codes and scale of a weight [N, K] after training, with `statistics` where the quantizer takes them."""
+    given: dict[str, Any] = {"statistics": statistics} if takes_statistics(quantizer) else {}
+    return quantizer.quantize(weight, **quantizer.parameters(weight), **given)
 
 
 def straight_through(weight: Tensor, quantized: QuantizedTensor) -> Tensor:

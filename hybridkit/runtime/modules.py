@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Self, TypeVar
+from typing import Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from hybridkit.packing.layers import PackedLayer
 from hybridkit.packing.model import PackedModel
 from hybridkit.packing.tiles import tile, untile
 from hybridkit.quant.fast_path import close_fast_paths
+from hybridkit.quant.kinds import is_transposed
 from hybridkit.runtime import ops  # defines torch.ops.hybridkit
 from hybridkit.runtime.arithmetic import Codes
 from hybridkit.runtime.native import load
@@ -42,7 +43,8 @@ class _Packed(nn.Module):
     codes: uint8, in the order that `layout` names (`base3` is repacked as `two-bit`). Ternary and binary
     products hold tiles, on every device and with or without the native library, and so does an embedding
     that is tied to one; all others hold rows [N, bytes], layout 0.
-    scale: float32 [N] or [N, groups]. bits and group_size matter for n-bit codes only.
+    scale: float32 [N] or [N, groups]. bits and group_size matter for n-bit codes only: ternary and binary
+    codes in groups become n-bit ones of two bits, which hold the same integers.
     """
 
     layout = 0
@@ -56,14 +58,13 @@ class _Packed(nn.Module):
     def __init__(self, layer: PackedLayer, device: torch.device) -> None:
         super().__init__()
         name, codes = layer.codec, layer.codes
-        if name == "base3":
-            name, codes = "two-bit", codec("two-bit").pack(layer.unpack())
+        wanted = "two-bit" if name == "base3" else name
+        if layer.group_size and wanted in ("two-bit", "one-bit"):
+            wanted = "nbit2"
+        if wanted != name:
+            name, codes = wanted, codec(wanted).pack(layer.unpack())
         self.code_kind, self.bits = _CODES[name]
         self.group_size = layer.group_size
-        if self.group_size and self.code_kind != "nbit":
-            raise UsageError(
-                f"layer {layer.name!r}: {layer.codec} codes run with one scale per row, not in groups"
-            )
         self.N, self.K = layer.matrix_shape
         self.activations = layer.activations
         self.register_buffer("codes", torch.from_numpy(np.require(codes, requirements="W")).to(device))
@@ -230,12 +231,18 @@ def load_packed(module: nn.Module, packed: PackedModel, *, tiled: bool = True) -
     """A copy of `module` in eval mode that runs the packed model; `module` itself stays as it is.
 
     `module` is a freshly built full-precision (or fake-quantised) network of the same architecture. Layers
-    that are packed are replaced, all other tensors are loaded. Raises UsageError for a layer or tensor that
-    is missing, left over or of another shape. `tiled` False leaves codes as rows, for one who reads more than
-    he runs; see `tile_layers`.
+    that are packed are replaced, all other tensors are loaded. A network that runs these packed layers
+    already is returned as it is. Raises UsageError for a layer or tensor that is missing, left over or of
+    another shape. `tiled` False leaves codes as rows, for one who reads more than he runs; see `tile_layers`.
     """
     modules = dict(module.named_modules(remove_duplicate=False))
     layers = _layers_by_module(packed)
+    if running := {name: part for name, part in modules.items() if isinstance(part, _Packed)}:
+        if not _same(running, layers):
+            raise UsageError(
+                "the module runs other packed layers already; load them into a freshly built one"
+            )
+        return module.eval()
     replacements: dict[int, nn.Module] = {}
     for name, layer in layers.items():
         if name not in modules:
@@ -249,6 +256,7 @@ def load_packed(module: nn.Module, packed: PackedModel, *, tiled: bool = True) -
     result: nn.Module = copy.deepcopy(module, dict(replacements))
     _load_tensors(result, module, layers, packed)
     close_fast_paths(result, _Packed)
+    result.__dict__.pop("_hybridkit_prepared", None)
     return result.requires_grad_(False).eval()
 
 
@@ -293,6 +301,13 @@ def _share(layers: Mapping[str, PackedLayer], twins: Mapping[str, nn.Module]) ->
         twin.codes, twin.scale = holder.codes, holder.scale
 
 
+def _same(running: Mapping[str, _Packed], layers: Mapping[str, PackedLayer]) -> bool:
+    """Whether these modules hold the layers: of the same names and scales."""
+    return running.keys() == layers.keys() and all(
+        np.array_equal(part.scale.cpu().numpy(), layers[name].scale) for name, part in running.items()
+    )
+
+
 def _layers_by_module(packed: PackedModel) -> dict[str, PackedLayer]:
     """The packed layer of each module name, tied ones included."""
     by_weight = {layer.weight_name: layer for layer in packed.layers.values()}
@@ -301,8 +316,9 @@ def _layers_by_module(packed: PackedModel) -> dict[str, PackedLayer]:
 
 
 def _packed_twin(name: str, layer: PackedLayer, module: nn.Module) -> nn.Module:
-    for kind, (original, packed) in _PACKED.items():
-        if isinstance(module, original) and (kind == layer.kind or name != layer.name):
+    kind = "linear" if is_transposed(module) else None
+    for own, (original, packed) in _PACKED.items():
+        if (own == kind or isinstance(module, original)) and (own == layer.kind or name != layer.name):
             return packed.from_packed(layer, module)
     raise UsageError(
         f"layer {name!r} is packed as {layer.kind}, the module has a {type(module).__name__} there"
@@ -310,14 +326,16 @@ def _packed_twin(name: str, layer: PackedLayer, module: nn.Module) -> nn.Module:
 
 
 def _matching(layer: PackedLayer, module: nn.Module, kind: type[_M]) -> _M:
-    if not isinstance(module, kind):
+    transposed = kind is nn.Linear and is_transposed(module)
+    if not (transposed or isinstance(module, kind)):
         raise UsageError(f"layer {layer.name!r} is a {layer.kind}, not a {type(module).__name__}")
     shape = tuple(module.get_parameter("weight").shape)
+    shape = shape[::-1] if transposed else shape
     if shape != layer.shape:
         raise UsageError(
             f"layer {layer.name!r} has shape {list(layer.shape)}, the module's has {list(shape)}"
         )
-    return module
+    return cast(_M, module)
 
 
 def _load_tensors(

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from hybridkit.packing.codecs import codec_for
-from hybridkit.quant.protocol import QuantizedTensor, Quantizer, takes_numpy
+from hybridkit.quant.config import Group
+from hybridkit.quant.groups import with_granularity
+from hybridkit.quant.protocol import QuantizedTensor, Quantizer, takes_numpy, takes_statistics
 
 _CASES = (
     "normal",
@@ -99,6 +101,21 @@ class QuantizerContract(ABC):
         assert torch.equal(unpacked, seen.codes)
         stored = QuantizedTensor(unpacked, seen.scale, seen.group_size)
         assert torch.equal(stored.dequantize(), seen.dequantize())
+
+    @pytest.mark.parametrize("case", _CASES)
+    def test_it_works_in_groups(self, case: str) -> None:
+        weight, inner = example_weight(case), self.make()
+        size = inner.quantize(weight, **inner.parameters(weight)).group_size
+        if size or takes_statistics(inner):
+            pytest.skip("it sees to groups itself")
+        quantizer = with_granularity(inner, Group(5))
+        parameters = quantizer.parameters(weight)
+        quantized = quantizer.quantize(weight, **parameters)
+        assert quantized.scale.shape == (len(weight), -(-weight.shape[1] // 5))
+        assert set(quantized.codes.flatten().tolist()) <= set(quantizer.levels)
+        fake = quantizer.fake_quantize(weight, quantized, **parameters)
+        tolerance = 1e-6 * float(weight.abs().max())
+        torch.testing.assert_close(fake, quantized.dequantize(), rtol=1e-5, atol=tolerance)
 
     def test_the_error_is_smaller_than_the_weight(self) -> None:
         quantizer, weight = self.make(), example_weight("normal")

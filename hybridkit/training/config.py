@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from hybridkit.errors import FileError, UsageError
 from hybridkit.hookspecs import KINDS, Kind
 from hybridkit.options import Flag, nearest
+from hybridkit.quant.config import QuantConfig
 
 HYBRID_DEFAULTS = {
     "optimizer": "steepest",
@@ -155,6 +156,17 @@ class TrainConfig:
         """Whether a controller or a constraint is on."""
         return self.lr_controller is not None or self.constraint is not None
 
+    @property
+    def quantization(self) -> QuantConfig:
+        """How the run quantises: in training under `qat`, afterwards under `ternary` alone."""
+        name = self.quantizer or ("ternary-absmean" if self.qat else "ternary-mse")
+        options = self.strategy_options("quantizer")
+        return QuantConfig(
+            weights={"quantizer": name, **options} if options else name,
+            activations=self.activations,
+            quantize_all=self.quantize_all,
+        )
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """How many steps the run takes."""
         limits = [self.max_steps, self.epochs and self.epochs * steps_per_epoch]
@@ -295,8 +307,11 @@ def _check_strategies(config: TrainConfig) -> None:
         if getattr(config, kind, None) is None:
             raise UsageError(f"options were set for the {kind.replace('_', '-')}, but the run has none")
     if config.ternary and config.quantizer is not None:
-        levels = registry().create("quantizer", config.quantizer, config.strategy_options("quantizer")).levels
-        if tuple(levels) != (-1, 0, 1):
+        from hybridkit.quant.plan import make_quantizer
+        from hybridkit.quant.protocol import is_ternary
+
+        made, _ = make_quantizer(config.quantization.weights)
+        if made is None or not is_ternary(made):
             raise UsageError(
                 f"--ternary with --quantizer {config.quantizer}, which is not ternary; drop one of them"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -118,17 +119,10 @@ def quantised(config: TrainConfig, task: Task, model: nn.Module, allocation: Map
     """`model` with fake-quantised layers under QAT, else as it is."""
     if not config.qat:
         return model
-    from hybridkit.quant.prepare import prepare_qat
+    from hybridkit.quant.prepare import prepare_qat_
 
-    return prepare_qat(
-        model,
-        quantizer=config.quantizer or "ternary-absmean",
-        options=config.strategy_options("quantizer"),
-        activations=config.activations,
-        quantize_all=config.quantize_all,
-        overrides=dict(allocation) or None,
-        example_inputs=task.inputs(example_batch(task)),
-    )
+    how = dataclasses.replace(config.quantization, layers=dict(allocation))
+    return prepare_qat_(model, how, example_inputs=task.inputs(example_batch(task)))
 
 
 def example_batch(task: Task, size: int = 1) -> Batch:

@@ -11,6 +11,7 @@ from torch import nn
 
 from hybridkit.packing.model import PackedModel
 from hybridkit.quant.convert import convert
+from hybridkit.quant.plan import LeftAlone
 from hybridkit.quant.post_training import quantize
 from hybridkit.runtime.modules import load_packed
 from hybridkit.tasks.data import Batch, on
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PackedResult:
-    """A packed model on the disk: its sizes, and the trained network beside it on the test data.
+    """A packed model on the disk: its sizes, the trained network beside it on the test data, what is fp32.
 
     Where the run trained quantised weights the two agree but for the order of summation; where it quantised
     afterwards, `test.error` is the price of that.
@@ -35,6 +36,7 @@ class PackedResult:
     path: Path
     sizes: Sizes
     test: Comparison
+    left_alone: tuple[LeftAlone, ...] = ()
 
 
 def packed_twin(model: nn.Module, packed: PackedModel) -> nn.Module:
@@ -57,7 +59,8 @@ def pack_run(
 ) -> PackedResult:
     """Pack the trained network into `path`: as it trained under QAT, else quantised afterwards."""
     metadata = about(config, task, commit)
-    packed = convert(model, metadata=metadata) if config.qat else quantise_afterwards(config, model, metadata)
+    report = quantize(model, config.quantization, metadata=metadata)  # packs what is prepared as it trained
+    packed = report.packed
     sizes = packed.save(path)
     found = compare(
         model,
@@ -67,21 +70,14 @@ def pack_run(
         batch_size=config.batch_size,
         device=config.device,
     )
-    return PackedResult(path, sizes, found)
+    return PackedResult(path, sizes, found, report.left_alone)
 
 
 def quantise_afterwards(
     config: TrainConfig, model: nn.Module, metadata: dict[str, Any] | None = None
 ) -> PackedModel:
     """The packed model of a network that trained in full precision (--ternary without --qat)."""
-    return quantize(
-        model,
-        quantizer=config.quantizer or "ternary-mse",
-        options=config.strategy_options("quantizer"),
-        activations=config.activations,
-        quantize_all=config.quantize_all,
-        metadata=metadata,
-    ).packed
+    return quantize(model, config.quantization, metadata=metadata).packed
 
 
 def about(config: TrainConfig, task: Task, commit: str | None) -> dict[str, Any]:

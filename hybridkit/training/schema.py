@@ -33,6 +33,7 @@ T = TypeVar("T")
 Whole = Annotated[int, Strict(), Ge(0), Le(LARGEST_COUNT)]
 Word = Annotated[int, Strict(), Ge(0), Le(2**32 - 1)]
 Bits = Literal[2, 4, 8]
+GroupSize = Literal[32, 64, 128]
 
 
 def _accepted_by(restore: Callable[[Any], object]) -> AfterValidator:
@@ -113,7 +114,9 @@ class RunState:
 
     # what --target-bits chose; no other name, since a name may stand for code
     allocation: dict[
-        str, Literal["binary", "ternary-mse"] | dict[Literal["quantizer", "bits"], Literal["nbit"] | Bits]
+        str,
+        Literal["binary", "ternary-mse"]
+        | dict[Literal["quantizer", "bits", "group_size"], Literal["nbit"] | Bits | GroupSize],
     ]
     ramp: Annotated[float, Strict(), Ge(0), Le(1), AllowInfNan(False)]
     labels: Annotated[Any, AfterValidator(_labels)]

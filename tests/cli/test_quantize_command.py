@@ -13,6 +13,7 @@ from torch import nn
 
 from hybridkit.cli import run
 from hybridkit.packing.model import PackedModel
+from hybridkit.quant.config import QuantConfig
 from hybridkit.runtime.modules import load_packed
 from hybridkit.training.config import resolve
 from hybridkit.training.loop import train
@@ -94,6 +95,33 @@ def test_options_reach_the_file(runs: dict[str, Run], capsys: pytest.CaptureFixt
     assert Path("model.hk.safetensors").read_bytes()[:4] == b"\x28\xb5\x2f\xfd"  # a zstd frame
 
 
+def test_what_is_left_alone_is_a_table_with_reasons(
+    runs: dict[str, Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("plain", "qat"):
+        assert run(["quantize", str(runs[name].path)]) == 0
+        assert re.search(
+            r"^Left alone +Shape +Reason *\n^output +10x\d+ +last Linear *$", capsys.readouterr().out, re.M
+        )
+        assert run(["quantize", str(runs[name].path), "--json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)["left_alone"]
+        assert (row["name"], row["kind"], row["reason"]) == ("output", "linear", "last Linear")
+
+
+def test_groups_and_layers_of_their_own(runs: dict[str, Run]) -> None:
+    words = ["--granularity", "group:16", "--layer", "hidden.0=nbit", "--layer", "output=binary"]
+    assert run(["quantize", str(runs["plain"].path), *words]) == 0
+    packed = PackedModel.load("model.hk.safetensors")
+    assert {layer.group_size for layer in packed.layers.values()} == {16}
+    assert packed.layers["hidden.0"].codec == "nbit4"
+    assert packed.layers["output"].codec == "one-bit"
+    how = QuantConfig.from_json(packed.metadata["quantization"])
+    assert how.layers == {"hidden.0": "nbit", "output": "binary"}
+    flags = ["--set", "quantizer.granularity=group:16"]
+    assert run(["quantize", str(runs["plain"].path), *flags]) == 0
+    assert PackedModel.load("model.hk.safetensors").layers["hidden.0"].group_size == 16
+
+
 def test_bits_within_a_budget(runs: dict[str, Run], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["quantize", str(runs["plain"].path), "--target-bits", "2.5", "--json"]) == 0
     layers = json.loads(capsys.readouterr().out)["layers"]
@@ -136,6 +164,14 @@ def test_a_network_of_the_users_own(attribute: str) -> None:
         (["PLAIN", "--target-bits", "3", "--quantizer", "binary"], 2, "'binary' is not ternary"),
         (["PLAIN", "--activations", "int4"], 2, "no activation mode is called 'int4'"),
         (["PLAIN", "--codec", "base4"], 2, "base4"),
+        (
+            ["PLAIN", "--granularity", "group"],
+            2,
+            "'group' is no granularity; say tensor, channel or group:SIZE",
+        ),
+        (["PLAIN", "--layer", "head"], 2, "expected PATTERN=QUANTIZER"),
+        (["PLAIN", "--layer", "haed=fp32"], 2, "'haed' matches no layer"),
+        (["QAT", "--granularity", "tensor"], 2, "is packed as it trained; drop --granularity"),
         (["PLAIN", "--codec", "one-bit"], 2, "holds the levels of no layer"),
         (["PLAIN", "-o", "nowhere/model"], 1, "cannot write nowhere/model"),
         (["weights.safetensors"], 2, "say the network with --model"),

@@ -11,70 +11,95 @@ from torch import nn
 
 from hybridkit.errors import UsageError
 from hybridkit.quant.allocation import (
-    WIDTHS,
+    Candidate,
     Cluster,
     _errors,
-    _importance,
     allocate_bits,
-    choose_widths,
+    candidates,
+    choose,
     cluster_layers,
+    input_squares,
 )
-from hybridkit.quant.plan import make_quantizer
+from hybridkit.quant.config import QuantConfig
+from hybridkit.quant.plan import make_quantizer, plan_layers
 from hybridkit.quant.prepare import prepare_qat
 
+OPTIONS = 6
 clusters = st.lists(
     st.builds(
         Cluster,
-        st.integers(1, 10**6),
-        st.lists(st.floats(0, 1e3), min_size=5, max_size=5).map(lambda e: tuple(sorted(e, reverse=True))),
+        st.lists(st.integers(1, 10**6), min_size=OPTIONS, max_size=OPTIONS).map(tuple),
+        st.lists(st.floats(0, 1e3), min_size=OPTIONS, max_size=OPTIONS).map(tuple),
     ),
     min_size=1,
     max_size=4,
 )
-targets = st.floats(1, 8)
+shares = st.floats(0, 1.2)
 
 
 def cost(clusters, choice):
-    return sum(c.weights * WIDTHS[i] for c, i in zip(clusters, choice, strict=True)) / 100
+    return sum(c.costs[i] for c, i in zip(clusters, choice, strict=True))
 
 
 def error(clusters, choice):
     return math.fsum(c.errors[i] for c, i in zip(clusters, choice, strict=True))
 
 
-@given(clusters, targets)
+def budget_of(clusters, share):
+    """From what the cheapest choice costs (0) to what the dearest does (1)."""
+    least, most = (sum(pick(c.costs) for c in clusters) for pick in (min, max))
+    return least + int(share * (most - least))
+
+
+@given(clusters, shares)
 @settings(max_examples=80, deadline=None)
-def test_equals_trying_everything(clusters, target):
-    choice = choose_widths(clusters, target)
-    budget = target * sum(c.weights for c in clusters) * (1 + 1e-12)
+def test_equals_trying_everything(clusters, share):
+    budget = budget_of(clusters, share)
+    choice = choose(clusters, budget)
     assert cost(clusters, choice) <= budget
-    every = itertools.product(range(5), repeat=len(clusters))
+    every = itertools.product(range(OPTIONS), repeat=len(clusters))
     best = min(error(clusters, c) for c in every if cost(clusters, c) <= budget)
     assert error(clusters, choice) == pytest.approx(best, rel=1e-9, abs=1e-12)
 
 
-@given(clusters, targets, targets)
+@given(clusters, shares)
+@settings(max_examples=80, deadline=None)
+def test_no_candidate_for_all_alike_is_better(clusters, share):
+    budget = budget_of(clusters, share)
+    found = error(clusters, choose(clusters, budget))
+    for i in range(OPTIONS):
+        uniform = [i] * len(clusters)
+        if cost(clusters, uniform) <= budget:
+            assert found <= error(clusters, uniform) * (1 + 1e-12)
+
+
+@given(clusters, shares, shares)
 @settings(max_examples=60, deadline=None)
 def test_a_larger_budget_never_costs_quality(clusters, one, other):
-    low, high = sorted((one, other))
-    assert (
-        error(clusters, choose_widths(clusters, high)) <= error(clusters, choose_widths(clusters, low)) + 1e-9
-    )
+    low, high = (budget_of(clusters, share) for share in sorted((one, other)))
+    assert error(clusters, choose(clusters, high)) <= error(clusters, choose(clusters, low)) + 1e-9
 
 
-@pytest.mark.parametrize(("target", "index"), [(1.0, 0), (1.58, 1), (2.0, 2), (4.0, 3), (8.0, 4)])
-def test_a_budget_that_is_a_width_is_enough_for_it(target, index):
-    even = [Cluster(n, (0.36 * n, 0.19 * n, 0.15 * n, 0.01 * n, 0.0)) for n in (7, 7)]
-    assert cost(even, choose_widths(even, target)) <= target * 14 + 1e-9
-    assert choose_widths(even[:1], target) == [index]
+@given(st.integers(1, 40), st.integers(1, 200), st.sampled_from(candidates()))
+def test_a_candidate_costs_what_is_stored(N, K, candidate):
+    quantizer, _ = make_quantizer(candidate.spec)
+    quantized = quantizer.quantize(torch.randn(N, K))
+    nominal = {"binary": 1.0, "ternary-mse": 1.58}
+    spec = candidate.spec
+    bits = nominal[spec] if isinstance(spec, str) else spec["bits"]
+    scales = 32 * quantized.scale.numel() if quantized.group_size else 0
+    assert candidate.cost((N, K)) == round(100 * (bits * N * K + scales))
 
 
 def test_many_clusters_are_no_problem():
     generator = torch.Generator().manual_seed(0)
     sizes = torch.randint(1, 10**6, (16,), generator=generator).tolist()
     errors = torch.rand(16, 5, generator=generator).sort(descending=True).values.tolist()
-    many = [Cluster(n, tuple(n * x for x in e)) for n, e in zip(sizes, errors, strict=True)]
-    assert cost(many, choose_widths(many, 2.5)) <= 2.5 * sum(sizes)
+    many = [
+        Cluster(tuple(n * w for w in (100, 158, 200, 400, 800)), tuple(n * x for x in e))
+        for n, e in zip(sizes, errors, strict=True)
+    ]
+    assert cost(many, choose(many, 250 * sum(sizes))) <= 250 * sum(sizes)
 
 
 def test_layers_that_behave_alike_share_a_cluster():
@@ -97,14 +122,11 @@ def network():
     return model
 
 
-def mean_bits(model, overrides):
-    nominal = {"binary": 1.0, "ternary-mse": 1.58}
-    bits = {
-        name: nominal[spec] if isinstance(spec, str) else spec["bits"] for name, spec in overrides.items()
-    }
-    modules = dict(model.named_modules())
-    sizes = {name: modules[name].weight.numel() for name in bits}
-    return sum(bits[n] * sizes[n] for n in bits) / sum(sizes.values())
+def mean_bits(model, chosen):
+    by_spec = {str(option.spec): option for option in candidates()}
+    weights = {name: dict(model.named_modules())[name].weight for name in chosen}
+    bits = sum(by_spec[str(chosen[name])].cost(weight.shape) for name, weight in weights.items()) / 100
+    return bits / sum(weight.numel() for weight in weights.values())
 
 
 @pytest.mark.parametrize("target", [1, 1.3, 1.58, 2, 2.5, 4, 8])
@@ -123,6 +145,38 @@ def test_layers_get_the_bits_they_need():
     assert mean_bits(network(), allocate_bits(network(), 8, k=2)) > 5
 
 
+def summed_error(model, chosen):
+    total = 0.0
+    for name, spec in chosen.items():
+        weight = dict(model.named_modules())[name].weight.detach()
+        quantizer, _ = make_quantizer(spec)
+        rounded = quantizer.quantize(weight, **quantizer.parameters(weight)).dequantize()
+        total += weight.numel() * float((rounded - weight).square().sum() / weight.square().sum())
+    return total
+
+
+@given(st.floats(1, 8), st.lists(st.integers(1, 150), min_size=3, max_size=5), st.integers(0, 99))
+@settings(max_examples=15, deadline=None)
+def test_networks_never_get_worse_than_all_layers_alike(target, widths, seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)))
+    for layer in model:  # some rows with outliers, so that groups and clips matter
+        layer.weight.data[::3] *= torch.randn(layer.weight[::3].shape).exp()
+    config = QuantConfig(quantize_all=True)
+    names = [plan.name for plan in plan_layers(model, config)]
+    found = allocate_bits(model, target, quantize_all=True)
+    assert mean_bits(model, found) <= target + 1e-9
+    for option in candidates():
+        alike = dict.fromkeys(names, option.spec)
+        if mean_bits(model, alike) <= target:
+            assert summed_error(model, found) <= summed_error(model, alike) * (1 + 1e-5) + 1e-9
+    affordable = [dict.fromkeys(names, o.spec) for o in candidates()]
+    best = min((c for c in affordable if mean_bits(model, c) <= target), key=lambda c: summed_error(model, c))
+    for name in names:  # nor does any layer
+        ours, theirs = (summed_error(model, {name: chosen[name]}) for chosen in (found, best))
+        assert ours <= theirs * (1 + 1e-5) + 1e-9
+
+
 def test_inputs_that_are_always_zero_do_not_count():
     model = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 2))
     torch.manual_seed(0)
@@ -132,8 +186,10 @@ def test_inputs_that_are_always_zero_do_not_count():
         model[0].weight[:, 4:] = 100 * torch.randn(64, 4)  # matters only where its inputs are not zero
     x = torch.cat([torch.randn(64, 4), torch.zeros(64, 4)], dim=1)
     layer = model[0].requires_grad_(False)
-    blind = _errors(layer.weight, None, ["binary"])[0]
-    aware = _errors(layer.weight, _importance(model, [layer], (x,))[layer], ["binary"])[0]
+    binary = [Candidate("binary", 100)]
+    blind = _errors(layer.weight, None, binary)[0]
+    squares = input_squares(model, plan_layers(model, QuantConfig()), (x,))
+    aware = _errors(layer.weight, squares["0"], binary)[0]
     quantized = make_quantizer("binary")[0].quantize(layer.weight)
     exact = (x @ (quantized.dequantize() - layer.weight).T).square().sum() / (
         x @ layer.weight.T
@@ -144,7 +200,9 @@ def test_inputs_that_are_always_zero_do_not_count():
 def test_convolutions_with_groups_see_their_own_inputs():
     conv = nn.Conv2d(4, 6, (2, 1), groups=2)
     x = torch.randn(3, 4, 5, 5)
-    found = _importance(nn.Sequential(conv), [conv], (x,))[conv].view(6, 2, 2, 1)
+    model = nn.Sequential(conv)
+    squares = input_squares(model, plan_layers(model, QuantConfig()), (x,))
+    found = squares["0"].reshape(6, 2, 2, 1)
     squares = x.square().mean(dim=(0, 2, 3))
     for n, c in itertools.product(range(6), range(2)):
         expected = squares[(n // 3) * 2 + c]

@@ -10,6 +10,7 @@ from torch import nn
 
 from hybridkit.errors import UsageError
 from hybridkit.packing.model import PackedModel
+from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.convert import convert, pack_to_file, packing_source
 from hybridkit.quant.layers import qat_layers, set_ramp
 from hybridkit.quant.prepare import float_twin, prepare_qat
@@ -95,7 +96,8 @@ def test_kinds_and_names_are_recorded():
     assert kinds == {"embed": "embedding", "line": "conv1d", "plane": "conv2d", "hidden": "linear"}
     assert {layer.quantizer for layer in packed.layers.values()} == {"ternary-learned"}
     assert {layer.activations for layer in packed.layers.values()} == {"float"}
-    assert packed.metadata == {"task": "t"}
+    assert packed.metadata["task"] == "t"
+    assert QuantConfig.from_json(packed.metadata["quantization"]).activations == "float"
     assert not any("quantizer" in name for name in packed.tensors)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from hybridkit.errors import UsageError
 from hybridkit.packing.model import PackedModel
 from hybridkit.quant.convert import convert
-from hybridkit.quant.post_training import quantize, quantize_to_file, sharing_copy
+from hybridkit.quant.post_training import quantize, quantize_to_file
 from hybridkit.quant.prepare import prepare_qat
 
 
@@ -57,19 +57,6 @@ def test_the_callers_model_is_not_changed():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_a_sharing_copy_copies_no_tensor():
-    model = network()
-    model[3].weight = nn.Parameter(model[3].weight.detach())
-    twin = sharing_copy(model)
-    assert twin is not model
-    assert twin[0] is not model[0]
-    for ours, theirs in zip(
-        twin.state_dict(keep_vars=True).items(), model.state_dict(keep_vars=True).items(), strict=True
-    ):
-        assert ours[0] == theirs[0]
-        assert ours[1] is theirs[1]
-
-
 def test_a_prepared_model_is_packed_as_it_trained():
     model = prepare_qat(network(), quantizer="binary")
     report = quantize(model, metadata={"a": 1})
@@ -77,7 +64,9 @@ def test_a_prepared_model_is_packed_as_it_trained():
     assert report.packed.layers.keys() == expected.layers.keys()
     for name, layer in expected.layers.items():
         assert np.array_equal(layer.codes, report.packed.layers[name].codes)
-    assert report.packed.metadata == {"a": 1}
+    assert report.packed.metadata == expected.metadata
+    assert report.packed.metadata["a"] == 1
+    assert [(x.name, x.reason) for x in report.left_alone] == [("3", "last Linear")]
     assert [row.quantizer for row in report.layers] == ["binary", "binary"]
 
 
@@ -106,12 +95,14 @@ def test_zero_weights_have_no_error():
 @pytest.mark.parametrize("compress", [None, "zstd"])
 def test_a_file_holds_the_same(tmp_path, compress):
     model, how = network(), {"quantizer": "nbit", "options": {"bits": 2}, "activations": "int8"}
-    sizes, rows = quantize_to_file(model, tmp_path / "m", metadata={"b": 2}, compress=compress, **how)
+    written = quantize_to_file(model, tmp_path / "m", metadata={"b": 2}, compress=compress, **how)
     report = quantize(model, metadata={"b": 2}, **how)
-    assert rows == report.layers
-    assert sizes.file_bytes == (tmp_path / "m").stat().st_size
+    assert written.layers == report.layers
+    assert written.left_alone == report.left_alone
+    assert written.sizes.file_bytes == (tmp_path / "m").stat().st_size
     loaded = PackedModel.load(tmp_path / "m")
-    assert loaded.metadata == {"b": 2}
+    assert loaded.metadata == report.packed.metadata
+    assert loaded.metadata["b"] == 2
     for name, layer in report.packed.layers.items():
         assert np.array_equal(loaded.layers[name].codes, layer.codes)
         assert loaded.layers[name].activations == "int8"

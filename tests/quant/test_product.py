@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hybridkit.quant.layers import LAYERS, QATConv2d, QATLinear
+from hybridkit.quant.layers import QATConv2d, QATLinear, qat_class
 from hybridkit.quant.plan import make_quantizer
 
 EXACT = ["ternary-absmean", "ternary-mse", "ternary-learned", "binary", {"quantizer": "nbit", "bits": 4}]
@@ -19,7 +19,7 @@ GROUPED = {"quantizer": "nbit", "bits": 4, "group_size": 8}
 
 def fake(layer, spec="ternary-absmean", activations="int8"):
     quantizer, name = make_quantizer(spec)
-    return LAYERS[type(layer)].adopt(copy.deepcopy(layer), quantizer, activations=activations, name=name)
+    return qat_class(layer).adopt(copy.deepcopy(layer), quantizer, activations=activations, name=name)
 
 
 def integer_rows(x, axes):

@@ -218,8 +218,6 @@ def test_mismatches_get_a_clear_error(pack_like):
         "'1.bias' has shape .5., the module's has .4.", tensors=tensors | {"1.bias": np.ones(5, np.float32)}
     )
     refuses("holds '0.bias', which", module=nn.Sequential(nn.Linear(6, 4, bias=False), nn.LayerNorm(4)))
-    grouped = {"0": pack_like("0", module[0], "two-bit", group_size=2)}
-    refuses("one scale per row, not in groups", layers=grouped)
     limited = nn.Embedding(4, 6, max_norm=1.0)
     refuses("max_norm", layers={"": pack_like("", limited)}, tensors={}, module=limited)
 

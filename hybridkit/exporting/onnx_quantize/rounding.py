@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hybridkit.errors import HybridkitError
 from hybridkit.exporting.functions import STORAGES
 from hybridkit.packing.codecs import Codec, codec, codec_for
-from hybridkit.quant.protocol import QuantizedTensor, takes_numpy
+from hybridkit.quant.protocol import QuantizedTensor, quantize_weight, takes_numpy
 from hybridkit.registry import registry
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Rounding:
             import torch
 
             given = torch.from_numpy(np.ascontiguousarray(rows))
-        made = self.quantizer.quantize(given, **self.quantizer.parameters(given))
+        made = quantize_weight(self.quantizer, given, None)
         return Quantized(_array(made.codes, np.int8), _array(made.scale, np.float32), made.group_size)
 
 

@@ -1,0 +1,79 @@
+"""The tensors of a safetensors checkpoint, in one file or in several, each read when it is asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors
+from torch import Tensor
+
+from hybridkit.errors import FileError
+
+INDEX_SUFFIX: Final = ".index.json"
+
+
+class TensorFiles(Mapping[str, Tensor]):
+    """Tensors by name, on the CPU and mapped from their file: bytes are read when they are looked at."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = files
+
+    def __getitem__(self, name: str) -> Tensor:
+        with _opened(self._files[name]) as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def open_tensors(path: str | os.PathLike[str]) -> TensorFiles:
+    """The tensors of a `.safetensors` file, or of the files that a `.safetensors.index.json` names.
+
+    Raises FileError where one is missing, is no safetensors file, or lies outside the index's folder.
+    """
+    path = Path(path)
+    if not path.name.endswith(INDEX_SUFFIX):
+        return TensorFiles(dict.fromkeys(_names(path), path))
+    try:
+        weights = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise FileError(f"{path} is not a usable index") from None
+    files: dict[str, Path] = {}
+    for file in weights.values():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise FileError(f"{path} is not a usable index: {file!r:.80} is no .safetensors file beside it")
+        files.setdefault(file, path.with_name(file))
+    held = {name: set(_names(file)) for name, file in files.items()}
+    for name, file in weights.items():
+        if name not in held[file]:
+            raise FileError(f"{path} is not a usable index: {file!r:.80} holds no tensor {name!r:.80}")
+    return TensorFiles({name: files[file] for name, file in weights.items()})
+
+
+def _names(path: Path) -> list[str]:
+    with _opened(path) as file:
+        names: list[str] = file.keys()
+        return names
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise FileError(f"{path}: there is no such file") from None
+    except (safetensors.SafetensorError, OSError, ValueError):
+        raise FileError(f"{path}: not a safetensors file, or truncated") from None

@@ -1,0 +1,117 @@
+"""Any quantizer with another granularity: one scale for a group of columns, or for a whole weight.
+
+A quantizer gives each row of a matrix [N, K] a scale. So groups are rows of other matrices: the columns that
+fill whole groups are seen as [N * (K // size), size], what is left of each row as [N, K % size]; a weight
+with one scale is one row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hybridkit.errors import UsageError
+from hybridkit.quant.config import Channel, Granularity, Group
+from hybridkit.quant.protocol import QuantizedTensor, Quantizer, takes_statistics
+
+_REST = "_rest"  # ends the names of the learnable parameters of the groups that are shorter
+
+
+def with_granularity(quantizer: Quantizer, granularity: Granularity) -> Quantizer:
+    """`quantizer` with this granularity. UsageError where it looks at statistics of whole rows."""
+    if isinstance(granularity, Channel):
+        return quantizer
+    if takes_statistics(quantizer):
+        raise UsageError(
+            f"{type(quantizer).__name__} looks at whole rows and takes no granularity from outside; "
+            "an option of its own may"
+        )
+    return InGroups(quantizer, granularity.size) if isinstance(granularity, Group) else OnWhole(quantizer)
+
+
+class InGroups:
+    """`quantizer` with one scale for each `size` columns of a row."""
+
+    def __init__(self, quantizer: Quantizer, size: int) -> None:
+        self.quantizer, self.size = quantizer, size
+        self.levels, self.bits = quantizer.levels, quantizer.bits
+
+    def parameters(self, weight: Tensor) -> dict[str, Tensor]:
+        """Those of the quantizer, for the whole groups and, ending in `_rest`, for the shorter ones."""
+        return {
+            name + end: value
+            for end, columns in self._columns(weight)
+            for name, value in self.quantizer.parameters(_rows(weight[:, columns], self.size)).items()
+        }
+
+    def quantize(self, weight: Tensor, **parameters: Tensor) -> QuantizedTensor:
+        """Codes of `weight` [N, K] and a scale [N, ceil(K / size)]."""
+        N, K = weight.shape
+        codes, scales = [], []
+        for end, columns in self._columns(weight):
+            rows = _rows(weight[:, columns], self.size)
+            part = self.quantizer.quantize(rows, **_own(parameters, end))
+            if part.group_size:
+                raise UsageError("the quantizer works in groups already; leave the granularity out")
+            codes.append(part.codes.reshape(N, -1))
+            scales.append(part.scale.reshape(N, -1))
+        if not codes:
+            empty = torch.zeros(N, -(-K // self.size), device=weight.device)
+            return QuantizedTensor(torch.zeros_like(weight, dtype=torch.int8), empty, self.size)
+        return QuantizedTensor(torch.cat(codes, dim=1), torch.cat(scales, dim=1), self.size)
+
+    def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor, **parameters: Tensor) -> Tensor:
+        """The dequantised weight with the quantizer's own gradient in each group."""
+        N, K = weight.shape
+        whole, parts = K // self.size, []
+        for end, columns in self._columns(weight):
+            scale = quantized.scale[:, whole:] if end else quantized.scale[:, :whole]
+            part = QuantizedTensor(_rows(quantized.codes[:, columns], self.size), scale.reshape(-1))
+            rows = _rows(weight[:, columns], self.size)
+            parts.append(self.quantizer.fake_quantize(rows, part, **_own(parameters, end)).reshape(N, -1))
+        return torch.cat(parts, dim=1) if parts else weight.float()
+
+    def _columns(self, weight: Tensor) -> list[tuple[str, slice]]:
+        """The columns that fill whole groups, and the others with `_rest`; what is empty is left out."""
+        N, K = weight.shape
+        whole = K - K % self.size
+        parts = [("", slice(whole)), (_REST, slice(whole, K))]
+        return [(end, part) for end, part in parts if N * len(range(K)[part])]
+
+
+class OnWhole:
+    """`quantizer` with one scale for a whole weight, repeated for each row."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self.quantizer = quantizer
+        self.levels, self.bits = quantizer.levels, quantizer.bits
+
+    def parameters(self, weight: Tensor) -> dict[str, Tensor]:
+        """Those of the quantizer for one row."""
+        return self.quantizer.parameters(weight.reshape(1, -1))
+
+    def quantize(self, weight: Tensor, **parameters: Tensor) -> QuantizedTensor:
+        """Codes of `weight` [N, K] and a scale [N] that is the same everywhere."""
+        row = self.quantizer.quantize(weight.reshape(1, -1), **parameters)
+        if row.group_size:
+            raise UsageError("the quantizer works in groups already; leave the granularity out")
+        return QuantizedTensor(row.codes.view(weight.shape), row.scale.expand(weight.shape[0]).contiguous())
+
+    def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor, **parameters: Tensor) -> Tensor:
+        """The dequantised weight with the quantizer's own gradient."""
+        row = QuantizedTensor(quantized.codes.reshape(1, -1), quantized.scale[:1])
+        if weight.numel() == 0:
+            return weight.float()
+        return self.quantizer.fake_quantize(weight.reshape(1, -1), row, **parameters).view(weight.shape)
+
+
+def _rows(matrix: Tensor, size: int) -> Tensor:
+    """[N, C] as rows that have a scale each: [N * C / size, size], or itself where C < size."""
+    return matrix.reshape(-1, min(size, matrix.shape[1]))
+
+
+def _own(parameters: dict[str, Tensor], end: str) -> dict[str, Tensor]:
+    """The parameters that belong to the part of this ending, under the quantizer's own names."""
+    if end:
+        return {name.removesuffix(end): p for name, p in parameters.items() if name.endswith(end)}
+    return {name: p for name, p in parameters.items() if not name.endswith(_REST)}

@@ -1,0 +1,97 @@
+"""Groups in exported files, and packed networks that export takes alone."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import hybridkit
+from hybridkit.errors import UsageError
+from hybridkit.exporting import export
+from hybridkit.quant.config import QuantConfig
+from hybridkit.quant.convert import convert
+from hybridkit.quant.prepare import prepare_qat_
+from hybridkit.runtime.network import PackedNetwork, pack
+
+
+class Network(nn.Module):
+    def __init__(self, width=48):
+        super().__init__()
+        self.embed = nn.Embedding(20, width)
+        self.line = nn.Conv1d(width, 24, 3, padding=1)
+        self.up = nn.Linear(24, 40)
+        self.head = nn.Linear(40, 5)
+
+    def forward(self, tokens):
+        x = self.line(self.embed(tokens).transpose(1, 2)).transpose(1, 2)
+        return self.head(torch.relu(self.up(x)))
+
+
+TOKENS = torch.arange(20).view(4, 5)
+
+
+@pytest.mark.parametrize(("size", "target"), [(7, "onnx"), (16, "onnx"), (16, "matmulnbits")])
+@pytest.mark.parametrize(("name", "activations"), [("ternary-mse", "int8"), ("binary", "float")])
+def test_groups_are_exported(tmp_path, name, size, activations, target):
+    torch.manual_seed(0)
+    how = QuantConfig(weights=name, granularity=f"group:{size}", activations=activations, quantize_all=True)
+    network = pack(prepare_qat_(Network(), how))
+    path = tmp_path / "m.onnx"
+    report = export(network, path, example_inputs=(TOKENS,), target=target)
+    assert report.verification is not None
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input": TOKENS.numpy()})
+    with torch.no_grad():
+        expected = network(TOKENS).numpy()
+    if target == "onnx":
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert ("MatMulNBits" in operators) == (size == 16)
+
+
+def test_pack_gives_something_that_runs_and_is_saved(tmp_path):
+    torch.manual_seed(0)
+    trained = prepare_qat_(Network())
+    network = hybridkit.pack(trained, metadata={"task": "t"})
+    assert isinstance(network, PackedNetwork)
+    with torch.no_grad():
+        assert torch.equal(network(TOKENS), trained.eval()(TOKENS))
+    sizes = network.save(tmp_path / "m.hk.safetensors")
+    assert sizes.file_bytes == (tmp_path / "m.hk.safetensors").stat().st_size
+    loaded = hybridkit.PackedModel.load(tmp_path / "m.hk.safetensors")
+    assert loaded.metadata["task"] == "t"
+    afterwards = hybridkit.pack(
+        Network(), QuantConfig(weights="binary", activations="float"), codec="one-bit"
+    )
+    assert {layer.codec for layer in afterwards.packed.layers.values()} == {"one-bit"}
+
+
+def nodes(path):
+    return [(node.op_type, node.domain) for node in onnx.load(path).graph.node]
+
+
+def test_export_takes_a_packed_or_a_prepared_network_alone(tmp_path):
+    torch.manual_seed(0)
+    plain, trained = Network(), prepare_qat_(Network())
+    export(trained, convert(trained), tmp_path / "both.onnx", example_inputs=(TOKENS,))
+    export(pack(trained), tmp_path / "packed.onnx", example_inputs=(TOKENS,))
+    export(trained, tmp_path / "prepared.onnx", example_inputs=(TOKENS,))
+    assert (
+        nodes(tmp_path / "both.onnx") == nodes(tmp_path / "packed.onnx") == nodes(tmp_path / "prepared.onnx")
+    )
+    assert "hybridkit" in {domain for _, domain in nodes(tmp_path / "packed.onnx")}
+    export(plain, str(tmp_path / "plain.onnx"), example_inputs=(TOKENS,))
+    export(plain, None, tmp_path / "none.onnx", example_inputs=(TOKENS,))
+    assert nodes(tmp_path / "plain.onnx") == nodes(tmp_path / "none.onnx")
+    with pytest.raises(UsageError, match="say where to write the file"):
+        export(trained, convert(trained), example_inputs=(TOKENS,))
+
+
+def test_a_packed_network_is_not_loaded_with_others():
+    torch.manual_seed(0)
+    network = pack(prepare_qat_(Network()))
+    assert hybridkit.load_packed(network.module, network.packed) is network.module
+    with pytest.raises(UsageError, match="runs other packed layers already"):
+        hybridkit.load_packed(network.module, pack(prepare_qat_(Network())).packed)
