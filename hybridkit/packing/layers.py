@@ -139,13 +139,14 @@ class PackedLayer(LayerSpec):
         """The codes, int8 [N, K]. Raises FileError for a byte that no code gives."""
         return self._codec.unpack(self.codes, self.matrix_shape[1])
 
-    def dequantize(self) -> NDArray[np.float32]:
-        """The represented weight, float32, in its own shape: codes times the scale of their row or group."""
+    def dequantize(self, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """The represented weight or some rows of it, float32: codes times the scale of their row or group."""
         K = self.matrix_shape[1]
-        scale = self.scale[:, None]
-        if self.group_size:
-            scale = np.repeat(self.scale, self.group_size, axis=1)[:, :K]
-        return (self.unpack().astype(np.float32) * scale).reshape(self.shape)
+        scale = self.scale[rows]
+        scale = np.repeat(scale, self.group_size, axis=1)[:, :K] if self.group_size else scale[:, None]
+        weight = self._codec.unpack(self.codes[rows], K).astype(np.float32)
+        weight *= scale
+        return weight.reshape(-1, *self.shape[1:]) if len(weight) else weight.reshape(0, *self.shape[1:])
 
     @property
     def _codec(self) -> Codec:

@@ -112,6 +112,14 @@ def plan_layers(
     return plans
 
 
+def exempt_layers(model: nn.Module, example_inputs: Sequence[Tensor] | None = None) -> list[str]:
+    """The layers that could be quantised and stay in full precision unless `quantize_all` says otherwise."""
+    names = {module: name for name, module in model.named_modules()}
+    possible = [m for m in names if type(m) in LAYERS and not _obstacle(m)]
+    exempt = _exempt(model, possible, example_inputs)
+    return [name for module, name in names.items() if module in exempt]
+
+
 def _obstacle(module: nn.Module) -> str:
     """Why a weight layer cannot be quantised; empty where it can, or is none."""
     if isinstance(module, nn.MultiheadAttention):

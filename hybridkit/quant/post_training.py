@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
+import glob
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
-from hybridkit.packing.model import LayerSource, PackedLayer, PackedModel, Sizes, write_packed
+from hybridkit.packing.model import PackedLayer, PackedModel, Sizes, write_packed
 from hybridkit.quant.allocation import allocate_bits
-from hybridkit.quant.convert import convert, packing_source
+from hybridkit.quant.convert import FloatDtype, convert, packing_source, row_blocks
 from hybridkit.quant.layers import qat_layers
-from hybridkit.quant.plan import QuantizerSpec, make_quantizer
+from hybridkit.quant.plan import QuantizerSpec, exempt_layers, make_quantizer
 from hybridkit.quant.prepare import prepare_qat
 from hybridkit.quant.protocol import Activations, is_ternary
 
@@ -60,15 +60,18 @@ def quantize(
     target_bits: float | None = None,
     overrides: Mapping[str, QuantizerSpec] | None = None,
     example_inputs: Sequence[Tensor] | None = None,
+    embeddings: Literal[4, 8] | None = None,
     metadata: Mapping[str, Any] | None = None,
     codec: str | None = None,
+    float_dtype: FloatDtype | None = None,
 ) -> QuantizationReport:
     """Quantise and pack `model` without training it; the model itself is not changed, nor its weights copied.
 
-    A model that was prepared with `prepare_qat` is packed as it trained; then only `metadata` and `codec`
-    apply. Otherwise `target_bits` asks for a mean of bits per weight, spent by `allocate_bits` over 1-bit,
-    n-bit and `quantizer`, which has to be ternary then; `overrides` win over what it chose. Everything else
-    as in `prepare_qat` and `convert`, UsageError included.
+    A model that was prepared with `prepare_qat` is packed as it trained; then only `metadata`, `codec` and
+    `float_dtype` apply. Otherwise `target_bits` asks for a mean of bits per weight, spent by `allocate_bits`
+    over 1-bit, n-bit and `quantizer`, which has to be ternary then; `embeddings` gives the embeddings, the
+    last Linear and what is tied to them 8 or 4 bits; `overrides` win over both. Everything else as in
+    `prepare_qat` and `convert`, UsageError included.
     """
     prepared = quantised_copy(
         model,
@@ -79,8 +82,9 @@ def quantize(
         target_bits=target_bits,
         overrides=overrides,
         example_inputs=example_inputs,
+        embeddings=embeddings,
     )
-    packed = convert(prepared, metadata=metadata, codec=codec)
+    packed = convert(prepared, metadata=metadata, codec=codec, float_dtype=float_dtype)
     layers = qat_layers(prepared)
     rows = [_report(layer, layers[name].weight) for name, layer in packed.layers.items()]
     return QuantizationReport(packed, tuple(rows))
@@ -92,25 +96,27 @@ def quantize_to_file(
     *,
     metadata: Mapping[str, Any] | None = None,
     codec: str | None = None,
+    float_dtype: FloatDtype | None = None,
     compress: Literal["zstd"] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
     **how: Any,
 ) -> tuple[Sizes, tuple[LayerReport, ...]]:
     """As `quantize`, into a file and layer by layer: memory beyond the model is bounded by its largest layer.
 
-    `how`: the other arguments of `quantize`. Raises FileError too.
+    `how`: the other arguments of `quantize`. `weights` are those of a model on the meta device, by name, as
+    `open_tensors` gives them; then no more than a layer of it is ever in memory. Raises FileError too.
     """
     prepared = quantised_copy(model, **how)
-    weights = {name: layer.weight for name, layer in qat_layers(prepared).items()}
-    source = packing_source(prepared, metadata=metadata, codec=codec)
     rows: list[LayerReport] = []
-
-    def reported(layer: LayerSource) -> PackedLayer:
-        packed = layer.produce()
-        rows.append(_report(packed, weights[packed.name]))
-        return packed
-
-    layers = [dataclasses.replace(layer, produce=partial(reported, layer)) for layer in source.layers]
-    sizes = write_packed(path, dataclasses.replace(source, layers=layers), compress=compress)
+    source = packing_source(
+        prepared,
+        metadata=metadata,
+        codec=codec,
+        float_dtype=float_dtype,
+        weights=weights,
+        seen=lambda layer, weight: rows.append(_report(layer, weight)),
+    )
+    sizes = write_packed(path, source, compress=compress)
     return sizes, tuple(rows)
 
 
@@ -121,6 +127,7 @@ def quantised_copy(
     options: Mapping[str, Any] | None = None,
     target_bits: float | None = None,
     overrides: Mapping[str, QuantizerSpec] | None = None,
+    embeddings: Literal[4, 8] | None = None,
     **how: Any,
 ) -> _M:
     """`model` if it is prepared, else a prepared copy that shares its tensors; `how` as in `quantize`."""
@@ -140,6 +147,8 @@ def quantised_copy(
             example_inputs=how.get("example_inputs"),
         )
         overrides = {**allocated, **(overrides or {})}
+    if embeddings is not None:
+        overrides = {**embedding_overrides(model, embeddings, how.get("example_inputs")), **(overrides or {})}
     return prepare_qat(
         sharing_copy(model),
         quantizer=quantizer,
@@ -155,8 +164,21 @@ def sharing_copy(model: _M) -> _M:
     return copy.deepcopy(model, shared)
 
 
+def embedding_overrides(
+    model: nn.Module, bits: Literal[4, 8], example_inputs: Sequence[Tensor] | None = None
+) -> dict[str, QuantizerSpec]:
+    """n-bit quantizers for what stays in full precision by default, as `overrides` of `prepare_qat`."""
+    if bits not in (4, 8):
+        raise UsageError(f"embeddings take 4 or 8 bits, not {bits}")
+    spec = {"quantizer": "nbit", "bits": bits}
+    return {glob.escape(name): spec for name in exempt_layers(model, example_inputs)}
+
+
 def _report(layer: PackedLayer, weight: Tensor) -> LayerReport:
-    latent = weight.detach().float().cpu()
-    error, size = torch.dist(latent, torch.from_numpy(layer.dequantize())), torch.linalg.vector_norm(latent)
-    relative = float(error / size) if size > 0 else float(error)
+    error = size = 0.0
+    for rows in row_blocks(weight):
+        latent = weight.detach()[rows].float().cpu()
+        error = math.hypot(error, float(torch.dist(latent, torch.from_numpy(layer.dequantize(rows)))))
+        size = math.hypot(size, float(torch.linalg.vector_norm(latent)))
+    relative = error / size if size > 0 else error
     return LayerReport(layer.name, layer.shape, layer.quantizer, layer.bits, layer.zero_fraction, relative)

@@ -47,22 +47,24 @@ def prepare_qat(
         example_inputs=example_inputs,
     )
     for plan in plans:
-        if plan.quantizer is not None and not torch.isfinite(plan.layer.get_parameter("weight")).all():
+        if plan.quantizer is None or (weight := plan.layer.get_parameter("weight")).is_meta:
+            continue  # what is on the meta device is looked at when its content comes
+        if not torch.isfinite(weight).all():
             raise UsageError(f"layer {plan.name!r} has weights that are not finite")
     learned: dict[int, nn.ParameterDict] = {}  # by weight: tied layers learn one step
     for plan in plans:
         if plan.quantizer is None:
             _log.info("%s stays in full precision: %s", plan.name or "the model", plan.reason)
             continue
-        weight = id(plan.layer.weight)
+        key = id(plan.layer.weight)
         adopted = LAYERS[type(plan.layer)].adopt(
             plan.layer,
             plan.quantizer,
             activations=activations,
             name=plan.quantizer_name,
-            parameters=learned.get(weight),
+            parameters=learned.get(key),
         )
-        learned[weight] = adopted.quantizer_parameters
+        learned[key] = adopted.quantizer_parameters
     close_fast_paths(model, QATLayer)
     return model
 

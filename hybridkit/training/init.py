@@ -9,14 +9,17 @@ from torch import Tensor, nn
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.options import nearest
-from hybridkit.training.checkpoint import load_tensors
+from hybridkit.packing.checkpoint import open_tensors
 from hybridkit.training.runs import find_run
 
 
-def read_weights(source: str, trusted: Collection[str] = ()) -> dict[str, Tensor]:
-    """The state dict of a run's latest checkpoint, of one checkpoint, or of a `.safetensors` file."""
+def read_weights(source: str, trusted: Collection[str] = ()) -> Mapping[str, Tensor]:
+    """The state dict of a run's latest checkpoint, of one checkpoint, or of a `.safetensors` file.
+
+    That of a file, or of the files of a `.safetensors.index.json`, is read as it is looked at.
+    """
     if Path(source).is_file():
-        return load_tensors(Path(source))
+        return open_tensors(source)
     try:
         run, step = find_run(source)
     except FileError as error:
@@ -30,11 +33,16 @@ def fits(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy `weights` into `model`.
+    """Copy `weights` into `model`. Raises UsageError as `check_weights` does."""
+    model.load_state_dict(check_weights(model, weights, source))
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """`weights` as a state dict of `model`, which may be on the meta device.
 
     Raises UsageError where a name is missing or left over, or a shape or kind of number differs.
     """
-    own = model.state_dict()
+    own = model.state_dict(keep_vars=True)
     weights = _with_tied(own, weights)
     missing = sorted(set(own) - set(weights))
     extra = sorted(set(weights) - set(own))
@@ -57,14 +65,19 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
             )
         if tensor.is_floating_point() != own[name].is_floating_point():
             raise UsageError(f"{source}: {name} is {tensor.dtype}, the model's is {own[name].dtype}")
-    model.load_state_dict(dict(weights))
+    return weights
 
 
 def _with_tied(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`weights`, completed where a missing name is tied to one that is there (files may store those once)."""
     complete = dict(weights)
-    by_place = {own[name].data_ptr(): name for name in own if name in weights and own[name].numel()}
+    by_place = {_place(own[name]): name for name in own if name in weights and own[name].numel()}
     for name, tensor in own.items():
-        if name not in complete and tensor.data_ptr() in by_place:
-            complete[name] = weights[by_place[tensor.data_ptr()]]
+        if name not in complete and _place(tensor) in by_place:
+            complete[name] = weights[by_place[_place(tensor)]]
     return complete
+
+
+def _place(tensor: Tensor) -> int:
+    """What tensors that share their content have in common; on the meta device that is the object itself."""
+    return id(tensor) if tensor.is_meta else tensor.data_ptr()
