@@ -134,6 +134,8 @@ def quantised_copy(
     if qat_layers(model):
         return model
     if target_bits is not None:
+        if any(weight.is_meta for weight in model.parameters()):
+            raise UsageError("target bits need the weights in memory, and they are still in their file")
         made, name = make_quantizer(quantizer, options)
         if made is None or not is_ternary(made):
             raise UsageError(
