@@ -64,9 +64,8 @@ def command(
         Literal["zstd"] | None, typer.Option(help="Compress the whole file.", rich_help_panel=FILE)
     ] = None,
     float_dtype: Annotated[
-        str | None,
+        Literal["fp32", "fp16", "bf16"] | None,
         typer.Option(
-            metavar="fp16|bf16|fp32",
             help="What tensors that are not quantised are stored in (the source's own); with fp16 or bf16 "
             "scales are fp16 too, where that does no harm.",
             rich_help_panel=FILE,
@@ -86,11 +85,9 @@ def command(
         typer.Option("--quantize-all", help="The last Linear and embeddings too.", rich_help_panel=HOW),
     ] = False,
     embeddings: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            metavar="8|4",
-            help="Bits of embeddings and the last Linear (32).",
-            rich_help_panel=HOW,
+            metavar="8|4|8-tensor", help="Bits of embeddings and the last Linear (32).", rich_help_panel=HOW
         ),
     ] = None,
     target_bits: Annotated[
@@ -176,7 +173,7 @@ def command(
         "activations": activations,
         "quantize_all": quantize_all,
         "target_bits": target_bits,
-        "embeddings": embeddings,
+        "embeddings": int(embeddings) if embeddings and embeddings.isdecimal() else embeddings,
     }
     given = {name: value for name, value in how.items() if value}
     if qat_layers(found.model):
@@ -213,7 +210,7 @@ def find_source(source: str, *, task: str | None, model: str | None, quantizer: 
     from hybridkit.packing.model import SUFFIX
     from hybridkit.tasks.resolve import import_model
 
-    if source.endswith(SUFFIX):
+    if source.removesuffix(".index.json").endswith(SUFFIX):
         raise UsageError(f"{source} is packed already; hybridkit export --from takes it")
     if Path(source).is_file():
         if model is None:
@@ -230,7 +227,8 @@ def _from_weights(source: str, model: str) -> Source:
     """A network on the meta device and its weights in their file; one that cannot be made there is filled."""
     import torch
 
-    from hybridkit.tasks.resolve import import_model, import_target
+    from hybridkit.registry import import_target
+    from hybridkit.tasks.resolve import import_model
     from hybridkit.training.init import check_weights, load_weights, read_weights
 
     weights, metadata = read_weights(source), {"model": model}

@@ -104,9 +104,9 @@ class PackedLayer(LayerSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        codes, scale = self.tensor_specs().items()
-        in_memory = {codes[0]: (codes[1], self.codes), scale[0]: (replace(scale[1], dtype="F32"), self.scale)}
-        for name, (spec, array) in in_memory.items():
+        arrays: tuple[NDArray[Any], NDArray[Any]] = (self.codes, self.scale)
+        specs = replace(self.spec, scale_type="F32").tensor_specs()
+        for (name, spec), array in zip(specs.items(), arrays, strict=True):
             if TensorSpec.of(array.dtype, array.shape) != spec:
                 raise UsageError(
                     f"{name} is {array.dtype} {list(array.shape)}, not {spec.numpy} {list(spec.shape)}"
@@ -146,7 +146,7 @@ class PackedLayer(LayerSpec):
         scale = np.repeat(scale, self.group_size, axis=1)[:, :K] if self.group_size else scale[:, None]
         weight = self._codec.unpack(self.codes[rows], K).astype(np.float32)
         weight *= scale
-        return weight.reshape(-1, *self.shape[1:]) if len(weight) else weight.reshape(0, *self.shape[1:])
+        return weight.reshape(len(weight), *self.shape[1:])
 
     @property
     def _codec(self) -> Codec:

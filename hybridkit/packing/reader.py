@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
@@ -161,8 +162,8 @@ def _pieces(path: Path, table: Table, header: Header, data: CheckedData) -> Cont
             made.zeros  # noqa: B018 - refuses bytes that no code gives
         return made
 
-    layers = {spec.name: lambda spec=spec: layer(spec) for spec in table.layers}
-    tensors = {name: lambda name=name: array(name) for name in table.tensors}
+    layers = {spec.name: partial(layer, spec) for spec in table.layers}
+    tensors = {name: partial(array, name) for name in table.tensors}
     return Content(table, Pieces(layers), Pieces(tensors), identity(header))
 
 
@@ -170,8 +171,8 @@ def _version1(raw: bytes, header: Header, data: NDArray[np.uint8]) -> Content:
     layers, tensors, table = read_version1(raw, header, data)
     return Content(
         table,
-        Pieces({name: lambda layer=layer: layer for name, layer in layers.items()}),
-        Pieces({name: lambda array=array: array for name, array in tensors.items()}),
+        Pieces({name: partial(layers.__getitem__, name) for name in layers}),
+        Pieces({name: partial(tensors.__getitem__, name) for name in tensors}),
     )
 
 

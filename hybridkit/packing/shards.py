@@ -30,19 +30,17 @@ def split(table: Table, path: Path, limit: int) -> dict[Path, Table]:
 
     A layer and a tensor stay whole; ties and metadata are in the first file.
     """
+    pieces = [(layer.tensor_specs(), Table([layer])) for layer in table.layers]
+    pieces += [({name: spec}, Table([], {name: spec})) for name, spec in table.tensors.items()]
     parts, room = [Table([])], limit
-    pieces = [*table.layers, *table.tensors.items()]
-    for piece in pieces:
-        specs = [piece[1]] if isinstance(piece, tuple) else [*piece.tensor_specs().values()]
-        need = sum(spec.nbytes for spec in specs)
+    for specs, piece in pieces:
+        need = sum(spec.nbytes for spec in specs.values())
         if need > room and room < limit:
             parts.append(Table([]))
             room = limit
         room -= need
-        if isinstance(piece, tuple):
-            parts[-1] = replace(parts[-1], tensors={**parts[-1].tensors, piece[0]: piece[1]})
-        else:
-            parts[-1] = replace(parts[-1], layers=[*parts[-1].layers, piece])
+        last = parts[-1]
+        parts[-1] = Table([*last.layers, *piece.layers], {**last.tensors, **piece.tensors})
     parts[0] = replace(parts[0], tied=table.tied, metadata=table.metadata)
     if len(parts) == 1:
         return {path: parts[0]}

@@ -251,14 +251,8 @@ def _fetchers(state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dic
     held = {id(tensor): name for name, tensor in state.items() if name in weights}
     if lacking := [n for n, tensor in state.items() if tensor.is_meta and id(tensor) not in held]:
         raise UsageError(f"{lacking[0]!r} is on the meta device and among no weights given")
-    return {
-        name: partial(weights.__getitem__, held[id(tensor)]) if id(tensor) in held else partial(_itself, tensor)
-        for name, tensor in state.items()
-    }
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
+    given = {name: (weights, held[id(t)]) if id(t) in held else (state, name) for name, t in state.items()}
+    return {name: partial(source.__getitem__, key) for name, (source, key) in given.items()}
 
 
 def _tensor_source(name: str, fetch: Callable[[], Tensor], float_dtype: FloatDtype | None) -> TensorSource:

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,14 @@ from hybridkit.quant.prepare import prepare_qat
 from hybridkit.quant.protocol import Activations, is_ternary
 
 _M = TypeVar("_M", bound=nn.Module)
+
+# Bits of an embedding; 8-tensor has one step for all rows: more error, and codes that zstd shrinks well.
+Embeddings = Literal[8, 4, "8-tensor"]
+_EMBEDDINGS: Final[dict[Embeddings, QuantizerSpec]] = {
+    8: {"quantizer": "nbit", "bits": 8},
+    4: {"quantizer": "nbit", "bits": 4},
+    "8-tensor": {"quantizer": "nbit", "bits": 8, "granularity": "tensor"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,7 @@ def quantize(
     target_bits: float | None = None,
     overrides: Mapping[str, QuantizerSpec] | None = None,
     example_inputs: Sequence[Tensor] | None = None,
-    embeddings: Literal[4, 8] | None = None,
+    embeddings: Embeddings | None = None,
     metadata: Mapping[str, Any] | None = None,
     codec: str | None = None,
     float_dtype: FloatDtype | None = None,
@@ -70,7 +78,8 @@ def quantize(
     A model that was prepared with `prepare_qat` is packed as it trained; then only `metadata`, `codec` and
     `float_dtype` apply. Otherwise `target_bits` asks for a mean of bits per weight, spent by `allocate_bits`
     over 1-bit, n-bit and `quantizer`, which has to be ternary then; `embeddings` gives the embeddings, the
-    last Linear and what is tied to them 8 or 4 bits; `overrides` win over both. Everything else as in
+    last Linear and what is tied to them 8 or 4 bits (8-tensor: one step for all rows, which compresses
+    better); `overrides` win over both. Everything else as in
     `prepare_qat` and `convert`, UsageError included.
     """
     prepared = quantised_copy(
@@ -127,7 +136,7 @@ def quantised_copy(
     options: Mapping[str, Any] | None = None,
     target_bits: float | None = None,
     overrides: Mapping[str, QuantizerSpec] | None = None,
-    embeddings: Literal[4, 8] | None = None,
+    embeddings: Embeddings | None = None,
     **how: Any,
 ) -> _M:
     """`model` if it is prepared, else a prepared copy that shares its tensors; `how` as in `quantize`."""
@@ -167,13 +176,12 @@ def sharing_copy(model: _M) -> _M:
 
 
 def embedding_overrides(
-    model: nn.Module, bits: Literal[4, 8], example_inputs: Sequence[Tensor] | None = None
+    model: nn.Module, how: Embeddings, example_inputs: Sequence[Tensor] | None = None
 ) -> dict[str, QuantizerSpec]:
     """n-bit quantizers for what stays in full precision by default, as `overrides` of `prepare_qat`."""
-    if bits not in (4, 8):
-        raise UsageError(f"embeddings take 4 or 8 bits, not {bits}")
-    spec = {"quantizer": "nbit", "bits": bits}
-    return {glob.escape(name): spec for name in exempt_layers(model, example_inputs)}
+    if how not in _EMBEDDINGS:
+        raise UsageError(f"embeddings take {', '.join(map(str, _EMBEDDINGS))} bits, not {how}")
+    return {glob.escape(name): _EMBEDDINGS[how] for name in exempt_layers(model, example_inputs)}
 
 
 def _report(layer: PackedLayer, weight: Tensor) -> LayerReport:

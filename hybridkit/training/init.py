@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.options import nearest
-from hybridkit.packing.checkpoint import open_tensors
+from hybridkit.quant.checkpoint import open_tensors
 from hybridkit.training.runs import find_run
 
 

@@ -92,7 +92,7 @@ def test_a_file_that_is_missing_or_damaged(folder):
     content = bytearray(first.read_bytes())
     content[-1] ^= 1
     first.write_bytes(content)
-    with pytest.raises(FileError, match="model-00001.*does not match its SHA-256"):
+    with pytest.raises(FileError, match=r"model-00001.*does not match its SHA-256"):
         PackedModel.load(folder / NAME)
     first.unlink()
     with pytest.raises(FileError, match="No such file"):

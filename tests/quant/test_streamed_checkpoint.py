@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hybridkit.errors import UsageError
-from hybridkit.packing.checkpoint import open_tensors
+from hybridkit.quant.checkpoint import open_tensors
 from hybridkit.packing.model import PackedModel
 from hybridkit.quant.convert import _BLOCK
 from hybridkit.quant.post_training import quantize, quantize_to_file
@@ -20,11 +20,12 @@ WIDTH, LAYERS = 4096, 64  # 64 MiB each, 4 GiB in all
 MEASURE = """
 import sys, torch
 from torch import nn
-from hybridkit.packing.checkpoint import open_tensors
+from hybridkit.quant.checkpoint import open_tensors
 from hybridkit.quant.post_training import quantize_to_file
 
 def memory(key):
-    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key + ":"))
+    lines = open("/proc/self/status").readlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key + ":"))
 
 source, target, width, layers = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(1)
@@ -93,7 +94,9 @@ class Tied(nn.Module):
         self.head.weight = self.embed.weight
 
 
-@pytest.mark.parametrize("how", [{}, {"quantize_all": True}, {"embeddings": 8, "quantizer": "ternary-learned"}])
+@pytest.mark.parametrize(
+    "how", [{}, {"quantize_all": True}, {"embeddings": 8, "quantizer": "ternary-learned"}]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dropped", ["embed.weight", "head.weight"])
 def test_streamed_is_what_is_quantised_in_memory(tmp_path, how, dtype, dropped):
@@ -126,7 +129,9 @@ def test_what_a_checkpoint_lacks_is_said(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("spec", ["ternary-mse", {"quantizer": "nbit", "bits": 4, "group_size": 64}, "binary"])
+@pytest.mark.parametrize(
+    "spec", ["ternary-mse", {"quantizer": "nbit", "bits": 4, "group_size": 64}, "binary"]
+)
 def test_rows_quantised_in_blocks_are_those_quantised_at_once(monkeypatch, spec):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(100, 37), nn.Linear(37, 37))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hybridkit.errors import FileError
-from hybridkit.packing.checkpoint import open_tensors
+from hybridkit.quant.checkpoint import open_tensors
 from hybridkit.packing.shards import beside
 
 TENSORS = {
