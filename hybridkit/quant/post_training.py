@@ -28,7 +28,7 @@ _M = TypeVar("_M", bound=nn.Module)
 Embeddings = Literal[8, 4, "8-tensor"]
 _EMBEDDINGS: Final[dict[Embeddings, QuantizerSpec]] = {
     8: {"quantizer": "nbit", "bits": 8},
-    4: {"quantizer": "nbit", "bits": 4},
+    4: {"quantizer": "nbit", "bits": 4, "group_size": 64},
     "8-tensor": {"quantizer": "nbit", "bits": 8, "granularity": "tensor"},
 }
 
