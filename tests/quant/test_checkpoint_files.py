@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hybridkit.errors import FileError
-from hybridkit.quant.checkpoint import open_tensors
 from hybridkit.packing.shards import beside
+from hybridkit.quant.checkpoint import open_tensors
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3),

@@ -207,7 +207,9 @@ def test_numbers_that_fp16_does_not_hold_are_refused_and_infinity_is_none():
     with torch.no_grad():
         model[1].bias[1] = 1e5
     assert float(convert(model, float_dtype="bf16").tensors["1.bias"][1]) == pytest.approx(1e5, rel=0.01)
-    with pytest.raises(UsageError, match=r"'1\.bias' holds numbers that fp16 does not; take --float-dtype bf16"):
+    with pytest.raises(
+        UsageError, match=r"'1\.bias' holds numbers that fp16 does not; take --float-dtype bf16"
+    ):
         convert(model, float_dtype="fp16")
     with pytest.raises(UsageError, match="no float dtype 'fp8'; valid: fp32, fp16, bf16"):
         convert(model, float_dtype="fp8")
@@ -226,7 +228,7 @@ def test_scales_stay_as_they_trained_unless_asked(spec):
 
 @pytest.mark.parametrize(("factor", "kind"), [(1.0, "F16"), (1e-3, "F16"), (1e-7, "F32"), (1e6, "F32")])
 def test_scales_that_fp16_would_harm_stay_fp32(factor, kind):
-    """Beyond fp16's range, or so small that it has few digits for them: more than half of the layer's rounding."""
+    """Beyond fp16, or so small that it has few digits left: more than half of the layer's rounding."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 8))
     with torch.no_grad():

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hybridkit.errors import UsageError
-from hybridkit.quant.checkpoint import open_tensors
 from hybridkit.packing.model import PackedModel
+from hybridkit.quant.checkpoint import open_tensors
 from hybridkit.quant.convert import _BLOCK
 from hybridkit.quant.post_training import quantize, quantize_to_file
 
