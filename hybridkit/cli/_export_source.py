@@ -137,7 +137,7 @@ def _from_file(path: Path, code: Code, inputs: Sequence[str]) -> Source:
     from hybridkit.packing.model import SUFFIX, PackedModel
     from hybridkit.tasks.resolve import import_model
 
-    if not path.name.endswith(SUFFIX):
+    if not path.name.removesuffix(".index.json").endswith(SUFFIX):
         return _from_weights(path, code, inputs)
     packed = PackedModel.load(path)
     if code.model is not None and inputs:

@@ -38,6 +38,7 @@ class Source:
     model: nn.Module
     example_inputs: Sequence[Tensor] | Mapping[str, Tensor] | None
     metadata: Mapping[str, Any]
+    weights: Mapping[str, Tensor] | None = None  # of a network on the meta device
 
 
 def command(
@@ -46,8 +47,8 @@ def command(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A run, one checkpoint of it, a .safetensors file (with --model), package.module:attr, or "
-            "an .onnx file.",
+            help="A run, one checkpoint of it, a .safetensors file or its .index.json (with --model), "
+            "package.module:attr, or an .onnx file.",
         ),
     ],
     output: Annotated[
@@ -70,6 +71,14 @@ def command(
     ] = None,
     compress: Annotated[
         Literal["zstd"] | None, typer.Option(help="Compress the whole file.", rich_help_panel=FILE)
+    ] = None,
+    float_dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"] | None,
+        typer.Option(
+            help="What tensors that are not quantised are stored in (the source's own); with fp16 or bf16 "
+            "scales are fp16 too, where that does no harm.",
+            rich_help_panel=FILE,
+        ),
     ] = None,
     quantizer: Annotated[
         str | None, typer.Option(metavar="NAME", help="ternary-mse by default.", rich_help_panel=HOW)
@@ -100,6 +109,12 @@ def command(
         bool,
         typer.Option("--quantize-all", help="The last Linear and embeddings too.", rich_help_panel=HOW),
     ] = False,
+    embeddings: Annotated[
+        str | None,
+        typer.Option(
+            metavar="8|4|8-tensor", help="Bits of embeddings and the last Linear (32).", rich_help_panel=HOW
+        ),
+    ] = None,
     target_bits: Annotated[
         float | None,
         typer.Option(help="Mean bits per weight, 1 to 8; layers get what they need.", rich_help_panel=HOW),
@@ -167,6 +182,7 @@ def command(
         stated = _said(quantizer=quantizer, options=options.get("quantizer"), activations=activations)
         idle = _said(codec=codec, compress=compress, quantize_all=quantize_all, target_bits=target_bits)
         idle |= _said(model=model, task=task, granularity=granularity, layer=layer)
+        idle |= _said(model=model, task=task, embeddings=embeddings, float_dtype=float_dtype)
         _quantize_onnx.run(Path(source), output, idle=idle, json=json, **stated, **of_onnx)
         return
     for name in of_onnx:
@@ -186,6 +202,7 @@ def command(
         "activations": activations,
         "quantize_all": quantize_all,
         "target_bits": target_bits,
+        "embeddings": int(embeddings) if embeddings and embeddings.isdecimal() else embeddings,
     }
     given = {name: value for name, value in flags.items() if value}
     if qat_layers(found.model):
@@ -198,7 +215,9 @@ def command(
         how,
         metadata=found.metadata,
         codec=codec,
+        float_dtype=float_dtype,
         compress=compress,
+        weights=found.weights,
         example_inputs=found.example_inputs,
     )
     if json:
@@ -234,22 +253,39 @@ def find_source(source: str, *, task: str | None, model: str | None, quantizer: 
     from hybridkit.packing.model import SUFFIX
     from hybridkit.tasks.resolve import import_model
 
-    if source.endswith(SUFFIX):
+    if source.removesuffix(".index.json").endswith(SUFFIX):
         raise UsageError(f"{source} is packed already; hybridkit export --from takes it")
     if Path(source).is_file():
-        from hybridkit.training.init import read_weights
-        from hybridkit.training.weights import load_weights
-
         if model is None:
             raise UsageError(
                 f"{source} holds weights only: say the network with --model package.module:factory"
             )
-        network = import_model(model)
-        load_weights(network, read_weights(source), source)
-        return Source(network.eval(), None, {"model": model})
+        return _from_weights(source, model)
     if ":" in source and not Path(source).exists():
         return Source(import_model(source).eval(), None, {"model": source})
     return _from_run(source, [name for name in (task, model, quantizer) if name])
+
+
+def _from_weights(source: str, model: str) -> Source:
+    """A network on the meta device and its weights in their file; one that cannot be made there is filled."""
+    import torch
+
+    from hybridkit.registry import import_target
+    from hybridkit.tasks.resolve import import_model
+    from hybridkit.training.init import read_weights
+    from hybridkit.training.weights import check_weights, load_weights
+
+    weights, metadata = read_weights(source), {"model": model}
+    import_target(model)  # what its module makes while it is imported stays off the meta device
+    try:
+        with torch.device("meta"):
+            network = import_model(model).eval()
+    except (NotImplementedError, RuntimeError):  # it looks at its weights as it makes them
+        network = import_model(model).eval()
+    if any(tensor.is_meta for tensor in network.state_dict().values()):
+        return Source(network, None, metadata, check_weights(network, weights, source))
+    load_weights(network, weights, source)
+    return Source(network, None, metadata)
 
 
 def _from_run(source: str, trusted: Sequence[str]) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 from hybridkit.errors import FileError, UsageError
@@ -18,16 +19,15 @@ def decompressed_limit(compressed_bytes: int) -> int:
     return 256 * compressed_bytes + (64 << 20)
 
 
-def compress(source: BinaryIO, target: BinaryIO) -> None:
-    """Compress the rest of `source` into `target`.
+def compress(chunks: Iterable[bytes], size: int, target: BinaryIO) -> None:
+    """Compress `size` bytes, which come in chunks, into `target`.
 
-    Raises UsageError if it shrinks so far that `decompressed_limit` would refuse the result.
+    Raises UsageError if they shrink so far that `decompressed_limit` would refuse the result.
     """
-    begin = source.tell()
-    size = source.seek(0, io.SEEK_END) - begin
-    source.seek(begin)
-    compressor = _zstandard().ZstdCompressor(level=_LEVEL, write_checksum=True)
-    compressor.copy_stream(source, target, size=size)
+    compressor = _zstandard().ZstdCompressor(level=_LEVEL, write_checksum=True).compressobj(size=size)
+    for chunk in chunks:
+        target.write(compressor.compress(chunk))
+    target.write(compressor.flush())
     if size > decompressed_limit(target.tell()):
         raise UsageError("nearly every byte of the model is the same; save it without compression")
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -29,6 +30,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
         "F16": "<f2", "I16": "<i2", "U16": "<u2", "I8": "i1", "U8": "u1", "BOOL": "?",
     }.items()
 }  # fmt: skip
+_DTYPES["BF16"] = np.dtype(ml_dtypes.bfloat16)
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -48,6 +50,17 @@ class TensorSpec:
                 f"a packed model cannot hold {np.dtype(dtype)} tensors; convert to float32 first"
             )
         return cls(_NAMES[found], tuple(int(n) for n in shape))
+
+    @classmethod
+    def read(cls, name: str, dtype: Any, shape: Any) -> TensorSpec:
+        """What a file says about the tensor `name`. Raises FileError for what no array is."""
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
+            raise FileError(f"tensor {name!r} has a type that packed models do not use")
+        if not _is_sizes(shape):
+            raise FileError(f"tensor {name!r} has a malformed shape or offsets")
+        if len(shape) > _MOST_DIMENSIONS or math.prod(max(n, 1) for n in shape) * 8 >= 1 << 63:
+            raise FileError(f"tensor {name!r} has a shape beyond all bounds")
+        return cls(dtype, tuple(shape))
 
     @property
     def numpy(self) -> np.dtype[Any]:
@@ -78,29 +91,32 @@ class Header:
         """Bytes of the data section."""
         return sum(spec.nbytes for spec in self.tensors.values())
 
+    def field(self, name: str) -> str:
+        """A metadata string. Raises FileError where there is none."""
+        if name not in self.metadata:
+            raise FileError(f"its header has no field {name!r}")
+        return self.metadata[name]
 
-def place(tensors: Mapping[str, TensorSpec]) -> dict[str, int]:
-    """Where each tensor begins in the data: wide types first, then by name, so that all are aligned."""
+
+def aligned(tensors: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """The tensors in the order of the data: wide types first, then by name, so that all are aligned."""
     order = sorted(tensors, key=lambda name: (-tensors[name].numpy.itemsize, name))
-    begins, position = {}, 0
-    for name in order:
-        begins[name] = position
-        position += tensors[name].nbytes
-    return begins
+    return {name: tensors[name] for name in order}
 
 
-def encode_header(tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str], reserve: int = 0) -> bytes:
-    """Length and JSON header, padded to a multiple of 8 bytes and to at least `reserve` bytes in all."""
+def encode_header(tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """Length and JSON header of tensors that lie one after the other, padded to a multiple of 8 bytes."""
     entries: dict[str, Any] = {METADATA: dict(metadata)}
-    for name, begin in place(tensors).items():
-        spec = tensors[name]
+    position = 0
+    for name, spec in tensors.items():
         entries[name] = {
             "dtype": spec.dtype,
             "shape": list(spec.shape),
-            "data_offsets": [begin, begin + spec.nbytes],
+            "data_offsets": [position, position + spec.nbytes],
         }
+        position += spec.nbytes
     text = compact_json(entries).encode()
-    text = text.ljust(max(reserve - 8, -(-len(text) // _ALIGNMENT) * _ALIGNMENT))
+    text = text.ljust(-(-len(text) // _ALIGNMENT) * _ALIGNMENT)
     if len(text) > MAX_HEADER:
         raise UsageError(f"the model's header needs {len(text):,} bytes; the format allows {MAX_HEADER:,}")
     return len(text).to_bytes(8, "little") + text
@@ -129,14 +145,10 @@ def decode_header(text: bytes) -> Header:
 def _decode_entry(name: str, entry: Any) -> tuple[TensorSpec, int]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise FileError(f"the header's entry of tensor {name!r} is malformed")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise FileError(f"tensor {name!r} has a type that packed models do not use")
-    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+    offsets = entry["data_offsets"]
+    if not _is_sizes(offsets) or len(offsets) != 2:
         raise FileError(f"tensor {name!r} has a malformed shape or offsets")
-    spec = TensorSpec(dtype, tuple(shape))
-    if len(shape) > _MOST_DIMENSIONS or math.prod(max(n, 1) for n in shape) * 8 >= 1 << 63:
-        raise FileError(f"tensor {name!r} has a shape beyond all bounds")
+    spec = TensorSpec.read(name, entry["dtype"], entry["shape"])
     if offsets[1] - offsets[0] != spec.nbytes:
         raise FileError(f"tensor {name!r} has offsets that do not fit its shape")
     return spec, offsets[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,6 +15,7 @@ from hybridkit.packing.container import TensorSpec
 
 LayerKind = Literal["linear", "conv1d", "conv2d", "embedding"]
 Activations = Literal["int8", "float"]
+ScaleType = Literal["F32", "F16"]
 
 _DIMENSIONS: dict[LayerKind, int] = {"linear": 2, "conv1d": 3, "conv2d": 4, "embedding": 2}
 
@@ -28,6 +29,7 @@ class LayerSpec:
     bits: information per weight, log2 of the number of levels the quantizer uses.
     group_size: columns that share a scale; 0: one scale per row.
     quantizer: name of the quantizer, for the record.
+    scale_type: what a file holds the scales as; in memory they are float32.
     """
 
     name: str
@@ -38,6 +40,7 @@ class LayerSpec:
     activations: Activations
     group_size: int = 0
     quantizer: str = ""
+    scale_type: ScaleType = "F32"
 
     def __post_init__(self) -> None:
         if self.kind not in _DIMENSIONS:
@@ -50,6 +53,8 @@ class LayerSpec:
             raise UsageError(
                 f"layer {self.name!r}: activations {self.activations!r} are neither int8 nor float"
             )
+        if self.scale_type not in get_args(ScaleType):
+            raise UsageError(f"layer {self.name!r}: a scale is F32 or F16, not {self.scale_type!r}")
         if self.group_size < 0:
             raise UsageError(f"layer {self.name!r}: group size {self.group_size} is negative")
         most = bits_of(codec(self.codec).levels)
@@ -82,7 +87,7 @@ class LayerSpec:
         scale = (N, -(-K // self.group_size)) if self.group_size else (N,)
         return {
             f"{self.weight_name}.codes": TensorSpec("U8", (N, codec(self.codec).row_bytes(K))),
-            f"{self.weight_name}.scale": TensorSpec("F32", scale),
+            f"{self.weight_name}.scale": TensorSpec(self.scale_type, scale),
         }
 
 
@@ -91,7 +96,7 @@ class PackedLayer(LayerSpec):
     """A layer with its content.
 
     codes: uint8 [N, B], packed by the codec.
-    scale: float32 [N], or [N, ceil(K / group_size)]; finite.
+    scale: float32 [N], or [N, ceil(K / group_size)]; finite, and exact in `scale_type`.
     """
 
     codes: NDArray[np.uint8]
@@ -99,13 +104,17 @@ class PackedLayer(LayerSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for (name, spec), array in zip(self.tensor_specs().items(), self.arrays(), strict=True):
+        arrays: tuple[NDArray[Any], NDArray[Any]] = (self.codes, self.scale)
+        specs = replace(self.spec, scale_type="F32").tensor_specs()
+        for (name, spec), array in zip(specs.items(), arrays, strict=True):
             if TensorSpec.of(array.dtype, array.shape) != spec:
                 raise UsageError(
                     f"{name} is {array.dtype} {list(array.shape)}, not {spec.numpy} {list(spec.shape)}"
                 )
         if not np.isfinite(self.scale).all():
             raise UsageError(f"layer {self.name!r} has a scale that is not finite")
+        if self.scale_type == "F16" and not np.array_equal(as_fp16(self.scale), self.scale):
+            raise UsageError(f"layer {self.name!r} has a scale that fp16 does not hold exactly")
 
     @property
     def spec(self) -> LayerSpec:
@@ -113,8 +122,8 @@ class PackedLayer(LayerSpec):
         return LayerSpec(**{f.name: getattr(self, f.name) for f in fields(LayerSpec)})
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The content in the order of `tensor_specs`."""
-        return self.codes, self.scale
+        """The content in the order and the types of `tensor_specs`."""
+        return self.codes, self.scale.astype(np.float16) if self.scale_type == "F16" else self.scale
 
     @property
     def zeros(self) -> int:
@@ -130,14 +139,21 @@ class PackedLayer(LayerSpec):
         """The codes, int8 [N, K]. Raises FileError for a byte that no code gives."""
         return self._codec.unpack(self.codes, self.matrix_shape[1])
 
-    def dequantize(self) -> NDArray[np.float32]:
-        """The represented weight, float32, in its own shape: codes times the scale of their row or group."""
+    def dequantize(self, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """The represented weight or some rows of it, float32: codes times the scale of their row or group."""
         K = self.matrix_shape[1]
-        scale = self.scale[:, None]
-        if self.group_size:
-            scale = np.repeat(self.scale, self.group_size, axis=1)[:, :K]
-        return (self.unpack().astype(np.float32) * scale).reshape(self.shape)
+        scale = self.scale[rows]
+        scale = np.repeat(scale, self.group_size, axis=1)[:, :K] if self.group_size else scale[:, None]
+        weight = self._codec.unpack(self.codes[rows], K).astype(np.float32)
+        weight *= scale
+        return weight.reshape(len(weight), *self.shape[1:])
 
     @property
     def _codec(self) -> Codec:
         return codec(self.codec)
+
+
+def as_fp16(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What is left of float32 values that fp16 stores; infinite beyond 65,504."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16).astype(np.float32)

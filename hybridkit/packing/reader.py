@@ -2,91 +2,194 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.packing.compression import ZSTD_MAGIC, decompressed_limit, decompressing
-from hybridkit.packing.container import MAX_HEADER, Header, decode_header, parse_json
+from hybridkit.packing.container import MAX_HEADER, Header, decode_header
+from hybridkit.packing.digests import CheckedData, block_hashes, identity, sign
 from hybridkit.packing.layers import LayerSpec, PackedLayer
-from hybridkit.packing.writer import FORMAT, VERSION, check_names, sign
+from hybridkit.packing.shards import beside, index_path, index_text, join, read_index
+from hybridkit.packing.table import FORMAT, GATHERED, VERSION, Table, check_names, decode_table
+from hybridkit.packing.version1 import read_version1
+
+_T = TypeVar("_T")
+
+
+class Pieces(Mapping[str, _T], Generic[_T]):
+    """Layers or tensors of a file by name; each is read and checked when it is first asked for."""
+
+    def __init__(self, produce: Mapping[str, Callable[[], _T]]) -> None:
+        self._produce = produce
+        self._made: dict[str, _T] = {}
+
+    def __getitem__(self, name: str) -> _T:
+        if name not in self._made:
+            self._made[name] = self._produce[name]()
+        return self._made[name]
+
+    def producer(self, name: str) -> Callable[[], _T]:
+        """What reads one piece."""
+        return self._produce[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._produce  # Mapping would read the piece
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._produce)
+
+    def __len__(self) -> int:
+        return len(self._produce)
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a file holds, checked."""
+    """What a file holds: its table, checked, and its pieces, which check themselves."""
 
-    layers: dict[str, PackedLayer]
-    tensors: dict[str, NDArray[Any]]
-    tied: dict[str, str]
-    metadata: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Row(LayerSpec):
-    """A row of the layer table in the file."""
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-    zeros: int
+    table: Table
+    layers: Pieces[PackedLayer]
+    tensors: Pieces[NDArray[Any]]
+    identity: str = ""  # the hash of the header
 
 
-_ROWS = TypeAdapter(list[_Row])
-_NAMES = TypeAdapter(dict[str, str])
+def open_packed(path: str | os.PathLike[str]) -> Content:
+    """Map a packed model and check its header; one in several files is opened by its index or its own name.
 
-
-def read_packed(path: str | os.PathLike[str]) -> Content:
-    """Read and check a packed model file, compressed or not.
-
-    Raises FileError if the file is missing, truncated, corrupted, of another kind or from a newer version.
+    A compressed file is unfolded into memory. Raises FileError if a file is missing, truncated, corrupted, of
+    another kind or from a newer version; the pieces raise it for content that is not what was written.
     """
+    path, index = Path(path), index_path(Path(path))
+    with told(path):
+        several = path == index or (index.exists() and not path.exists())
+        content = _open_index(index) if several else _open(path)
+        check_names(content.table.layers, content.table.tensors, content.table.tied)
+        return content
+
+
+def _open_index(index: Path) -> Content:
+    found = read_index(index)
+    files = dict.fromkeys(found["weight_map"].values())
+    contents = {name: _open(beside(index, name)) for name in files}
+    tables = {name: content.table for name, content in contents.items()}
+    identities = {name: content.identity for name, content in contents.items()}
+    if not contents or json.dumps(found) != json.dumps(json.loads(index_text(tables, identities))):
+        raise FileError("its index does not fit its files; they are of different models, or one is missing")
+    layers = {name: of.layers.producer(name) for of in contents.values() for name in of.layers}
+    tensors = {name: of.tensors.producer(name) for of in contents.values() for name in of.tensors}
+    return Content(join(tables), Pieces(layers), Pieces(tensors))
+
+
+def _open(path: Path) -> Content:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        compressed = file.read(len(ZSTD_MAGIC)) == ZSTD_MAGIC
+        file.seek(0)
+        if not compressed:
+            return _read(path, file, size, lambda header, bytes_: _mapped(file, size, header, bytes_))
+        stream, limit = decompressing(file), decompressed_limit(size)
+        return _read(path, stream, limit, lambda header, bytes_: _unfolded(stream, limit - header, bytes_))
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Whatever goes wrong is said of this file, in one line."""
     try:
-        with _open(Path(path)) as (stream, limit):
-            return _read(stream, limit)
+        yield
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except (FileError, UsageError) as error:
         raise FileError(f"{path} is not a usable packed model: {error}") from None
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """The uncompressed content as a stream, and the most bytes it may hold."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        compressed = file.read(len(ZSTD_MAGIC)) == ZSTD_MAGIC
-        file.seek(0)
-        if compressed:
-            yield decompressing(file), decompressed_limit(size)
-        else:
-            yield file, size
-
-
-def _read(stream: BinaryIO, limit: int) -> Content:
+def _read(
+    path: Path, stream: BinaryIO, limit: int, section: Callable[[int, int], NDArray[np.uint8]]
+) -> Content:
+    """`section(header bytes, data bytes)` gives what comes after the header, all of it."""
     length = bytes(_take(stream, 8, limit))
     size = int.from_bytes(length, "little")
     if size > MAX_HEADER:
         raise FileError("it is not a safetensors file")
     text = bytes(_take(stream, size, limit - 8))
     header = decode_header(text)
-    _check_header(length + text, header)
-    data = np.frombuffer(_take(stream, header.data_bytes, limit - 8 - size), np.uint8)
+    if header.metadata.get("format") != FORMAT:
+        raise FileError("it is a plain safetensors file; make a packed one with `hybridkit quantize`")
+    if (version := header.field("version")) == "1":
+        return _version1(length + text, header, section(8 + size, header.data_bytes))
+    if version != VERSION:
+        raise FileError(
+            f"it has format version {version!r:.20}, this hybridkit reads 1 and {VERSION}; upgrade"
+        )
+    hashes = header.field("sha256")
+    if sign(length + text, hashes) != length + text:
+        raise FileError("its header does not match its SHA-256; the file is corrupted")
+    table = decode_table(header.field("table"))
+    if dict(header.tensors) != table.entries():
+        raise FileError("its header does not fit its table")
+    data = CheckedData(section(8 + size, header.data_bytes), block_hashes(hashes, header.data_bytes))
+    return _pieces(path, table, header, data)
+
+
+def _pieces(path: Path, table: Table, header: Header, data: CheckedData) -> Content:
+    begins, position = {}, header.begins.get(GATHERED, 0)
+    placed = table.placed()
+    for name, spec in placed.items():
+        begins[name] = header.begins.get(name, position)
+        position += 0 if name in header.begins else spec.nbytes
+
+    def array(name: str) -> NDArray[Any]:
+        spec, begin = placed[name], begins[name]
+        with told(path):
+            content = data.take(name, begin, begin + spec.nbytes)
+        if name not in header.begins:  # a small tensor may lie at any byte: copied, it is aligned
+            content = content.copy()
+        return content.view(spec.numpy).reshape(spec.shape)
+
+    def layer(spec: LayerSpec) -> PackedLayer:
+        codes, scale = (array(name) for name in spec.tensor_specs())
+        with told(path):
+            made = PackedLayer(**vars(spec), codes=codes, scale=scale.astype(np.float32, copy=False))
+            made.zeros  # noqa: B018 - refuses bytes that no code gives
+        return made
+
+    layers = {spec.name: partial(layer, spec) for spec in table.layers}
+    tensors = {name: partial(array, name) for name in table.tensors}
+    return Content(table, Pieces(layers), Pieces(tensors), identity(header))
+
+
+def _version1(raw: bytes, header: Header, data: NDArray[np.uint8]) -> Content:
+    layers, tensors, table = read_version1(raw, header, data)
+    return Content(
+        table,
+        Pieces({name: partial(layers.__getitem__, name) for name in layers}),
+        Pieces({name: partial(tensors.__getitem__, name) for name in tensors}),
+    )
+
+
+def _mapped(file: BinaryIO, size: int, header: int, data_bytes: int) -> NDArray[np.uint8]:
+    if header + data_bytes > size:
+        raise FileError("it is truncated, or announces more content than it can hold")
+    if header + data_bytes < size:
+        raise FileError("it goes on after its last tensor")
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, np.uint8)[header:]
+
+
+def _unfolded(stream: BinaryIO, limit: int, data_bytes: int) -> NDArray[np.uint8]:
+    data = np.frombuffer(_take(stream, data_bytes, limit), np.uint8)
     if stream.read(1):
         raise FileError("it goes on after its last tensor")
-    arrays = _arrays(header, data)
-    rows = _parse(_ROWS, header, "layers")
-    tied = _parse(_NAMES, header, "tied")
-    layers = {row.name: _layer(row, arrays) for row in rows}
-    check_names([*rows], arrays, tied)
-    return Content(layers, arrays, tied, parse_json(_field(header, "metadata"), "metadata"))
+    return data
 
 
 def _take(stream: BinaryIO, size: int, limit: int) -> bytearray:
@@ -101,54 +204,3 @@ def _take(stream: BinaryIO, size: int, limit: int) -> bytearray:
             raise FileError("it is truncated")
         view = view[count:]
     return content
-
-
-def _check_header(header: bytes, parsed: Header) -> None:
-    if parsed.metadata.get("format") != FORMAT:
-        raise FileError("it is a plain safetensors file; make a packed one with `hybridkit quantize`")
-    version = _field(parsed, "version")
-    if version != VERSION:
-        raise FileError(f"it has format version {version!r:.20}, this hybridkit reads {VERSION}; upgrade")
-    if sign(header, _field(parsed, "sha256")) != header:
-        raise FileError("its header does not match its SHA-256; the file is corrupted")
-
-
-def _arrays(header: Header, data: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    hashes = _parse(_NAMES, header, "hashes")
-    if set(hashes) != set(header.tensors):
-        raise FileError("its table of hashes does not fit its tensors")
-    arrays = {}
-    for name, spec in header.tensors.items():
-        begin = header.begins[name]
-        content = data[begin : begin + spec.nbytes]
-        if hashlib.sha256(content.data).hexdigest() != hashes[name]:
-            raise FileError(f"tensor {name!r} does not match its SHA-256; the file is corrupted")
-        arrays[name] = content.view(spec.numpy).reshape(spec.shape)
-    return arrays
-
-
-def _layer(row: _Row, arrays: dict[str, NDArray[Any]]) -> PackedLayer:
-    """The layer of a table row; takes its tensors out of `arrays`."""
-    spec = {f.name: getattr(row, f.name) for f in fields(LayerSpec)}
-    names = tuple(row.tensor_specs())
-    for name in names:
-        if name not in arrays:
-            raise FileError(f"the tensor {name!r} is missing")
-    codes, scale = (arrays.pop(name) for name in names)
-    layer = PackedLayer(**spec, codes=codes, scale=scale)
-    if layer.zeros != row.zeros:
-        raise FileError(f"layer {row.name!r} has {layer.zeros} zeros, its table says {row.zeros}")
-    return layer
-
-
-def _field(header: Header, name: str) -> str:
-    if name not in header.metadata:
-        raise FileError(f"its header has no field {name!r}")
-    return header.metadata[name]
-
-
-def _parse(kind: TypeAdapter[Any], header: Header, name: str) -> Any:
-    try:
-        return kind.validate_json(_field(header, name))
-    except ValidationError as error:
-        raise FileError(f"its table of {name} is malformed: {error.errors()[0]['msg']}") from None

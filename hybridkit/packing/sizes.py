@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hybridkit.packing.container import TensorSpec, encode_header
+from hybridkit.packing.container import TensorSpec, aligned, encode_header
 from hybridkit.packing.layers import LayerSpec
 
 
@@ -49,7 +49,8 @@ def measure(layers: Sequence[LayerSpec], tensors: Mapping[str, TensorSpec], file
     weights = sum(layer.weights for layer in layers)
     return Sizes(
         file_bytes=file_bytes,
-        fp32_bytes=len(encode_header(twin, {"format": "pt"})) + sum(spec.nbytes for spec in twin.values()),
+        fp32_bytes=len(encode_header(aligned(twin), {"format": "pt"}))
+        + sum(spec.nbytes for spec in twin.values()),
         layers_bytes=sum(spec.nbytes for layer in layers for spec in layer.tensor_specs().values()),
         layers_fp32_bytes=4 * weights,
         weights=weights,
@@ -57,4 +58,4 @@ def measure(layers: Sequence[LayerSpec], tensors: Mapping[str, TensorSpec], file
 
 
 def _in_fp32(spec: TensorSpec) -> TensorSpec:
-    return TensorSpec("F32", spec.shape) if spec.dtype in ("F16", "F32", "F64") else spec
+    return TensorSpec("F32", spec.shape) if spec.dtype in ("BF16", "F16", "F32", "F64") else spec

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-from torch import Tensor
 
 from hybridkit.errors import FileError
+from hybridkit.packing.shards import INDEX_SUFFIX, beside, read_index
 
-INDEX_SUFFIX: Final = ".index.json"
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class TensorFiles(Mapping[str, Tensor]):
-    """Tensors by name, on the CPU and mapped from their file: bytes are read when they are looked at."""
+class TensorFiles(Mapping[str, "Tensor"]):
+    """Tensors by name, on the CPU and mapped from their file: bytes are read when they are looked at.
+
+    Raises FileError where a file has changed since `open_tensors` looked.
+    """
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self._files = files
@@ -47,18 +50,16 @@ def open_tensors(path: str | os.PathLike[str]) -> TensorFiles:
     if not path.name.endswith(INDEX_SUFFIX):
         return TensorFiles(dict.fromkeys(_names(path), path))
     try:
-        weights = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise FileError(f"{path} is not a usable index") from None
-    files: dict[str, Path] = {}
-    for file in weights.values():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise FileError(f"{path} is not a usable index: {file!r:.80} is no .safetensors file beside it")
-        files.setdefault(file, path.with_name(file))
+        weights = read_index(path)["weight_map"]
+        files = {name: beside(path, name) for name in dict.fromkeys(weights.values())}
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    except FileError as error:
+        raise FileError(f"{path} is not a usable index: {error}") from None
     held = {name: set(_names(file)) for name, file in files.items()}
     for name, file in weights.items():
         if name not in held[file]:
-            raise FileError(f"{path} is not a usable index: {file!r:.80} holds no tensor {name!r:.80}")
+            raise FileError(f"{path} is not a usable index: {file!r} holds no tensor {name!r:.80}")
     return TensorFiles({name: files[file] for name, file in weights.items()})
 
 
@@ -75,5 +76,6 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except FileNotFoundError:
         raise FileError(f"{path}: there is no such file") from None
-    except (safetensors.SafetensorError, OSError, ValueError):
-        raise FileError(f"{path}: not a safetensors file, or truncated") from None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileError(f"{path}: not a safetensors file, or truncated ({reason})") from None

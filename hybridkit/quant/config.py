@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Activations = Literal["int8", "float"]
 Compute = Literal["fp32", "model"]
+# Bits of embeddings; 8-tensor has one scale for all rows: more error, and codes that zstd shrinks well.
+Embeddings = Literal[8, 4, "8-tensor"]
 
 FP32 = "fp32"
 
@@ -82,7 +84,8 @@ class QuantConfig:
     layers: exceptions by pattern of layer names (fnmatch): a quantizer as in `weights`, or "fp32"; an option
         `granularity` gives it its own. Of several patterns that match, the last one counts.
     quantize_all: the last Linear and the embeddings too.
-    embeddings: 4 or 8 bits (nbit) for the embeddings, the last Linear and what shares a weight with them.
+    embeddings: 8 bits, 4 bits in groups of 64, or `8-tensor`, 8 bits with one scale (all nbit), for the
+        embeddings, the last Linear and what shares a weight with them.
     target_bits: a mean of bits per weight to spend (see allocation.py), 1 to 8; `weights` is then ternary.
     compute: `fp32`, or `model`: under float activations in the type of the activations (under autocast, its
         type) with fp32 scales, which is faster and no longer the bits of the packed network.
@@ -93,7 +96,7 @@ class QuantConfig:
     activations: Activations = "int8"
     layers: Mapping[str, QuantizerSpec] = field(default_factory=dict)
     quantize_all: bool = False
-    embeddings: Literal[4, 8] | None = None
+    embeddings: Embeddings | None = None
     target_bits: float | None = None
     compute: Compute = "fp32"
 
@@ -109,8 +112,8 @@ class QuantConfig:
             raise UsageError(f"layers maps patterns of layer names to quantizers, it is not {self.layers!r}")
         if not isinstance(self.quantize_all, bool):
             raise UsageError(f"quantize_all is True or False, not {self.quantize_all!r}")
-        if self.embeddings not in (None, 4, 8) or isinstance(self.embeddings, float):
-            raise UsageError(f"embeddings take 4 or 8 bits, not {self.embeddings!r}")
+        if self.embeddings not in (None, *get_args(Embeddings)) or isinstance(self.embeddings, float):
+            raise UsageError(f"embeddings take 8, 4 or 8-tensor, not {self.embeddings!r}")
         bits = self.target_bits
         if bits is not None and not (type(bits) in (int, float) and 1 <= bits <= 8):
             shown = f"{bits:g}" if isinstance(bits, float) else repr(bits)

@@ -7,8 +7,9 @@ import math
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
+import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from hybridkit.errors import UsageError
 from hybridkit.packing.codecs import Codec, codec_for
 from hybridkit.packing.codecs import codec as codec_called
+from hybridkit.packing.layers import as_fp16
 from hybridkit.packing.model import (
     LayerSource,
     LayerSpec,
@@ -29,25 +31,43 @@ from hybridkit.packing.model import (
     write_packed,
 )
 from hybridkit.quant.config import QuantConfig
+from hybridkit.quant.groups import InGroups
 from hybridkit.quant.layers import QATLayer, full_precision_state, qat_layers
 from hybridkit.quant.prepare import prepared
 from hybridkit.quant.protocol import QuantizedTensor, Quantizer
 
+FloatDtype = Literal["fp32", "fp16", "bf16"]
+Seen = Callable[[PackedLayer, Tensor], None]
+_FLOATS: Final[dict[str, torch.dtype]] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+_BLOCK: Final = 1 << 20  # weights quantised at a time: bounds what that takes
+
 
 def convert(
-    model: nn.Module, *, metadata: Mapping[str, Any] | None = None, codec: str | None = None
+    model: nn.Module,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    codec: str | None = None,
+    float_dtype: FloatDtype | None = None,
 ) -> PackedModel:
     """The packed weights of a prepared model: the codes and scales that it computes with, bit for bit.
 
-    Everything that is not a quantised weight goes in (floating point as float32) under its name in the state
-    dictionary; learned quantizer parameters are folded into the scales; tied weights are stored once.
-    `codec` is used for the layers whose levels it holds (`base3` stores ternary ones in 1.6 bits), others
-    take their default. The metadata also hold `quantization`, the QuantConfig as JSON.
+    Everything that is not a quantised weight goes in under its name in the state dictionary; learned
+    quantizer parameters are folded into the scales; tied weights are stored once. `codec` is used for the
+    layers whose levels it holds (`base3` stores ternary ones in 1.6 bits), others take their default.
+    The metadata also hold `quantization`, the QuantConfig as JSON.
+
+    `float_dtype` is what floating-point tensors are stored in: `fp32`, `fp16` or `bf16`; by default fp16 and
+    bf16 stay what they are and all others become fp32. Only where it says fp16 or bf16 are scales stored in
+    fp16 too, in the layers where `harmless` says so; then the result is no longer the trained one to the bit.
 
     Raises UsageError if the model has no fake-quantised layer, is on the ramp from full precision, holds a
-    weight that is not finite, or `codec` fits no layer.
+    weight that is not finite or a tensor that fp16 cannot hold, or `codec` fits no layer.
     """
-    source = packing_source(model, metadata=metadata, codec=codec)
+    source = packing_source(model, metadata=metadata, codec=codec, float_dtype=float_dtype)
     layers = [layer.produce() for layer in source.layers]
     tensors = {name: tensor.produce() for name, tensor in source.tensors.items()}
     return PackedModel({layer.name: layer for layer in layers}, tensors, source.tied, source.metadata)
@@ -59,6 +79,7 @@ def pack_to_file(
     *,
     metadata: Mapping[str, Any] | None = None,
     codec: str | None = None,
+    float_dtype: FloatDtype | None = None,
     compress: Literal["zstd"] | None = None,
 ) -> Sizes:
     """Write `convert(model)` to a file layer by layer, atomically.
@@ -66,13 +87,22 @@ def pack_to_file(
     Raises what `convert` raises, and FileError. Memory beyond the model is bounded by what quantising its
     largest layer takes.
     """
-    return write_packed(path, packing_source(model, metadata=metadata, codec=codec), compress=compress)
+    source = packing_source(model, metadata=metadata, codec=codec, float_dtype=float_dtype)
+    return write_packed(path, source, compress=compress)
 
 
 def packing_source(
-    model: nn.Module, *, metadata: Mapping[str, Any] | None = None, codec: str | None = None
+    model: nn.Module,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    codec: str | None = None,
+    float_dtype: FloatDtype | None = None,
+    seen: Seen | None = None,
 ) -> ModelSource:
-    """What `convert` packs, each piece produced when it is asked for."""
+    """What `convert` packs, each piece produced when it is asked for.
+
+    `seen` is called with each layer as it is packed, and its latent weight.
+    """
     layers = {_weight_name(name): (name, layer) for name, layer in qat_layers(model).items()}
     if not layers:
         raise UsageError("the model has no quantised layer; call prepare_qat first, or use quantize")
@@ -81,11 +111,12 @@ def packing_source(
     packed = {name: layer for weight, (name, layer) in layers.items() if weight not in tied}
     wanted = wanted_codec(codec, [layer.quantizer for layer in packed.values()])
     tensors = {
-        name: tensor_source(tensor)
+        name: tensor_source(name, tensor, float_dtype=float_dtype)
         for name, tensor in state.items()
         if name not in tied and name not in layers
     }
-    sources = [_layer_source(name, layer, wanted) for name, layer in packed.items()]
+    half = float_dtype in ("fp16", "bf16")
+    sources = [_layer_source(name, layer, wanted, half, seen) for name, layer in packed.items()]
     done = prepared(model)
     return ModelSource(sources, tensors, tied, with_config(metadata, done.config if done else None))
 
@@ -125,44 +156,64 @@ def _holds(codec: Codec, quantizer: Quantizer) -> bool:
 
 
 def layer_source(
-    made_by: Quantizer, quantized: Callable[[], QuantizedTensor], wanted: Codec | None, **known: Any
+    made_by: Quantizer,
+    quantized: Callable[[], tuple[Tensor, QuantizedTensor]],
+    wanted: Codec | None,
+    *,
+    half: bool = False,
+    seen: Seen | None = None,
+    **known: Any,
 ) -> LayerSource:
-    """A layer that is packed when its turn comes; `known` are the other fields of its LayerSpec."""
+    """A layer that is packed when its turn comes.
+
+    `quantized` gives its latent weight, outputs first, and what became of it. `half`: scales in fp16 where
+    that is harmless. `known` are the other fields of its LayerSpec.
+    """
     codec = wanted if wanted and _holds(wanted, made_by) else codec_for(made_by.levels)
     # Only a quantised tensor tells the group size: that of one row of zeros.
     row = torch.zeros(1, math.prod(known["shape"][1:]))
     group_size = made_by.quantize(row, **made_by.parameters(row)).group_size
     spec = LayerSpec(codec=codec.name, bits=made_by.bits, group_size=group_size, **known)
+    said = {field.name: getattr(spec, field.name) for field in fields(LayerSpec)}
 
     def produce() -> PackedLayer:
-        made = quantized()
-        return PackedLayer(
-            **{field.name: getattr(spec, field.name) for field in fields(LayerSpec)},
+        weight, made = quantized()
+        short = half and harmless(weight, made)
+        scale = made.scale.detach().float().cpu().numpy()
+        packed = PackedLayer(
+            **said | {"scale_type": "F16" if short else "F32"},
             codes=codec.pack(made.codes.cpu().numpy()),
-            scale=made.scale.detach().float().cpu().numpy(),
+            scale=as_fp16(scale) if short else scale,
         )
+        if seen is not None:
+            seen(packed, weight)
+        return packed
 
     return LayerSource(spec, produce)
 
 
-def _layer_source(name: str, layer: QATLayer, wanted: Codec | None) -> LayerSource:
+def _layer_source(
+    name: str, layer: QATLayer, wanted: Codec | None, half: bool, seen: Seen | None
+) -> LayerSource:
     if layer.ramp < 1:
         raise UsageError(
             f"layer {name!r} is on the ramp from full precision; train on (hybridkit train --resume RUN) or "
             "end it with set_ramp(model, 1)"
         )
 
-    def quantized() -> QuantizedTensor:
-        if not torch.isfinite(layer.weight).all():
-            raise UsageError(
-                f"layer {name!r} has weights that are not finite; go back to an earlier checkpoint"
-            )
-        return layer.quantized_weight()
+    def quantized() -> tuple[Tensor, QuantizedTensor]:
+        weight = layer.oriented_weight().detach()
+        if not layer.quantizer_parameters:
+            return weight, quantize_rows(layer.quantizer, weight, name)
+        _check_finite(weight, name)
+        return weight, layer.quantized_weight()
 
     return layer_source(
         layer.quantizer,
         quantized,
         wanted,
+        half=half,
+        seen=seen,
         name=name,
         kind=layer.kind,
         shape=tuple(layer.oriented_weight().shape),
@@ -171,13 +222,85 @@ def _layer_source(name: str, layer: QATLayer, wanted: Codec | None) -> LayerSour
     )
 
 
-def tensor_source(known: Tensor, read: Callable[[], Tensor] | None = None) -> TensorSource:
+@torch.no_grad()
+def quantize_rows(quantizer: Quantizer, weight: Tensor, name: str) -> QuantizedTensor:
+    """The codes and scales of a weight, outputs first, some rows at a time where they have their own scales.
+
+    Raises UsageError where a weight is not finite; `name` is the layer's.
+    """
+    options = getattr(quantizer, "options", None)
+    alone = isinstance(quantizer, InGroups) or getattr(options, "granularity", "") == "channel"
+    parts = []
+    for rows in row_blocks(weight, whole=not alone):
+        block = weight[rows].flatten(1).float()
+        _check_finite(block, name)
+        parts.append(quantizer.quantize(block, **quantizer.parameters(block)))
+    if len(parts) == 1:
+        return parts[0]
+    return QuantizedTensor(
+        torch.cat([part.codes for part in parts]), torch.cat([p.scale for p in parts]), parts[0].group_size
+    )
+
+
+def _check_finite(weight: Tensor, name: str) -> None:
+    if not torch.isfinite(weight).all():
+        raise UsageError(f"layer {name!r} has weights that are not finite; go back to an earlier checkpoint")
+
+
+def row_blocks(weight: Tensor, *, whole: bool = False) -> list[slice]:
+    """Ranges of rows of at most some millions of weights, at least one range."""
+    rows = max(1, len(weight))
+    step = rows if whole else max(1, _BLOCK * rows // max(1, weight.numel()))
+    return [slice(start, start + step) for start in range(0, rows, step)]
+
+
+@torch.no_grad()
+def harmless(weight: Tensor, quantized: QuantizedTensor) -> bool:
+    """Whether scales in fp16 move the weight by at most half of what quantising it has moved it already.
+
+    Both in Frobenius norms over the whole layer: rows that hardly count may lose their scale's last bits.
+    """
+    own = moved = 0.0
+    short = quantized.scale.half().float()
+    for rows in row_blocks(weight):
+        codes, group = quantized.codes[rows], quantized.group_size
+        exact = QuantizedTensor(codes, quantized.scale[rows], group).dequantize()
+        own += float((weight[rows].flatten(1).float() - exact).square().sum(dtype=torch.float64))
+        rounded = QuantizedTensor(codes, short[rows], group).dequantize()
+        moved += float((rounded - exact).square().sum(dtype=torch.float64))
+    return 4 * moved <= own
+
+
+def tensor_source(
+    name: str,
+    known: Tensor,
+    read: Callable[[], Tensor] | None = None,
+    *,
+    float_dtype: FloatDtype | None = None,
+) -> TensorSource:
     """A tensor that is fetched when its turn comes: `known`, or what `read` gives, which is of its shape."""
-    dtype = torch.float32 if known.is_floating_point() else known.dtype
+    dtype, shape = _stored(known.dtype, float_dtype), tuple(known.shape)
 
     def produce() -> NDArray[Any]:
-        tensor = read() if read else known
-        array: NDArray[Any] = tensor.detach().to("cpu", dtype, copy=True).numpy()
+        tensor = (read() if read else known).detach()
+        stored = tensor.to("cpu", dtype, copy=True)
+        if dtype == torch.float16 and (stored.isinf() & ~tensor.cpu().isinf()).any():
+            raise UsageError(f"{name!r} holds numbers that fp16 does not; take --float-dtype bf16")
+        if dtype == torch.bfloat16:  # NumPy knows it from ml_dtypes, torch does not know that
+            return np.asarray(stored.view(torch.int16).numpy().view(ml_dtypes.bfloat16), order="C")
+        array: NDArray[Any] = stored.numpy()
         return np.asarray(array, order="C")  # ascontiguousarray would make a 0-d array 1-d
 
-    return TensorSource(TensorSpec.of(torch.empty(0, dtype=dtype).numpy().dtype, tuple(known.shape)), produce)
+    kind = ml_dtypes.bfloat16 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+    return TensorSource(TensorSpec.of(kind, shape), produce)
+
+
+def _stored(dtype: torch.dtype, wanted: FloatDtype | None) -> torch.dtype:
+    """The type that a tensor of `dtype` is stored in. UsageError for a `wanted` that does not exist."""
+    if wanted not in (None, *_FLOATS):
+        raise UsageError(f"there is no float dtype {wanted!r}; valid: {', '.join(_FLOATS)}")
+    if not dtype.is_floating_point:
+        return dtype
+    if wanted is not None:
+        return _FLOATS[wanted]
+    return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32

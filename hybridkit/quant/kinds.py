@@ -49,10 +49,13 @@ class Layer:
         """All names of the module."""
         return (self.name, *self.aliases)
 
+    def oriented(self, weight: Tensor) -> Tensor:
+        """The stored weight with the outputs first; a view."""
+        return weight.detach().t() if self.transposed else weight.detach()
+
     def matrix(self, weight: Tensor) -> Tensor:
         """The stored weight as float32 [N, K]."""
-        oriented = weight.detach().t() if self.transposed else weight.detach()
-        return oriented.flatten(1).float()
+        return self.oriented(weight).flatten(1).float()
 
 
 def kind_of(module: nn.Module) -> LayerKind | None:

@@ -17,7 +17,7 @@ def observe(
     example_inputs: ExampleInputs,
     seen: Callable[[nn.Module, Tensor], None],
 ) -> None:
-    """Evaluate `model` on its arguments, in order or by name, and call `seen(layer, its input)` as each of `layers` runs.
+    """Evaluate `model` on its arguments and call `seen(layer, its input)` as each of `layers` runs.
 
     The model runs in evaluation mode, without gradients, and is left as it was.
     """

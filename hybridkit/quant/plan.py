@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from hybridkit.options import nearest
 from hybridkit.quant.config import (
     FP32,
     Channel,
+    Embeddings,
     Granularity,
     QuantConfig,
     QuantizerSpec,
@@ -57,6 +58,13 @@ def left_alone(plans: Iterable[LayerPlan]) -> tuple[LeftAlone, ...]:
     return tuple(
         LeftAlone(p.name, p.layer.kind, p.layer.shape, p.reason) for p in plans if p.quantizer is None
     )
+
+
+EMBEDDINGS: Final[Mapping[Embeddings, QuantizerSpec]] = {
+    8: {"quantizer": "nbit", "bits": 8},
+    4: {"quantizer": "nbit", "bits": 4, "group_size": 64},
+    "8-tensor": {"quantizer": "nbit", "bits": 8, "granularity": "tensor"},
+}
 
 
 def make_quantizer(
@@ -141,7 +149,7 @@ def select(
     exempt = {} if config.quantize_all else _exempt(possible, order)
     default, spared = _normal(config.weights), _normal(FP32)
     if config.embeddings is not None:
-        spared = {"quantizer": "nbit", "bits": config.embeddings}
+        spared = EMBEDDINGS[config.embeddings]
     chosen: dict[Layer, QuantizerSpec] = {x: spared if x in exempt else default for x in possible}
     for pattern, spec in config.layers.items():
         matched = [x for x in possible if any(fnmatch.fnmatchcase(name, pattern) for name in x.names)]

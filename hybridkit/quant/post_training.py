@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +16,14 @@ from hybridkit.errors import UsageError
 from hybridkit.packing.codecs import Codec
 from hybridkit.packing.model import LayerSource, ModelSource, PackedLayer, PackedModel, Sizes, write_packed
 from hybridkit.quant.allocation import allocate, input_squares, ternary_of, with_layers
-from hybridkit.quant.config import Activations, QuantConfig, QuantizerSpec, config_from
+from hybridkit.quant.config import Activations, Embeddings, QuantConfig, QuantizerSpec, config_from
 from hybridkit.quant.convert import (
+    FloatDtype,
+    Seen,
     layer_source,
     packing_source,
+    quantize_rows,
+    row_blocks,
     tensor_source,
     tied_names,
     wanted_codec,
@@ -79,7 +84,7 @@ def quantize(model: Source, config: QuantConfig | None = None, **how: Any) -> Qu
     model: a network, or a mapping of tensors by name, such as `open_tensors` gives: its layers are
     then those that `layers=` describes (by default `describe_weights`). config: how; by default ternary-mse
     with float activations. `how` are the keyword arguments of `quantizing_source`. A model that was prepared
-    with `prepare_qat_` is packed as it trained; then only `metadata` and `codec` apply.
+    with `prepare_qat_` is packed as it trained; then only `metadata`, `codec` and `float_dtype` apply.
 
     Raises UsageError where `select`, `allocate` or `convert` do.
     """
@@ -109,6 +114,20 @@ def quantize_to_file(
 
 
 @dataclass(frozen=True, slots=True)
+class Storage:
+    """How a packed model is stored: see `convert`."""
+
+    metadata: Mapping[str, Any] | None
+    codec: str | None
+    float_dtype: FloatDtype | None
+
+    @property
+    def half(self) -> bool:
+        """Whether scales may be fp16."""
+        return self.float_dtype in ("fp16", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """A packed model to be produced; each layer that is produced adds its row."""
 
@@ -125,7 +144,7 @@ def quantizing_source(
     options: Mapping[str, Any] | None = None,
     activations: Activations | None = None,
     quantize_all: bool = False,
-    embeddings: Literal[4, 8] | None = None,
+    embeddings: Embeddings | None = None,
     target_bits: float | None = None,
     overrides: Mapping[str, QuantizerSpec] | None = None,
     example_inputs: ExampleInputs | None = None,
@@ -134,6 +153,7 @@ def quantizing_source(
     weights: Mapping[str, Tensor] | None = None,
     metadata: Mapping[str, Any] | None = None,
     codec: str | None = None,
+    float_dtype: FloatDtype | None = None,
 ) -> Work:
     """The work that `quantize` does, layer by layer.
 
@@ -142,8 +162,9 @@ def quantizing_source(
     look at them their statistics, one run for each such layer; or else `statistics(layer name)` does.
     `weights`, by name, are those of a network on the meta device; a tied one may go by any of its names.
     """
+    storage = Storage(metadata, codec, float_dtype)
     if isinstance(model, nn.Module) and qat_layers(model):
-        return _as_trained(model, metadata, codec)
+        return _as_trained(model, storage)
     config = config_from(
         config,
         AFTERWARDS,
@@ -186,7 +207,7 @@ def quantizing_source(
         config = with_layers(config, bits)
         plans = plan(config)
     tied = tied_names(own, [p.layer.weight for p in plans if p.quantizer]) if own is not model else {}
-    return _work(state, tied, plans, config, statistics or _nothing_known, metadata, codec)
+    return _work(state, tied, plans, config, statistics or _nothing_known, storage)
 
 
 class Filled(Mapping[str, Tensor]):
@@ -230,25 +251,26 @@ def _work(
     plans: Sequence[LayerPlan],
     config: QuantConfig,
     statistics: Callable[[str], Statistics | None],
-    metadata: Mapping[str, Any] | None,
-    codec: str | None,
+    storage: Storage,
 ) -> Work:
     packed: dict[str, LayerPlan] = {}
     for plan in plans:
         if plan.quantizer is not None:
             packed.setdefault(plan.layer.weight, plan)  # the first of those that share a weight
-    wanted = wanted_codec(codec, [plan.quantizer for plan in packed.values() if plan.quantizer])
+    wanted = wanted_codec(storage.codec, [plan.quantizer for plan in packed.values() if plan.quantizer])
     rows: list[LayerReport] = []
     sources = [
-        _reported(_source(plan, state, config.activations, wanted, statistics), plan.layer, state, rows)
+        _source(plan, state, config.activations, wanted, statistics, storage.half, rows)
         for plan in packed.values()
     ]
     tensors = {
-        name: tensor_source(meta(state, name), partial(state.__getitem__, name))
+        name: tensor_source(
+            name, meta(state, name), partial(state.__getitem__, name), float_dtype=storage.float_dtype
+        )
         for name in state
         if name not in packed and name not in tied
     }
-    model = ModelSource(sources, tensors, tied, with_config(metadata, config))
+    model = ModelSource(sources, tensors, tied, with_config(storage.metadata, config))
     return Work(model, rows, left_alone(plans))
 
 
@@ -258,23 +280,28 @@ def _source(
     activations: Activations,
     wanted: Codec | None,
     statistics: Callable[[str], Statistics | None],
+    half: bool,
+    rows: list[LayerReport],
 ) -> LayerSource:
     quantizer, layer = plan.quantizer, plan.layer
     assert quantizer is not None
 
     @torch.no_grad()
-    def quantized() -> QuantizedTensor:
-        matrix = layer.matrix(state[layer.weight])
+    def quantized() -> tuple[Tensor, QuantizedTensor]:
+        weight = layer.oriented(state[layer.weight])
+        if not takes_statistics(quantizer):
+            return weight, quantize_rows(quantizer, weight, layer.name)
+        matrix = weight.flatten(1).float()
         if not torch.isfinite(matrix).all():
             raise UsageError(f"layer {layer.name!r} has weights that are not finite")
-        return quantize_weight(
-            quantizer, matrix, statistics(layer.name) if takes_statistics(quantizer) else None
-        )
+        return weight, quantize_weight(quantizer, matrix, statistics(layer.name))
 
     return layer_source(
         quantizer,
         quantized,
         wanted,
+        half=half,
+        seen=_noting(rows),
         name=layer.name,
         kind=layer.kind,
         shape=layer.shape,
@@ -283,30 +310,22 @@ def _source(
     )
 
 
-def _as_trained(model: nn.Module, metadata: Mapping[str, Any] | None, codec: str | None) -> Work:
-    source = packing_source(model, metadata=metadata, codec=codec)
-    weights = {name: layer.oriented_weight().detach() for name, layer in qat_layers(model).items()}
+def _as_trained(model: nn.Module, storage: Storage) -> Work:
     rows: list[LayerReport] = []
-    layers = [_noting(layer, partial(weights.__getitem__, layer.spec.name), rows) for layer in source.layers]
+    source = packing_source(
+        model,
+        metadata=storage.metadata,
+        codec=storage.codec,
+        float_dtype=storage.float_dtype,
+        seen=_noting(rows),
+    )
     done = prepared(model)
-    return Work(replace(source, layers=layers), rows, done.left_alone if done else ())
+    return Work(source, rows, done.left_alone if done else ())
 
 
-def _reported(
-    source: LayerSource, layer: Layer, state: Mapping[str, Tensor], rows: list[LayerReport]
-) -> LayerSource:
-    return _noting(source, lambda: layer.matrix(state[layer.weight]), rows)
-
-
-def _noting(source: LayerSource, weight: Callable[[], Tensor], rows: list[LayerReport]) -> LayerSource:
-    """`source` that adds a row to `rows` when it is produced."""
-
-    def produce() -> PackedLayer:
-        packed = source.produce()
-        rows.append(_report(packed, weight()))
-        return packed
-
-    return replace(source, produce=produce)
+def _noting(rows: list[LayerReport]) -> Seen:
+    """What adds a row to `rows` for a layer that was packed."""
+    return lambda packed, weight: rows.append(_report(packed, weight))
 
 
 def _nothing_known(name: str) -> None:
@@ -314,7 +333,10 @@ def _nothing_known(name: str) -> None:
 
 
 def _report(layer: PackedLayer, weight: Tensor) -> LayerReport:
-    latent = weight.detach().float().cpu().reshape(layer.shape)
-    error, size = torch.dist(latent, torch.from_numpy(layer.dequantize())), torch.linalg.vector_norm(latent)
-    relative = float(error / size) if size > 0 else float(error)
+    error = size = 0.0
+    for rows in row_blocks(weight):
+        latent = weight.detach()[rows].float().cpu()
+        error = math.hypot(error, float(torch.dist(latent, torch.from_numpy(layer.dequantize(rows)))))
+        size = math.hypot(size, float(torch.linalg.vector_norm(latent)))
+    relative = error / size if size > 0 else error
     return LayerReport(layer.name, layer.shape, layer.quantizer, layer.bits, layer.zero_fraction, relative)

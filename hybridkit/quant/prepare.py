@@ -66,7 +66,8 @@ def prepare_qat_(
     plans = plan_layers(model, chosen, example_inputs=example_inputs)
     layers = {plan.name: model.get_submodule(plan.name) for plan in plans if plan.quantizer is not None}
     for name, layer in layers.items():
-        if not torch.isfinite(layer.get_parameter("weight")).all():
+        weight = layer.get_parameter("weight")
+        if not weight.is_meta and not torch.isfinite(weight).all():
             raise UsageError(f"layer {name!r} has weights that are not finite")
     learned: dict[str, nn.ParameterDict] = {}  # by weight: tied layers learn one step
     for plan in plans:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Self, TypeVar, cast
 
+import ml_dtypes
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -356,6 +357,8 @@ def _load_tensors(
         if tuple(own[name].shape) != array.shape:
             shapes = f"{list(array.shape)}, the module's has {list(own[name].shape)}"
             raise UsageError(f"the packed model's {name!r} has shape {shapes}")
+        if array.dtype == ml_dtypes.bfloat16:  # which torch does not take from NumPy
+            array = array.astype(np.float32)
         own[name].copy_(torch.from_numpy(np.require(array, requirements="W")))
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from hybridkit.errors import FileError
-from hybridkit.training.checkpoint import load_tensors
+from hybridkit.quant.checkpoint import open_tensors
 from hybridkit.training.runs import find_run
 
 
-def read_weights(source: str) -> dict[str, Tensor]:
-    """The state dict of a run's latest checkpoint, of one checkpoint, or of a `.safetensors` file."""
+def read_weights(source: str) -> Mapping[str, Tensor]:
+    """The state dict of a run's latest checkpoint, of one checkpoint, or of a `.safetensors` file.
+
+    That of a file, or of the files of a `.safetensors.index.json`, is read as it is looked at.
+    """
     if Path(source).is_file():
-        return load_tensors(Path(source))
+        return open_tensors(source)
     try:
         run, step = find_run(source)
     except FileError as error:

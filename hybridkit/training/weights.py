@@ -16,11 +16,16 @@ def fits(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy `weights` into `model`.
+    """Copy `weights` into `model`. Raises UsageError as `check_weights` does."""
+    model.load_state_dict(check_weights(model, weights, source))
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """`weights` as a state dict of `model`, which may be on the meta device.
 
     Raises UsageError where a name is missing or left over, or a shape or kind of number differs.
     """
-    own = model.state_dict()
+    own = model.state_dict(keep_vars=True)
     weights = _with_tied(own, weights)
     missing = sorted(set(own) - set(weights))
     extra = sorted(set(weights) - set(own))
@@ -43,7 +48,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
             )
         if _kind(tensor) != _kind(own[name]):
             raise UsageError(f"{source}: {name} is {tensor.dtype}, the model's is {own[name].dtype}")
-    model.load_state_dict(dict(weights))
+    return weights
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:
@@ -53,8 +58,13 @@ def _kind(tensor: Tensor) -> tuple[bool, bool]:
 def _with_tied(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`weights`, completed where a missing name is tied to one that is there (files may store those once)."""
     complete = dict(weights)
-    by_place = {own[name].data_ptr(): name for name in own if name in weights and own[name].numel()}
+    by_place = {_place(own[name]): name for name in own if name in weights and own[name].numel()}
     for name, tensor in own.items():
-        if name not in complete and tensor.data_ptr() in by_place:
-            complete[name] = weights[by_place[tensor.data_ptr()]]
+        if name not in complete and _place(tensor) in by_place:
+            complete[name] = weights[by_place[_place(tensor)]]
     return complete
+
+
+def _place(tensor: Tensor) -> int:
+    """What tensors that share their content have in common; on the meta device that is the object itself."""
+    return id(tensor) if tensor.is_meta else tensor.data_ptr()

@@ -144,6 +144,28 @@ def test_weights_in_a_file_with_their_network(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("attribute", ["net", "ready"])
+def test_weights_in_several_files_in_half_precision(folder: Path, attribute: str) -> None:
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 3)).half()
+    state = network.state_dict()
+    (folder / "parts").mkdir()
+    for name, tensor in state.items():
+        save_file({name: tensor}, folder / "parts" / f"{name}.safetensors")
+    index = folder / "parts" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: f"{name}.safetensors" for name in state}}))
+    words = ["quantize", str(index), "--model", f"quantize_command_net:{attribute}", "--embeddings", "8"]
+    assert run([*words, "--float-dtype", "bf16"]) == 0
+    packed = PackedModel.load("model.hk.safetensors")
+    assert {name: layer.codec for name, layer in packed.layers.items()} == {
+        "0": "two-bit",
+        "2": "two-bit",
+        "3": "nbit8",
+    }
+    assert {array.dtype.name for array in packed.tensors.values()} == {"bfloat16"}
+    assert {layer.scale_type for layer in packed.layers.values()} == {"F16"}
+
+
+@pytest.mark.parametrize("attribute", ["net", "ready"])
 def test_a_network_of_the_users_own(attribute: str) -> None:
     assert run(["quantize", f"quantize_command_net:{attribute}"]) == 0
     packed = PackedModel.load("model.hk.safetensors")

@@ -1,8 +1,11 @@
 """Truncated, corrupted, foreign and hostile files: always one FileError, never another model."""
 
+import base64
 import hashlib
 import json
 import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridkit.errors import FileError
+from hybridkit.packing.digests import digests, hash_field, sign
 from hybridkit.packing.model import PackedModel
+from hybridkit.packing.table import DICTIONARY
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +24,28 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("damaged")
 
 
+VERSION_1 = Path(__file__).with_name("data") / "version-1.packed"  # the example, by the writer of version 1
+
+
 @pytest.fixture(scope="module")
-def good(example_model, folder):
+def good_1():
+    return VERSION_1.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def good_2(example_model, folder):
     example_model.save(folder / "good")
     return (folder / "good").read_bytes()
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def good(request):
+    return request.getfixturevalue(f"good_{request.param}")
+
+
+def test_files_of_version_1_load_for_ever(example_model, same):
+    same(PackedModel.load(VERSION_1), example_model)
+    same(PackedModel.load(VERSION_1.with_suffix(".packed.zst")), example_model)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +131,7 @@ def test_header_lengths_beyond_the_file_or_all_bounds(good, folder):
 
 
 def edited(good, edit):
-    """The file with its header changed by `edit(header, metadata)` and all hashes made right again."""
+    """A file of version 1 with its header changed by `edit(header, metadata, data)` and all hashes right."""
     length = int.from_bytes(good[:8], "little")
     header = json.loads(good[8 : 8 + length])
     data = good[8 + length :]
@@ -129,8 +152,8 @@ def signed(text):
     return raw.replace(b'"sha256":"' + b"0" * 64, b'"sha256":"' + digest)
 
 
-def test_an_edit_with_right_hashes_is_a_valid_file(good, folder, example_model, same):
-    same(load(folder, edited(good, lambda header, metadata, data: None)), example_model)
+def test_an_edit_with_right_hashes_is_a_valid_file(good_1, folder, example_model, same):
+    same(load(folder, edited(good_1, lambda header, metadata, data: None)), example_model)
 
 
 def set_row(**fields):
@@ -186,7 +209,7 @@ def forget_hash(header, metadata, data):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (set_metadata(version="2"), "format version '2', this hybridkit reads 1; upgrade"),
+        (set_metadata(version="3"), "format version '3', this hybridkit reads 1 and 2; upgrade"),
         (set_metadata(version="9" * 1000), "format version '9"),
         (drop_metadata("version"), "no field 'version'"),
         (drop_metadata("layers"), "no field 'layers'"),
@@ -226,8 +249,140 @@ def forget_hash(header, metadata, data):
         (forget_hash, "table of hashes does not fit"),
     ],
 )
-def test_consistent_but_impossible_files(good, folder, edit, message):
-    assert_refused(folder, edited(good, edit), message)
+def test_consistent_but_impossible_files(good_1, folder, edit, message):
+    assert_refused(folder, edited(good_1, edit), message)
+
+
+def edited_2(good, edit):
+    """A file of version 2 after `edit(header, table, data)`, with all hashes right."""
+    length = int.from_bytes(good[:8], "little")
+    header, data = json.loads(good[8 : 8 + length]), good[8 + length :]
+    unfold = zlib.decompressobj(15, DICTIONARY)
+    table = json.loads(unfold.decompress(base64.b85decode(header["__metadata__"]["table"])))
+    found = edit(header, table, data)
+    data = found if isinstance(found, bytes) else data
+    metadata = header["__metadata__"]
+    if "table" in metadata and not isinstance(found, str):
+        fold = zlib.compressobj(zdict=DICTIONARY)
+        text = table if isinstance(table, bytes) else json.dumps(table).encode()
+        metadata["table"] = base64.b85encode(fold.compress(text) + fold.flush()).decode()
+    metadata["sha256"] = value = hash_field(digests([data]))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return sign(struct.pack("<Q", len(text)) + text, value) + data
+
+
+def row_2(**fields):
+    def edit(header, table, data):
+        table["layers"][3] |= fields
+
+    return edit
+
+
+def table_2(**fields):
+    def edit(header, table, data):
+        table |= fields
+
+    return edit
+
+
+def raw_table(text):
+    def edit(header, table, data):
+        header["__metadata__"]["table"] = text
+        return "as it is"
+
+    return edit
+
+
+def bad_code_2(header, table, data):
+    return data.replace(bytes(CODES), b"\xff" + bytes(CODES)[1:])
+
+
+def infinite_scale_2(header, table, data):
+    return data.replace(SCALE, struct.pack("<f", float("nan")) + SCALE[4:])
+
+
+def drop_table(header, table, data):
+    del header["__metadata__"]["table"]
+
+
+def another_entry(header, table, data):
+    header[".small"]["dtype"] = "I8"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def content_of_fc(example_model):
+    global CODES, SCALE
+    CODES, SCALE = (array.tobytes() for array in example_model.layers["fc"].arrays())
+
+
+def test_an_edit_of_version_2_is_a_valid_file(good_2, folder, example_model, same):
+    same(load(folder, edited_2(good_2, lambda header, table, data: None)), example_model)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (drop_table, "no field 'table'"),
+        (raw_table("!"), "table is corrupted"),
+        (raw_table("é"), "table is corrupted"),
+        (raw_table(""), "table is corrupted"),
+        (raw_table(base64.b85encode(zlib.compress(b"{}")).decode()), "table|fit"),
+        (table_2(tied={"a": "b"}), "'a' is tied to 'b'"),
+        (table_2(tied=3), "table is malformed"),
+        (table_2(surprise=3), "table is malformed"),
+        (table_2(metadata=[]), "table is malformed"),
+        (table_2(tensors={"a": ["F32"]}), "table is malformed"),
+        (table_2(tensors={"a": ["F8", []]}), "a type that packed models do not use"),
+        (table_2(tensors={"a": ["F32", [-1]]}), "malformed shape"),
+        (table_2(tensors={"a": ["F32", [1 << 62]]}), "beyond all bounds"),
+        (table_2(tensors={}), "header does not fit its table"),
+        (row_2(kind="lstm"), "table is malformed"),
+        (row_2(codec="three-bit"), "no codec is called"),
+        (row_2(surprise=1), "table is malformed"),
+        (row_2(shape=[3, 70]), "header does not fit its table"),
+        (row_2(shape=[3, -7]), "not the shape"),
+        (row_2(shape=["3", 7]), "table is malformed"),
+        (row_2(shape=[1 << 62, 1 << 62]), "fit|bounds"),
+        (row_2(group_size=4), "header does not fit its table"),
+        (row_2(bits=True), "table is malformed"),
+        (row_2(scale="F64"), "table is malformed"),
+        (row_2(scale="F16"), "header does not fit its table"),
+        (row_2(name="conv"), "header does not fit its table"),
+        (another_entry, "header does not fit its table"),
+        (bad_code_2, "the byte 0xff"),
+        (infinite_scale_2, "not finite"),
+        (lambda header, table, data: data[:-1], "truncated"),
+    ],
+)
+def test_consistent_but_impossible_files_of_version_2(good_2, folder, edit, message):
+    assert_refused(folder, edited_2(good_2, edit), message)
+
+
+def test_a_table_that_unfolds_without_end_is_refused(good_2, folder, peak_memory, monkeypatch):
+    monkeypatch.setattr("hybridkit.packing.table.MAX_HEADER", 1 << 20)
+    fold = zlib.compressobj(9, zdict=DICTIONARY)
+    bomb = base64.b85encode(fold.compress(b" " * (64 << 20)) + fold.flush()).decode()
+    with peak_memory() as peak:
+        assert_refused(folder, edited_2(good_2, raw_table(bomb)), "longer than any")
+    assert peak() < 8 << 20
+
+
+def test_content_is_checked_before_it_is_handed_out(folder, tmp_path):
+    """Blocks are hashed when they are first asked for: a wrong one is met by what lies in it alone."""
+    tensors = {name: np.full(3 << 18, i, np.float32) for i, name in enumerate("abc")}  # three blocks each
+    PackedModel({}, tensors).save(tmp_path / "good")
+    content = bytearray((tmp_path / "good").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "bad").write_bytes(content)
+    model = PackedModel.open(tmp_path / "bad")
+    assert np.array_equal(model.tensors["a"], tensors["a"])
+    assert np.array_equal(model.tensors["b"], tensors["b"])
+    with pytest.raises(FileError, match="'c' does not match its SHA-256"):
+        model.tensors["c"]
+    with pytest.raises(FileError, match="bad is not a usable packed model: tensor 'c'"):
+        model.verify()
+    with pytest.raises(FileError, match="'c' does not match"):
+        PackedModel.load(tmp_path / "bad")
 
 
 @pytest.mark.parametrize(

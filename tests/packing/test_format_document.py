@@ -1,13 +1,13 @@
 """docs/packed-format.md shows a file byte for byte; this writes the same file."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
 from hybridkit.packing.codecs import CODECS, bits_of, codec
 from hybridkit.packing.model import PackedLayer, PackedModel
-from hybridkit.packing.reader import read_packed
-from hybridkit.packing.writer import FORMAT, VERSION
+from hybridkit.packing.table import DICTIONARY, FORMAT, GATHERED, VERSION, Table, _Row
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "packed-format.md"
 
@@ -56,7 +56,7 @@ def test_the_worked_example(tmp_path):
 def test_the_dump_in_the_document_is_a_model(tmp_path):
     content = b"".join(bytes.fromhex(line[6:53]) for line in block("hexdump"))
     (tmp_path / "model").write_bytes(content)
-    layer = read_packed(tmp_path / "model").layers["fc"]
+    layer = PackedModel.load(tmp_path / "model").layers["fc"]
     assert layer.dequantize().tolist() == [[-0.5, 0, 0.5, 0.5, 0], [0.25, 0.25, 0, -0.25, -0.25]]
 
 
@@ -66,25 +66,14 @@ def test_the_document_names_everything():
         *CODECS,
         FORMAT,
         f"`version` | `{VERSION}`",
-        "layers",
-        "tied",
-        "metadata",
-        "hashes",
         "sha256",
+        GATHERED,
+        *(f"`{part.name}`" for part in fields(Table)),
     ):
         assert name in text
-    for field in (
-        "name",
-        "kind",
-        "codec",
-        "shape",
-        "bits",
-        "activations",
-        "group_size",
-        "quantizer",
-        "zeros",
-    ):
-        assert f"| `{field}` |" in text
+    for field in fields(_Row):
+        assert f"| `{field.name}` |" in text
+    assert "".join(block("text")).encode() == DICTIONARY
 
 
 if __name__ == "__main__":

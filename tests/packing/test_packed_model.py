@@ -3,6 +3,7 @@
 import json
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from hybridkit.errors import FileError, UsageError
 from hybridkit.packing.codecs import CODECS, codec
 from hybridkit.packing.model import PackedModel, TensorSpec
+from hybridkit.packing.table import decode_table
 
 SMALL = st.integers(0, 9)
+BF16 = ml_dtypes.bfloat16
 
 
 def dequantize_reference(layer):
@@ -61,7 +64,7 @@ def test_save_and_load(example_model, same, tmp_path, compress):
 @given(
     st.lists(st.tuples(st.sampled_from(CODECS), SMALL, SMALL, st.integers(0, 3)), max_size=4),
     st.lists(
-        st.tuples(st.sampled_from(["<f4", ">f4", "f2", "i8", "?", "u1"]), st.lists(SMALL, max_size=3)),
+        st.tuples(st.sampled_from(["<f4", ">f4", "f2", BF16, "i8", "?", "u1"]), st.lists(SMALL, max_size=3)),
         max_size=3,
     ),
     st.dictionaries(st.text(max_size=5), st.text(max_size=5) | st.integers() | st.none(), max_size=3),
@@ -82,29 +85,32 @@ def test_saving_twice_gives_the_same_bytes(example_model, tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_the_safetensors_library_opens_the_file(example_model, tmp_path):
-    path = tmp_path / "model.hk.safetensors"
-    example_model.save(path)
+@pytest.fixture
+def larger_model(example_model, make_layer):
+    """The example with a layer and a tensor that stand in the header under their own names."""
+    layers = {**example_model.layers, "large": make_layer("large", (130, 513), "nbit8")}
+    tensors = {**example_model.tensors, "table": np.arange(1 << 13).astype(np.float64)}
+    return PackedModel(layers, tensors, example_model.tied, example_model.metadata)
+
+
+def test_the_safetensors_library_opens_the_file(larger_model, tmp_path):
+    path, model = tmp_path / "model.hk.safetensors", larger_model
+    model.save(path)
     loaded = safetensors.numpy.load_file(path)
-    assert set(loaded) == {
-        f"{name}.weight.{part}" for name in example_model.layers for part in ("codes", "scale")
-    } | set(example_model.tensors)
-    for name, layer in example_model.layers.items():
-        assert np.array_equal(loaded[f"{name}.weight.codes"], layer.codes)
-        assert np.array_equal(loaded[f"{name}.weight.scale"], layer.scale)
-    for name, tensor in example_model.tensors.items():
-        assert loaded[name].dtype == tensor.dtype
-        assert np.array_equal(loaded[name], tensor)
+    assert set(loaded) == {"large.weight.codes", "table", ".small"}
+    assert np.array_equal(loaded["large.weight.codes"], model.layers["large"].codes)
+    assert np.array_equal(loaded["table"], model.tensors["table"])
     with safetensors.safe_open(path, "numpy") as file:
         metadata = file.metadata()
     assert metadata["format"] == "hybridkit.packed"
-    assert [row["name"] for row in json.loads(metadata["layers"])] == list(example_model.layers)
-    assert json.loads(metadata["metadata"])["task"] == "digits"
+    table = decode_table(metadata["table"])
+    assert [layer.name for layer in table.layers] == list(model.layers)
+    assert table.metadata["task"] == "digits"
 
 
-def test_tensors_are_aligned_to_their_type(example_model, tmp_path):
+def test_tensors_are_aligned_to_their_type(larger_model, tmp_path):
     path = tmp_path / "model.hk.safetensors"
-    example_model.save(path)
+    larger_model.save(path)
     raw = path.read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:start])

@@ -3,6 +3,7 @@
 import copy
 import tracemalloc
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,9 @@ from hybridkit.packing.model import PackedModel
 from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.convert import convert, pack_to_file, packing_source
 from hybridkit.quant.layers import qat_layers, set_ramp
+from hybridkit.quant.post_training import quantize
 from hybridkit.quant.prepare import float_twin, prepare_qat
+from hybridkit.runtime.modules import load_packed
 
 SPECS = [
     "ternary-absmean",
@@ -112,10 +115,16 @@ def test_a_codec_serves_the_layers_whose_levels_it_holds():
         convert(trained("nbit"), codec="one-bit")
 
 
-def test_half_precision_is_stored_as_float32_and_counters_as_they_are():
+def test_tensors_are_stored_in_their_own_type_or_the_one_asked_for():
     model = prepare_qat(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).to(torch.bfloat16))
     tensors = convert(model).tensors
-    assert tensors["2.weight"].dtype == np.float32
+    for float_dtype, kind in {None: ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32}.items():
+        stored = convert(model, float_dtype=float_dtype).tensors["2.weight"]
+        assert stored.dtype == kind
+        wanted = model[2].weight.detach().to(torch.float16 if kind == np.float16 else torch.float32)
+        assert np.array_equal(stored.astype(np.float32), wanted.float().numpy())
+    assert convert(model.double()).tensors["2.weight"].dtype == np.float32
+    assert convert(model.half()).tensors["2.weight"].dtype == np.float16
     assert tensors["1.num_batches_tracked"].dtype == np.int64
     assert tensors["1.num_batches_tracked"].shape == ()
 
@@ -190,3 +199,61 @@ def test_the_model_is_left_alone():
     convert(model)
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_numbers_that_fp16_does_not_hold_are_refused_and_infinity_is_none():
+    model = prepare_qat(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2)))
+    with torch.no_grad():
+        model[1].bias[0] = torch.inf
+    assert np.isinf(convert(model, float_dtype="fp16").tensors["1.bias"][0])
+    with torch.no_grad():
+        model[1].bias[1] = 1e5
+    assert float(convert(model, float_dtype="bf16").tensors["1.bias"][1]) == pytest.approx(1e5, rel=0.01)
+    with pytest.raises(
+        UsageError, match=r"'1\.bias' holds numbers that fp16 does not; take --float-dtype bf16"
+    ):
+        convert(model, float_dtype="fp16")
+    with pytest.raises(UsageError, match="no float dtype 'fp8'; valid: fp32, fp16, bf16"):
+        convert(model, float_dtype="fp8")
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_scales_stay_as_they_trained_unless_asked(spec):
+    model = trained(spec, quantize_all=True)
+    plain, short = convert(model), convert(model, float_dtype="fp16")
+    assert {layer.scale_type for layer in plain.layers.values()} == {"F32"}
+    assert {layer.scale_type for layer in short.layers.values()} == {"F16"}
+    for name, layer in short.layers.items():
+        assert np.array_equal(layer.codes, plain.layers[name].codes)
+        assert np.array_equal(layer.scale, plain.layers[name].scale.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(1.0, "F16"), (1e-3, "F16"), (1e-7, "F32"), (1e6, "F32")])
+def test_scales_that_fp16_would_harm_stay_fp32(factor, kind):
+    """Beyond fp16, or so small that it has few digits left: more than half of the layer's rounding."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 8))
+    with torch.no_grad():
+        model[0].weight.mul_(factor)
+    layer = quantize(model, quantize_all=True, float_dtype="bf16").packed.layers["0"]
+    assert layer.scale_type == kind
+    error = np.linalg.norm(layer.dequantize() - model[0].weight.detach().numpy())
+    exact = quantize(model, quantize_all=True).packed.layers["0"].dequantize()
+    assert error <= 1.5 * np.linalg.norm(exact - model[0].weight.detach().numpy())
+
+
+def test_a_dead_row_does_not_cost_a_layer_its_short_scales():
+    model = nn.Sequential(nn.Linear(64, 8))
+    with torch.no_grad():
+        model[0].weight[3] *= 1e-7
+    assert quantize(model, quantize_all=True, float_dtype="fp16").packed.layers["0"].scale_type == "F16"
+
+
+def test_a_packed_model_in_half_precision_runs(tmp_path):
+    model = trained("ternary-mse")
+    for float_dtype in ("fp16", "bf16"):
+        convert(model, float_dtype=float_dtype).save(tmp_path / "model")
+        packed = PackedModel.load(tmp_path / "model")
+        state = load_packed(float_twin(model), packed).state_dict()
+        assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.float32}
+        assert packed.sizes().file_bytes < convert(model).sizes().file_bytes

@@ -106,3 +106,39 @@ def test_a_file_holds_the_same(tmp_path, compress):
     for name, layer in report.packed.layers.items():
         assert np.array_equal(loaded.layers[name].codes, layer.codes)
         assert loaded.layers[name].activations == "int8"
+
+
+class WithHead(nn.Module):
+    def __init__(self, tied):
+        super().__init__()
+        self.embed = nn.Embedding(20, 16)
+        self.hidden = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 20, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("quantize_all", [True, False])
+@pytest.mark.parametrize(
+    ("embeddings", "codec", "error"), [(8, "nbit8", 0.01), ("8-tensor", "nbit8", 0.02), (4, "nbit4", 0.2)]
+)
+def test_embeddings_and_head_take_bits_of_their_own(tied, quantize_all, embeddings, codec, error):
+    report = quantize(WithHead(tied), embeddings=embeddings, quantize_all=quantize_all)
+    codecs = {name: layer.codec for name, layer in report.packed.layers.items()}
+    rest = {"embed": codec} if tied else {"embed": codec, "head": codec}
+    assert codecs == {"hidden": "two-bit"} | rest
+    assert all(row.relative_error < error for row in report.layers if row.name != "hidden")
+    one_step = len(np.unique(report.packed.layers["embed"].scale)) == 1
+    assert one_step == (embeddings == "8-tensor")
+
+
+def test_overrides_win_over_embeddings():
+    report = quantize(WithHead(False), embeddings=8, overrides={"head": "binary"})
+    assert {n: layer.codec for n, layer in report.packed.layers.items()} == {
+        "embed": "nbit8",
+        "hidden": "two-bit",
+        "head": "one-bit",
+    }
+    with pytest.raises(UsageError, match="embeddings take 8, 4, 8-tensor bits, not 3"):
+        quantize(WithHead(False), embeddings=3)
