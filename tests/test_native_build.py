@@ -19,7 +19,7 @@ from hybridkit.runtime import library_path
 
 ROOT = Path(__file__).parents[1]
 HEADER = ROOT / "native/kernels/hybridkit_kernels.h"
-BUILT = ("pyproject.toml", "CMakeLists.txt", "README.md", "hybridkit", "native")
+BUILT = ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "hybridkit", "native")
 
 needs_library = pytest.mark.skipif(library_path() is None, reason="there is no native library")
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not here")

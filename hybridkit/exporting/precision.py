@@ -21,7 +21,7 @@ def without_bfloat16(module: nn.Module, request: ExportRequest) -> tuple[nn.Modu
     held = [name for name, tensor in module.state_dict().items() if tensor.dtype == torch.bfloat16]
     inputs = [
         name
-        for name, example in zip(request.input_names, tensors(request.example_inputs), strict=True)
+        for name, example in zip(request.input_names, tensors(request.example_inputs), strict=False)
         if example.dtype == torch.bfloat16
     ]
     if not held and not inputs:

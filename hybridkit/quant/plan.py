@@ -127,7 +127,7 @@ def plan_layers(
         raise UsageError("the model holds fake-quantised layers already; prepare a model only once")
     layers = describe(model)
     order = None
-    if example_inputs is not None and not config.quantize_all:
+    if example_inputs is not None and not (config.quantize_all and config.embeddings is None):
         order = _as_they_run(model, [layer for layer in layers if layer.kind == "linear"], example_inputs)
     return select(layers, config, order)
 
@@ -146,7 +146,8 @@ def select(
     """
     obstacles = _obstacles(layers)
     possible = [layer for layer in layers if layer not in obstacles]
-    exempt = {} if config.quantize_all else _exempt(possible, order)
+    all_alike = config.quantize_all and config.embeddings is None
+    exempt = {} if all_alike else _exempt(possible, order)
     default, spared = _normal(config.weights), _normal(FP32)
     if config.embeddings is not None:
         spared = EMBEDDINGS[config.embeddings]

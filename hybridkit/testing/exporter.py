@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from hybridkit.errors import HybridkitError
 from hybridkit.exporting.protocol import Exporter, ExportReport, ExportRequest, Validation
 from hybridkit.packing.model import PackedModel
+from hybridkit.quant.config import Activations
 from hybridkit.quant.convert import convert
 from hybridkit.quant.prepare import prepare_qat
-from hybridkit.quant.protocol import Activations
 
 _WIDTH = 64
 

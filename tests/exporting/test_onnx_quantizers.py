@@ -215,5 +215,6 @@ def test_no_ternary_codes_are_closer_than_those_of_least_squares(K, seed):
 def test_a_code_book_that_no_file_holds(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wide.py").write_text("class Wide:\n    levels, bits = tuple(range(-300, 300)), 9.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(HybridkitError, match="no codec holds the levels"):
         make_rounding("wide:Wide")

@@ -6,7 +6,6 @@ import inspect
 
 import pytest
 import torch
-from hybridkit.clustering.batches import take
 from small_networks import batch, mlp, same_bits, take_step, train, values
 
 import hybridkit
@@ -15,6 +14,7 @@ from hybridkit.clustering.samplers import make_sampler
 from hybridkit.errors import UsageError
 from hybridkit.optim.controllers.aux_nn import AuxNN
 from hybridkit.optim.controllers.relative_step import RelativeStep
+from hybridkit.tasks.data import take
 from hybridkit.tasks.resolve import make_model, make_task
 from hybridkit.training.config import HYBRID_DEFAULTS, TrainConfig, resolve
 from hybridkit.training.trainer import Trainer

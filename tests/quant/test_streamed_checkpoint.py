@@ -107,7 +107,7 @@ def test_streamed_is_what_is_quantised_in_memory(tmp_path, how, dtype, dropped):
     with torch.device("meta"):
         empty = Tied()
     weights = open_tensors(tmp_path / "model.safetensors")
-    _, rows = quantize_to_file(empty, tmp_path / "packed", weights=weights, **how)
+    rows = quantize_to_file(empty, tmp_path / "packed", weights=weights, **how).layers
     report = quantize(model, **how)
     assert rows == report.layers
     report.packed.save(tmp_path / "whole")
@@ -119,13 +119,11 @@ def test_what_a_checkpoint_lacks_is_said(tmp_path):
         model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     weights = {name: torch.zeros(tensor.shape) for name, tensor in model.state_dict().items()}
     del weights["1.bias"]
-    with pytest.raises(UsageError, match=r"'1\.bias' is on the meta device and among no weights"):
+    with pytest.raises(UsageError, match=r"weights lack '1\.bias'"):
         quantize_to_file(model, tmp_path / "packed", weights=weights)
     weights["1.bias"], weights["0.weight"] = torch.zeros(3), torch.full((3, 3), torch.nan)
     with pytest.raises(UsageError, match="layer '0' has weights that are not finite"):
         quantize_to_file(model, tmp_path / "packed", weights=weights)
-    with pytest.raises(UsageError, match="target bits need the weights in memory"):
-        quantize_to_file(model, tmp_path / "packed", weights=weights, target_bits=2)
     assert not list(tmp_path.iterdir())
 
 

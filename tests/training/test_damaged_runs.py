@@ -19,7 +19,7 @@ from hybridkit.cli import run as hybridkit
 
 ARGUMENTS = {
     "default": ["--hybrid", "--ternary", "--qat", "--sampler", "per-cluster"],
-    "learned": ["--hybrid", "--ternary", "--qat", "--set", "lr_controller.multiplier=learned"],
+    "learned": ["--hybrid", "--ternary", "--qat", "--lr-controller", "aux-nn"],
     "adamw": ["--lr-controller", "hypergradient", "--qat", "--target-bits", "2"],
 }
 CODE = ["--task", "tiny_task:tiny"]

@@ -96,7 +96,7 @@ Change = Callable[[dict[str, Any]], object]
         (lambda s: s.update(param_groups=[]), "1 parameter groups are expected"),
         (lambda s: s["hybrid"]["radius"].update(recent=[]), "optimizer"),
         (lambda s: s["hybrid"]["radius"].update(radii=[-1.0]), "not a positive number"),
-        (lambda s: s["hybrid"]["controller"].pop("given"), "controller.given: it is missing"),
+        (lambda s: s["hybrid"]["controller"].popitem(), r"controller\.\w+: it is missing"),
         (lambda s: s["hybrid"].update(last={"state": 3}), "it cannot go on from there"),
         (lambda s: s.pop("hybrid"), "optimizer.hybrid: it is missing"),
     ],
@@ -135,7 +135,7 @@ def test_an_optimizer_is_tried_out(change: Change, message: str) -> None:
         ("progress", {"step": -1}),
         ("progress", {"steps": 1}),
         ("random", {}),
-        ("sampler", {"epoch": "x"}),
+        ("sampler", [1]),
         ("unheard of", 1),
     ],
 )
@@ -177,7 +177,7 @@ def test_random_states_are_tried_out(change: Change) -> None:
         {
             "hybrid": True,
             "constraint": "per-cluster",
-            "options": {"lr_controller": {"multiplier": "learned"}},
+            "lr_controller": "aux-nn",
         },
         {"qat": True, "target_bits": 2.0},
     ],
