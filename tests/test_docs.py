@@ -143,3 +143,13 @@ def test_links_between_pages_exist():
     for path in [*DOCS.glob("*.md"), DOCS.parent / "README.md", *DOCS.parent.glob("plugins/*/README.md")]:
         for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text("utf-8")):
             assert (path.parent / link).exists(), f"{path.name} links to {link}"
+
+
+def test_the_guide_works_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", page("guide.md"), re.DOTALL)
+    assert len(blocks) >= 2
+    exec(compile("\n".join(blocks), "guide.md", "exec"), {})
+    assert (tmp_path / "model.onnx").stat().st_size > 0
+    assert (tmp_path / "model.hk.safetensors").stat().st_size > 0
+    assert "ternary" not in capsys.readouterr().err
