@@ -139,11 +139,13 @@ def wanted_codec(name: str | None, quantizers: Collection[Quantizer]) -> Codec |
 
 
 def with_config(metadata: Mapping[str, Any] | None, config: QuantConfig | None) -> dict[str, Any]:
-    """`metadata` with the configuration as `quantization`, where it can be written down."""
+    """`metadata` with what the configuration says beyond its defaults as `quantization`, if it has names."""
     written = {}
     if config is not None:
         with contextlib.suppress(UsageError):  # a quantizer that is an object has no name
-            written["quantization"] = config.to_json()
+            usual = QuantConfig().to_json()
+            said = {name: value for name, value in config.to_json().items() if value != usual[name]}
+            written["quantization"] = said
     return {**written, **(metadata or {})}
 
 
