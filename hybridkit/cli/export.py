@@ -23,8 +23,9 @@ def command(
         str | None,
         typer.Option(
             "--from",
-            metavar="RUN|FILE",
-            help="A run, a checkpoint, a packed model or a .safetensors file (default: the newest run).",
+            metavar="SOURCE",
+            help="A run, a checkpoint, a packed model, a .safetensors file or package.module:attr "
+            "(default: the newest run).",
             rich_help_panel=WHAT,
         ),
     ] = None,

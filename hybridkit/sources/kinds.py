@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridkit.errors import FileError, UsageError
-from hybridkit.sources.protocol import Code, Source, check_named
+from hybridkit.sources.protocol import Source, check_named
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hybridkit.packing.model import PackedModel
     from hybridkit.tasks.protocol import Task
+    from hybridkit.training.runs import Run
 
 
-class OnnxFile:
+class OnnxFile(Source):
     """A file NAME.onnx. `hybridkit quantize` takes it; there is no network in it that trains."""
 
     def matches(self, text: str) -> bool:
-        """By the suffix."""
         return _is_named(text, ".onnx")
 
-    def open(self, text: str, code: Code) -> Source:
-        """The file, unread."""
-        return _OnnxSource(text, code)
-
-
-class _OnnxSource(Source):
     @property
     def onnx(self) -> Path:
         return Path(self.text)
@@ -41,7 +34,7 @@ class _OnnxSource(Source):
         raise UsageError(f"{self.text} is an ONNX file; only hybridkit quantize takes it")
 
 
-class PackedFile:
+class PackedFile(Source):
     """A packed model: NAME.hk.safetensors or its .index.json.
 
     The network runs the packed layers; the weights are dequantised. Task and model are what the file says,
@@ -49,15 +42,8 @@ class PackedFile:
     """
 
     def matches(self, text: str) -> bool:
-        """By the suffix."""
         return _is_named(text, ".hk.safetensors", ".hk.safetensors.index.json")
 
-    def open(self, text: str, code: Code) -> Source:
-        """The file, unread."""
-        return _PackedSource(text, code)
-
-
-class _PackedSource(Source):
     def weights(self) -> Mapping[str, Tensor]:
         return _Dequantised(self.packed)
 
@@ -100,7 +86,7 @@ class _PackedSource(Source):
         said = self.metadata.get(flag)
         if given or not isinstance(said, str):
             return given
-        check_named(named_targets(replace(TrainConfig(), **{flag: said})), self.code, "the packed file's")
+        check_named(named_targets(TrainConfig.from_json({flag: said})), self.code, "the packed file's")
         return said
 
 
@@ -131,22 +117,16 @@ class _Dequantised(Mapping[str, "Tensor"]):
         return len(self._names)
 
 
-class WeightsFile:
+class WeightsFile(Source):
     """Weights alone: a .safetensors file, or the .index.json of several; nothing in them is unpickled.
 
     Their network is --model package.module:attribute, or one of --task.
     """
 
     def matches(self, text: str) -> bool:
-        """By the suffix, or because it is a file, which then has to be one of these."""
+        # any other file too: what reads it says that it is no safetensors file
         return os.path.isfile(text) or _is_named(text, ".safetensors", ".safetensors.index.json")
 
-    def open(self, text: str, code: Code) -> Source:
-        """The file, unread."""
-        return _WeightsSource(text, code)
-
-
-class _WeightsSource(Source):
     def weights(self) -> Mapping[str, Tensor]:
         from hybridkit.quant.checkpoint import open_tensors
 
@@ -188,11 +168,10 @@ class _WeightsSource(Source):
         return make
 
 
-class RunFolder:
+class RunFolder(Source):
     """A run: its folder, its name, one of its checkpoints, or a folder of runs, which means the newest."""
 
     def matches(self, text: str) -> bool:
-        """Whether there is a run."""
         from hybridkit.training.runs import find_run
 
         try:
@@ -201,20 +180,15 @@ class RunFolder:
             return False
         return True
 
-    def open(self, text: str, code: Code) -> Source:
-        """The run, unread."""
-        return _RunSource(text, code)
-
-
-class _RunSource(Source):
-    def __init__(self, text: str, code: Code) -> None:
+    @cached_property
+    def _found(self) -> tuple[Run, int | None]:
         from hybridkit.training.runs import find_run
 
-        super().__init__(text, code)
-        self.run, self.step = find_run(text)
+        return find_run(self.text)
 
     def weights(self) -> Mapping[str, Tensor]:
-        return self.run.checkpoint(self.step).model
+        run, step = self._found
+        return run.checkpoint(step).model
 
     @cached_property
     def network(self) -> nn.Module:
@@ -224,7 +198,7 @@ class _RunSource(Source):
     def packed(self) -> PackedModel | None:
         from hybridkit.training.packed import quantise_afterwards
 
-        config = self.run.recorded()
+        config = self._found[0].recorded()
         if config.ternary and not config.qat:
             return quantise_afterwards(config, self.network)
         return super().packed
@@ -238,32 +212,27 @@ class _RunSource(Source):
         from hybridkit.training.metrics import read_records
         from hybridkit.training.packed import about
 
-        commit = self.run.about().get("environment", {}).get("git_commit")
-        measured = [record for record in read_records(self.run.metrics_path) if record["event"] != "step"]
+        run, _ = self._found
+        commit = run.about().get("environment", {}).get("git_commit")
+        measured = [record for record in read_records(run.metrics_path) if record["event"] != "step"]
         return {
-            **about(self.run.recorded(), self.task, commit),
-            "run": self.run.path.name,
+            **about(run.recorded(), self.task, commit),
+            "run": run.path.name,
             "metrics": measured[-1] if measured else {},
         }
 
     @cached_property
     def _restored(self) -> tuple[Task, nn.Module]:
-        return self.run.load_model(self.step, trusted=self.code)
+        run, step = self._found
+        return run.load_model(step, trusted=self.code)
 
 
-class Module:
+class Module(Source):
     """A network of the user's own: package.module:attribute, a module or what makes one."""
 
     def matches(self, text: str) -> bool:
-        """By the colon, where nothing of that name lies on the disk."""
         return ":" in text and not os.path.exists(text)
 
-    def open(self, text: str, code: Code) -> Source:
-        """The module, not yet imported."""
-        return _ModuleSource(text, code)
-
-
-class _ModuleSource(Source):
     @cached_property
     def network(self) -> nn.Module:
         from hybridkit.tasks.resolve import import_model

@@ -1,17 +1,18 @@
 """The one opener: the kind of source that a text means, asked of the plugins, then of our own kinds.
 
-A kind is a strategy like others. Who opens something asks here, names the code that the user named, and takes
-the parts that it needs: nothing is read, made or imported before.
+Who opens something asks here, says which code the user named, and takes the parts that it needs: nothing is
+read, made or imported before.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Self
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.registry import BUILTIN, registry
@@ -55,13 +56,24 @@ def check_named(named: Mapping[str, str], allowed: Container[str], whose: str) -
 
 
 class Source:
-    """Something opened. A kind overrides the parts that it has; each is read or made when it is asked for.
+    """A kind of source, and what it opens. A kind overrides `matches` and the parts that it has.
 
-    Every part may raise FileError for what is missing or damaged, UsageError for what it has to be told.
+    Each part is read or made when it is asked for. All may raise FileError for what is missing or damaged,
+    UsageError for what they have to be told.
     """
 
-    def __init__(self, text: str, code: Code) -> None:
-        self.text, self.code = text, code
+    text = ""  # what was opened
+    code = Code()
+
+    def matches(self, text: str) -> bool:
+        """Whether any `text` is of this kind: reads next to nothing, imports nothing heavy, never raises."""
+        raise NotImplementedError
+
+    def open(self, text: str, code: Code) -> Self:
+        """The source that a text means which matches; nothing is read yet."""
+        opened = copy.copy(self)
+        opened.text, opened.code = text, code
+        return opened
 
     def weights(self) -> Mapping[str, Tensor]:
         """The state dict, floating point, by the network's own names; one that is lazy where it can be."""
@@ -104,35 +116,33 @@ class Source:
         return None
 
 
-class SourceKind(Protocol):
-    """One kind of source."""
+class Nothing(Source):
+    """What a text opens that is of no kind: each part says so."""
 
-    def matches(self, text: str) -> bool:
-        """Whether `text` is of this kind, for any text; reads next to nothing, never raises."""
-
-    def open(self, text: str, code: Code) -> Source:
-        """The source of a text that matches."""
+    @cached_property
+    def network(self) -> nn.Module:
+        """Raise FileError."""
+        raise FileError(
+            f"{self.text}: there is no run here, nor one of that name, and no such file; "
+            f"package.module:attribute, a packed model or a .safetensors file works too"
+        )
 
 
 def open_source(text: str, code: Code | None = None, options: Mapping[str, Any] | None = None) -> Source:
     """What `text` means, of the first kind that matches: a plugin's, by name, before our own.
 
-    `options` are those of the kind. Raises FileError where no kind matches; a kind that is broken is passed
-    over with a warning.
+    `options` are those of the kind. A kind that is broken is passed over with a warning. Where none matches
+    the parts raise FileError.
     """
     entries = [entry for entry in registry().entries if entry.strategy.kind == "source"]
     for entry in sorted(entries, key=lambda entry: entry.distribution == BUILTIN):
         name = entry.qualified_name
         try:
-            kind: SourceKind = registry().load("source", name)()
-            matches = kind.matches(text)
+            matches = registry().create("source", name).matches(text)
         except Exception as error:  # a stranger's code may fail in any way
             logger.warning("source %s was passed over: %s", name, " ".join(str(error).split()))
             continue
         if matches:
-            kind = registry().create("source", name, options)
+            kind: Source = registry().create("source", name, options)
             return kind.open(text, code or Code())
-    raise FileError(
-        f"{text}: there is no run here, nor one of that name, and no such file; package.module:attribute, "
-        f"a packed model and a .safetensors file works too"
-    )
+    return Nothing().open(text, code or Code())
