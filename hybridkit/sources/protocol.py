@@ -122,8 +122,9 @@ class Nothing(Source):
     @cached_property
     def network(self) -> nn.Module:
         """Raise FileError."""
+        shown = " ".join(self.text.split())
         raise FileError(
-            f"{self.text}: there is no run here, nor one of that name, and no such file; "
+            f"{shown}: there is no run here, nor one of that name, and no such file; "
             f"package.module:attribute, a packed model or a .safetensors file works too"
         )
 
