@@ -138,8 +138,8 @@ def open_source(text: str, code: Code | None = None, options: Mapping[str, Any] 
     entries = [entry for entry in registry().entries if entry.strategy.kind == "source"]
     for entry in sorted(entries, key=lambda entry: entry.distribution == BUILTIN):
         name = entry.qualified_name
-        try:
-            matches = registry().create("source", name).matches(text)
+        try:  # what holds a NUL is no path on any system
+            matches = "\0" not in text and registry().create("source", name).matches(text)
         except Exception as error:  # a stranger's code may fail in any way
             logger.warning("source %s was passed over: %s", name, " ".join(str(error).split()))
             continue
