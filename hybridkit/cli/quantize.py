@@ -211,7 +211,7 @@ def command(
         float_dtype=float_dtype,
         compress=compress,
         weights=weights,
-        example_inputs=None if weights else _example_inputs(found.task),
+        example_inputs=_example_inputs(found.task) if weights is None else None,
     )
     if json:
         document = {"layers": report.layers, "left_alone": report.left_alone}
