@@ -15,10 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_registry import Site, hook, site  # noqa: F401 - a fixture
+from torch import nn
 
 from hybridkit.cli import run
 from hybridkit.errors import FileError, HybridkitError, UsageError
 from hybridkit.packing.model import PackedModel
+from hybridkit.quant.post_training import quantize_to_file
 from hybridkit.registry import registry
 from hybridkit.runtime.modules import load_packed
 from hybridkit.runtime.session import session
@@ -323,3 +325,25 @@ def test_any_other_text_is_one_line(text: str) -> None:
             part()
         assert str(caught.value).count("\n") == 0
         assert isinstance(caught.value, HybridkitError)
+
+
+def test_the_weights_of_a_packed_file_that_ties_them_in_bf16() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(5, 8), nn.Linear(8, 5, bias=False)
+            self.middle, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.head.weight = self.table.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.last(self.middle(self.table(x))))
+
+    network = Tied()
+    quantize_to_file(network, "tied.hk.safetensors", float_dtype="bf16")
+    weights = open_source("tied.hk.safetensors").weights()
+    assert set(weights) == set(network.state_dict())
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert torch.equal(weights["head.weight"], network.table.weight.bfloat16().float())
+    assert torch.equal(weights["table.weight"], weights["head.weight"])
+    assert len(weights["middle.weight"].unique()) > 2
+    assert len(weights["middle.weight"][0].unique()) <= 3

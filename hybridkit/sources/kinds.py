@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,19 @@ class PackedFile(Source):
         return _is_named(text, ".hk.safetensors", ".hk.safetensors.index.json")
 
     def weights(self) -> Mapping[str, Tensor]:
-        return _Dequantised(self.packed)
+        import ml_dtypes
+        import numpy as np
+        import torch
+
+        layers, arrays = self.packed.layers, dict(self.packed.tensors)
+        arrays |= {
+            f"{name}.weight" if name else "weight": layer.dequantize() for name, layer in layers.items()
+        }
+        arrays |= {alias: arrays[name] for alias, name in self.packed.tied.items()}
+        for name, array in arrays.items():
+            if array.dtype == ml_dtypes.bfloat16:  # which torch does not take from NumPy
+                arrays[name] = array.astype(np.float32)
+        return {name: torch.from_numpy(np.require(a, requirements="W")) for name, a in arrays.items()}
 
     @cached_property
     def network(self) -> nn.Module:
@@ -88,33 +100,6 @@ class PackedFile(Source):
             return given
         check_named(named_targets(TrainConfig.from_json({flag: said})), self.code, "the packed file's")
         return said
-
-
-class _Dequantised(Mapping[str, "Tensor"]):
-    """The state dict that a packed model stands for, each tensor made when it is asked for."""
-
-    def __init__(self, packed: PackedModel) -> None:
-        self._packed = packed
-        self._layers = {f"{name}.weight" if name else "weight": name for name in packed.layers}
-        self._names = dict.fromkeys([*self._layers, *packed.tensors, *packed.tied])
-
-    def __getitem__(self, name: str) -> Tensor:
-        import ml_dtypes
-        import numpy as np
-        import torch
-
-        name = self._packed.tied.get(name, name)
-        layer = self._layers.get(name)
-        array = self._packed.tensors[name] if layer is None else self._packed.layers[layer].dequantize()
-        if array.dtype == ml_dtypes.bfloat16:  # which torch does not take from NumPy
-            array = array.astype(np.float32)
-        return torch.from_numpy(np.require(array, requirements="W"))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 class WeightsFile(Source):
