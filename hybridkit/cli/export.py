@@ -53,7 +53,7 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Repeat the run's package.module:attr task to allow its import.",
+            help="The task whose network a .safetensors file holds; or repeats the run's package.module:attr.",
             rich_help_panel=WHAT,
         ),
     ] = None,

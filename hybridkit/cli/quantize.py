@@ -123,7 +123,7 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Repeats the run's package.module:attr, to allow its import.",
+            help="The task whose network a .safetensors file holds; or repeats the run's package.module:attr.",
             rich_help_panel=CODE,
         ),
     ] = None,
