@@ -123,7 +123,7 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The task whose network a .safetensors file holds; or repeats the run's package.module:attr.",
+            help="Whose network a .safetensors file holds; or repeats the run's package.module:attr.",
             rich_help_panel=CODE,
         ),
     ] = None,
