@@ -39,6 +39,11 @@ HEADINGS: dict[Kind, tuple[str, str]] = {
     "optimizer": ("Base optimizers", "`hybridkit train --optimizer NAME`"),
     "exporter": ("Exporters", "`hybridkit export --target NAME`"),
     "task": ("Tasks", "`hybridkit train --task NAME`"),
+    "source": (
+        "Sources",
+        "what the text names: `hybridkit train --init-from` and `--teacher`, `hybridkit quantize SOURCE`, "
+        "`hybridkit export --from`",
+    ),
 }
 
 

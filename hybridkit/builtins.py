@@ -67,6 +67,13 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
         ),
         "text": ("tasks.text:Text", "byte-level language model on a file or folder"),
     },
+    "source": {  # in the order in which they are asked
+        "onnx": ("sources.kinds:OnnxFile", "an ONNX file, to be quantised as it is"),
+        "packed": ("sources.kinds:PackedFile", "a packed model, NAME.hk.safetensors"),
+        "weights": ("sources.kinds:WeightsFile", "weights alone, NAME.safetensors, in one file or several"),
+        "run": ("sources.kinds:RunFolder", "a run, or one of its checkpoints"),
+        "module": ("sources.kinds:Module", "a network of one's own, package.module:attribute"),
+    },
 }
 
 

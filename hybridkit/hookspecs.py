@@ -8,7 +8,9 @@ from typing import Literal, get_args
 
 import pluggy
 
-Kind = Literal["lr_controller", "clusterer", "constraint", "quantizer", "optimizer", "exporter", "task"]
+Kind = Literal[
+    "lr_controller", "clusterer", "constraint", "quantizer", "optimizer", "exporter", "task", "source"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 hookspec = pluggy.HookspecMarker("hybridkit")

@@ -8,10 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from hybridkit import builtins, testing
 from hybridkit.hookspecs import Kind
+from hybridkit.quant.post_training import quantize_to_file
 from hybridkit.registry import registry
+from hybridkit.sources.protocol import Code
+from hybridkit.training.config import resolve
+from hybridkit.training.loop import train
 
 
 def builtin(kind: Kind) -> list[str]:
@@ -91,6 +98,41 @@ class TestTasks(testing.TaskContract):
 
     def make(self):
         return registry().create("task", f"hybridkit:{self.name}", self.options)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+class TestSources(testing.SourceContract):
+    choose = variants("source")
+    code = Code(otherwise=network)
+
+    def make(self):
+        return registry().create("source", f"hybridkit:{self.name}", self.options)
+
+    def example(self, folder):
+        return getattr(self, f"_{self.name}")(folder)
+
+    def _onnx(self, folder):
+        (folder / "model.onnx").write_bytes(bytes(200))
+        return str(folder / "model.onnx")
+
+    def _packed(self, folder):
+        quantize_to_file(network(), folder / "model.hk.safetensors")
+        return str(folder / "model.hk.safetensors")
+
+    def _weights(self, folder):
+        save_file(network().state_dict(), folder / "model.safetensors")
+        return str(folder / "model.safetensors")
+
+    def _run(self, folder):
+        config = resolve(max_steps=1, ternary=True, threads=1)
+        return str(train(config, run_dir=folder).run.path)
+
+    def _module(self, folder):
+        return f"{__name__}:network"
 
 
 def write_images(folder: Path) -> None:

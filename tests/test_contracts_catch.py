@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hybridkit.optim.optimizers.sgd import SGD
 from hybridkit.optim.protocol import ConstraintReport, Proposal
 from hybridkit.quant.protocol import QuantizedTensor
 from hybridkit.quant.ternary import TernaryAbsmean
+from hybridkit.sources.protocol import Source
 from hybridkit.tasks.digits import Digits
 from hybridkit.tasks.protocol import Splits
 
@@ -241,3 +243,62 @@ class Detached(Digits):
 )
 def test_task(task, test):
     breaks(testing.TaskContract, task, test)
+
+
+class Inventing(Source):
+    """Gives a network whatever lies in the file."""
+
+    def matches(self, text):
+        return text.endswith(".mine")
+
+    @cached_property
+    def network(self):
+        return nn.Linear(2, 2).eval()
+
+
+class TakesAll(Inventing):
+    def matches(self, text):
+        return True
+
+
+class Remembers(Inventing):
+    def open(self, text, code):
+        self.text, self.code = text, code
+        return self
+
+
+class InTraining(Inventing):
+    network = cached_property(lambda self: nn.Linear(2, 2))
+
+
+class Empty(Inventing):
+    network = Source.network
+
+
+class Careless(Inventing):
+    @cached_property
+    def network(self):
+        return torch.load(self.text, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "test", "arguments"),
+    [
+        (TakesAll, "test_matches_its_own_and_nothing_else", ()),
+        (Remembers, "test_opening_leaves_the_kind_as_it_was", ()),
+        (InTraining, "test_parts_are_what_they_are_called", ()),
+        (Empty, "test_parts_are_what_they_are_called", ()),
+        (Inventing, "test_weights_are_the_same_every_time", ()),  # drawn anew each time
+        (Inventing, "test_a_missing_file_is_an_error_of_one_line", ()),
+        (Careless, "test_a_truncated_file_is_an_error_of_one_line", (7,)),
+    ],
+)
+def test_source(source, test, arguments, tmp_path):
+    class Contract(testing.SourceContract):
+        def example(self, folder):
+            (folder / "x.mine").write_bytes(bytes(200))
+            return str(folder / "x.mine")
+
+    subject = type("Subject", (Contract,), {"make": lambda self: source()})()
+    with pytest.raises(Exception):  # noqa: B017, PT011 - an assertion, or what a careless kind lets out
+        getattr(subject, test)(tmp_path, *arguments)

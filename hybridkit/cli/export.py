@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hybridkit.cli._shared import ConfigOption, JsonOption, SetOption, emit_json, strategy_options
+from hybridkit.sources.protocol import Code, open_source
 
 if TYPE_CHECKING:
     from hybridkit.exporting import ExportReport
@@ -22,8 +23,9 @@ def command(
         str | None,
         typer.Option(
             "--from",
-            metavar="RUN|FILE",
-            help="A run, a checkpoint, a packed model or a .safetensors file (default: the newest run).",
+            metavar="SOURCE",
+            help="A run, a checkpoint, a packed model, a .safetensors file or package.module:attr "
+            "(default: the newest run).",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -51,7 +53,7 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Repeat the run's package.module:attr task to allow its import.",
+            help="Whose network a .safetensors file holds; or repeats the run's package.module:attr.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -88,29 +90,38 @@ def command(
     """
     options = strategy_options(ctx, set_)
 
-    from hybridkit.cli._export_source import Code, find_source
+    from hybridkit.cli._export_inputs import described
     from hybridkit.exporting import export, target_for
 
     chosen = target or target_for(output)
-    source = find_source(from_, Code(task, model, quantizer), input_ or ())
+    text = from_ or (model if model and input_ else None) or _newest_run()
+    source = open_source(text, Code(task, model, also=(quantizer,)), options.get("source"))
+    subject = described(source, model, input_ or ())
+    metadata = {name: value for name, value in source.metadata.items() if not (input_ and name == "inputs")}
     report = export(
-        source.module,
+        source.network,
         source.packed,
         output,
-        example_inputs=source.inputs.examples,
-        input_names=source.inputs.names,
-        dynamic_axes=source.inputs.dynamic_axes,
+        example_inputs=subject.example_inputs,
+        input_names=subject.input_names,
+        dynamic_axes=subject.dynamic_axes,
         target=chosen,
         opset=opset,
-        validation=source.validation,
+        validation=subject.validation,
         verify=verify,
-        metadata=source.metadata,
+        metadata=metadata,
         options=options.get("exporter"),
     )
     if json:
         emit_json("export", {"report": report, "ratio": report.ratio})
     else:
         _print(report)
+
+
+def _newest_run() -> str:
+    from hybridkit.training.runs import newest_run
+
+    return str(newest_run().path)
 
 
 def _print(report: ExportReport) -> None:

@@ -19,26 +19,18 @@ from hybridkit.cli._shared import (
     strategy_options,
 )
 from hybridkit.errors import UsageError
+from hybridkit.sources.protocol import Code, open_source
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from hybridkit.packing.model import Sizes
     from hybridkit.quant.post_training import FileReport, LayerReport
+    from hybridkit.tasks.protocol import Task
 
 HOW, FILE, CODE, ONNX = "How", "The file", "Code that a file names", "ONNX files"
 DEFAULT_OUTPUT = Path("model.hk.safetensors")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Source:
-    """A network, some of its inputs where its task is known, and what a packed file says about it."""
-
-    model: nn.Module
-    example_inputs: Sequence[Tensor] | Mapping[str, Tensor] | None
-    metadata: Mapping[str, Any]
-    weights: Mapping[str, Tensor] | None = None  # of a network on the meta device
 
 
 def command(
@@ -131,7 +123,7 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Repeats the run's package.module:attr, to allow its import.",
+            help="Whose network a .safetensors file holds; or repeats the run's package.module:attr.",
             rich_help_panel=CODE,
         ),
     ] = None,
@@ -176,14 +168,15 @@ def command(
     """
     options = strategy_options(ctx, set_)
     of_onnx = _said(include=include, exclude=exclude, max_error=max_error, more_bits=more_bits, inputs=inputs)
-    if source.endswith(".onnx"):
+    found = open_source(source, Code(task, model, also=(quantizer,)), options.get("source"))
+    if found.onnx is not None:
         from hybridkit.cli import _quantize_onnx
 
         stated = _said(quantizer=quantizer, options=options.get("quantizer"), activations=activations)
         idle = _said(codec=codec, compress=compress, quantize_all=quantize_all, target_bits=target_bits)
         idle |= _said(model=model, task=task, granularity=granularity, layer=layer)
-        idle |= _said(model=model, task=task, embeddings=embeddings, float_dtype=float_dtype)
-        _quantize_onnx.run(Path(source), output, idle=idle, json=json, **stated, **of_onnx)
+        idle |= _said(embeddings=embeddings, float_dtype=float_dtype)
+        _quantize_onnx.run(found.onnx, output, idle=idle, json=json, **stated, **of_onnx)
         return
     for name in of_onnx:
         raise UsageError(f"--{name.replace('_', '-')} is for ONNX files, and {source} is none; drop it")
@@ -193,7 +186,7 @@ def command(
     from hybridkit.quant.layers import qat_layers
     from hybridkit.quant.post_training import AFTERWARDS, quantize_to_file
 
-    found = find_source(source, task=task, model=model, quantizer=quantizer)
+    network, weights = found.streamed()
     flags: dict[str, Any] = {
         "quantizer": quantizer,
         "options": options.get("quantizer"),
@@ -205,26 +198,32 @@ def command(
         "embeddings": int(embeddings) if embeddings and embeddings.isdecimal() else embeddings,
     }
     given = {name: value for name, value in flags.items() if value}
-    if qat_layers(found.model):
+    if qat_layers(network):
         _reject_idle(source, given)
     given["overrides"] = _overrides(given.pop("layer", []))
     how = config_from(None, AFTERWARDS, **given)
     report = quantize_to_file(
-        found.model,
+        network,
         output,
         how,
-        metadata=found.metadata,
+        metadata={name: value for name, value in found.metadata.items() if name != "metrics"},  # of before
         codec=codec,
         float_dtype=float_dtype,
         compress=compress,
-        weights=found.weights,
-        example_inputs=found.example_inputs,
+        weights=weights,
+        example_inputs=_example_inputs(found.task) if weights is None else None,
     )
     if json:
         document = {"layers": report.layers, "left_alone": report.left_alone}
         emit_json("quantize", {"path": output, "sizes": _size_fields(report.sizes), **document})
     else:
         _print(output, report)
+
+
+def _example_inputs(task: Task | None) -> Sequence[Tensor] | Mapping[str, Tensor] | None:
+    from hybridkit.training.network import example_batch
+
+    return None if task is None else task.inputs(example_batch(task, size=64))
 
 
 def _overrides(texts: Sequence[str]) -> dict[str, str]:
@@ -243,65 +242,6 @@ def _said(**flags: Any) -> dict[str, Any]:
     return {
         name: value for name, value in flags.items() if value not in (None, [], {}) and value is not False
     }
-
-
-def find_source(source: str, *, task: str | None, model: str | None, quantizer: str | None) -> Source:
-    """The network that SOURCE means. Nothing is imported that only a file names.
-
-    Raises UsageError for flags that do not fit it, FileError for a file that is missing or damaged.
-    """
-    from hybridkit.packing.model import SUFFIX
-    from hybridkit.tasks.resolve import import_model
-
-    if source.removesuffix(".index.json").endswith(SUFFIX):
-        raise UsageError(f"{source} is packed already; hybridkit export --from takes it")
-    if Path(source).is_file():
-        if model is None:
-            raise UsageError(
-                f"{source} holds weights only: say the network with --model package.module:factory"
-            )
-        return _from_weights(source, model)
-    if ":" in source and not Path(source).exists():
-        return Source(import_model(source).eval(), None, {"model": source})
-    return _from_run(source, [name for name in (task, model, quantizer) if name])
-
-
-def _from_weights(source: str, model: str) -> Source:
-    """A network on the meta device and its weights in their file; one that cannot be made there is filled."""
-    import torch
-
-    from hybridkit.registry import import_target
-    from hybridkit.tasks.resolve import import_model
-    from hybridkit.training.init import read_weights
-    from hybridkit.training.weights import check_weights, load_weights
-
-    weights, metadata = read_weights(source), {"model": model}
-    import_target(model)  # what its module makes while it is imported stays off the meta device
-    try:
-        with torch.device("meta"):
-            network = import_model(model).eval()
-    except (NotImplementedError, RuntimeError):  # it looks at its weights as it makes them
-        network = import_model(model).eval()
-    if any(tensor.is_meta for tensor in network.state_dict().values()):
-        return Source(network, None, metadata, check_weights(network, weights, source))
-    load_weights(network, weights, source)
-    return Source(network, None, metadata)
-
-
-def _from_run(source: str, trusted: Sequence[str]) -> Source:
-    from hybridkit.training.config import TrainConfig, named_targets
-    from hybridkit.training.network import example_batch
-    from hybridkit.training.packed import about
-    from hybridkit.training.runs import find_run
-
-    run, step = find_run(source)
-    # of the code a run names, its network needs the task, the model and the quantizer alone
-    named = named_targets(TrainConfig.from_json(run.about().get("config")))
-    unused = [target for name, target in named.items() if name not in ("task", "model", "quantizer")]
-    task, network = run.load_model(step, trusted=[*trusted, *unused])
-    commit = run.about().get("environment", {}).get("git_commit")
-    metadata = {**about(run.config(named.values()), task, commit), "run": run.path.name}
-    return Source(network, task.inputs(example_batch(task, size=64)), metadata)
 
 
 def _reject_idle(source: str, given: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hybridkit.testing.lr_controller import LRControllerContract as LRControllerContract
     from hybridkit.testing.optimizer import OptimizerContract as OptimizerContract
     from hybridkit.testing.quantizer import QuantizerContract as QuantizerContract
+    from hybridkit.testing.source import SourceContract as SourceContract
     from hybridkit.testing.task import TaskContract as TaskContract
 
 _MODULES = {
@@ -32,6 +33,7 @@ _MODULES = {
     "LRControllerContract": "lr_controller",
     "OptimizerContract": "optimizer",
     "QuantizerContract": "quantizer",
+    "SourceContract": "source",
     "TaskContract": "task",
 }
 

@@ -123,10 +123,10 @@ class TrainConfig:
         ),
     ] = 0.0
 
-    init_from: Annotated[Name, Flag(START, "Start from a run's weights, or a .safetensors.", "RUN|FILE")] = (
+    init_from: Annotated[Name, Flag(START, "Start from these weights.", "RUN|FILE|MODULE:ATTR")] = None
+    teacher: Annotated[Name, Flag(START, "Learn from this network's output too.", "RUN|FILE|MODULE:ATTR")] = (
         None
     )
-    teacher: Annotated[Name, Flag(START, "Learn from this network's output too.", "RUN|MODULE:ATTR")] = None
     temperature: Annotated[float, Gt(0), Flag(START, "Temperature of the distillation ({default}).")] = 2.0
     alpha: Annotated[
         float, Ge(0), Le(1), Flag(START, "Share of the task's own loss beside the teacher's ({default}).")

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
-from hybridkit.registry import import_target
 from hybridkit.tasks.data import Batch
 from hybridkit.tasks.protocol import Task, forward
 from hybridkit.tasks.trees import main_output
-from hybridkit.training.runs import find_run, runs_root
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -25,22 +20,6 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     log_student = F.log_softmax(student.flatten(0, -2) / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher.flatten(0, -2) / temperature, dim=-1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-
-
-def load_teacher(source: str, trusted: Collection[str] = ()) -> nn.Module:
-    """The network of a run (RUN, or one of its checkpoints) or of package.module:attr, frozen, in eval mode.
-
-    The attribute is a module, or something that returns one when called. Raises UsageError or FileError.
-    """
-    if ":" in source and not (Path(source).exists() or (runs_root() / source).exists()):
-        found = import_target(source)
-        model = found if isinstance(found, nn.Module) else found()
-        if not isinstance(model, nn.Module):
-            raise UsageError(f"--teacher {source}: gives a {type(model).__name__}, not a torch.nn.Module")
-    else:
-        run, step = find_run(source)
-        _, model = run.load_model(step, trusted)
-    return model.requires_grad_(False).eval()
 
 
 def check_teacher(task: Task, teacher: nn.Module, student: nn.Module, batch: Batch) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridkit.errors import FileError, InterruptedRun
 from hybridkit.training.checkpoint import drop_after, keep_recent, latest_step, save_checkpoint, steps
-from hybridkit.training.config import TrainConfig, named_targets
+from hybridkit.training.config import TrainConfig
 from hybridkit.training.environment import differences, environment
 from hybridkit.training.events import EpochDone, Evaluated, Event, Listener, Saved, Started, StepDone, Warned
 from hybridkit.training.metrics import MetricsLog, cut_back
@@ -61,9 +61,8 @@ def train(
     Raises InterruptedRun after SIGINT, SIGTERM or SIGHUP (the state is saved), DivergedError where the loss
     is not finite, UsageError and FileError for what does not fit together.
     """
-    trusted = set(named_targets(config).values())
     with interruptible("stopped before the first step; nothing was written"):
-        trainer = Trainer.seeded(config, trusted=trusted)
+        trainer = Trainer.seeded(config)
     about = {"environment": environment(config.device), "data": trainer.task.provenance()}
     sweep_runs(runs_root(run_dir))
     run = Run.create(runs_root(run_dir), config, about)
@@ -77,7 +76,7 @@ def resume(
     epochs: int | None = None,
     max_steps: int | None = None,
     threads: int | None = None,
-    trusted: Collection[str] = (),
+    trusted: Container[str] = (),
     on_event: Listener | None = None,
 ) -> TrainResult:
     """Go on from the checkpoint of `step`, or from the latest; what came after it is forgotten.
@@ -93,7 +92,7 @@ def resume(
     checkpoint = run.checkpoint(step)
     with interruptible("stopped before the first step; nothing was changed"):
         try:
-            trainer = Trainer.seeded(config, restored=checkpoint, trusted=trusted)
+            trainer = Trainer.seeded(config, restored=checkpoint)
         except FileError as error:
             raise FileError(f"{run.path}, step {checkpoint.step}: {error}") from None
     _check_data(run, trainer)

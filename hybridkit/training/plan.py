@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hybridkit.quant.convert import convert
 from hybridkit.quant.layers import set_ramp
-from hybridkit.training.config import TrainConfig, named_targets
+from hybridkit.training.config import TrainConfig
 from hybridkit.training.packed import quantise_afterwards
 from hybridkit.training.trainer import Trainer
 
@@ -33,7 +33,7 @@ def plan(config: TrainConfig) -> Plan:
 
     Raises what the run itself would raise. Writes nothing.
     """
-    trainer = Trainer.seeded(config, trusted=set(named_targets(config).values()))
+    trainer = Trainer.seeded(config)
     trainer.step()
     sizes = None
     if config.qat:

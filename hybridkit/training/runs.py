@@ -14,13 +14,14 @@ import dataclasses
 import datetime
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridkit.errors import FileError, UsageError
+from hybridkit.errors import FileError
 from hybridkit.packing.atomic import atomic_file, sweep
+from hybridkit.sources.protocol import check_named
 from hybridkit.training.checkpoint import Checkpoint, latest_step, load_checkpoint, step_of
 from hybridkit.training.config import TrainConfig, named_targets
 from hybridkit.training.files import read_json, to_json
@@ -101,20 +102,18 @@ class Run:
             raise FileError(f"{self.path}: the run configuration is damaged")
         return about
 
-    def config(self, trusted: Collection[str] = ()) -> TrainConfig:
-        """The run's configuration.
+    def recorded(self) -> TrainConfig:
+        """The run's configuration, to look at."""
+        return TrainConfig.from_json(self.about().get("config"))
+
+    def config(self, trusted: Container[str] = ()) -> TrainConfig:
+        """The run's configuration, to act on.
 
         No module is imported because a file names it: where the configuration names code as
         package.module:attribute, that text must be in `trusted`, or UsageError says which flag repeats it.
         """
-        config = TrainConfig.from_json(self.about().get("config"))
-        for name, target in named_targets(config).items():
-            if target not in trusted:
-                flag = name.replace("_", "-")
-                raise UsageError(
-                    f"{self.path}: the run's {flag} is {target!r}, and code that only a file names is never "
-                    f"imported; say --{flag} {target}"
-                )
+        config = self.recorded()
+        check_named(named_targets(config), trusted, f"{self.path}: the run's")
         return config
 
     def amend(self, config: TrainConfig) -> None:
@@ -126,14 +125,18 @@ class Run:
         step = latest_step(self.checkpoints) if step is None else step
         return load_checkpoint(self.checkpoints / f"step-{step}")
 
-    def load_model(self, step: int | None = None, trusted: Collection[str] = ()) -> tuple[Task, nn.Module]:
+    def load_model(self, step: int | None = None, trusted: Container[str] = ()) -> tuple[Task, nn.Module]:
         """The run's task, and its model in evaluation mode with the weights of a checkpoint.
 
-        The model holds fake-quantised layers where the run trained quantised ones.
+        The model holds fake-quantised layers where the run trained quantised ones. Of the code that the run
+        names these need the task, the model and the quantizer alone; `trusted`: see `config`.
         """
         from hybridkit.training.network import restore_network
 
-        return restore_network(self.config(trusted), self.checkpoint(step))
+        config = self.recorded()
+        needed = {n: t for n, t in named_targets(config).items() if n in ("task", "model", "quantizer")}
+        check_named(needed, trusted, f"{self.path}: the run's")
+        return restore_network(config, self.checkpoint(step))
 
     def packed(self) -> PackedModel:
         """The packed model. Raises FileError where the run has none (yet)."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -26,15 +27,15 @@ from hybridkit.optim.base import build_base_optimizer
 from hybridkit.optim.factory import hybrid_optimizer
 from hybridkit.optim.hybrid import HybridOptimizer
 from hybridkit.quant.layers import set_ramp
+from hybridkit.sources.protocol import Code, Source, open_source
 from hybridkit.tasks.data import Data, first, is_stream, on, size
 from hybridkit.tasks.protocol import Task, collate_of, forward
 from hybridkit.tasks.resolve import make_model
 from hybridkit.training.checkpoint import Checkpoint
-from hybridkit.training.config import TrainConfig
-from hybridkit.training.distillation import check_teacher, load_teacher
+from hybridkit.training.config import TrainConfig, named_targets
+from hybridkit.training.distillation import check_teacher
 from hybridkit.training.evaluation import evaluate
 from hybridkit.training.feed import Feed, Sampled, Streamed
-from hybridkit.training.init import read_weights
 from hybridkit.training.network import (
     Allocation,
     configured_task,
@@ -60,27 +61,23 @@ class Trainer:
     """A run in memory, from its first step or from a checkpoint.
 
     It draws from the global random generators, initial weights too; `seeded` puts them where a run of this
-    configuration starts, and a checkpoint where it was taken. `trusted`: the package.module:attribute texts
-    that the user gave, see `Run.config`.
+    configuration starts, and a checkpoint where it was taken. It imports the code that `config` names:
+    whoever takes one from a file has asked for that code before (`Run.config`).
     """
 
     @classmethod
-    def seeded(
-        cls, config: TrainConfig, *, restored: Checkpoint | None = None, trusted: Collection[str] = ()
-    ) -> Trainer:
+    def seeded(cls, config: TrainConfig, *, restored: Checkpoint | None = None) -> Trainer:
         """A trainer in a process made ready for it: global generators seeded, torch's threads set."""
         check_device(config.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         seed_everything(config.seed)
-        trainer = cls(config, restored=restored, trusted=trusted)
+        trainer = cls(config, restored=restored)
         if restored is None:
             random.seed(config.seed)  # again: modules imported on the way may have drawn from it (rich does)
         return trainer
 
-    def __init__(
-        self, config: TrainConfig, *, restored: Checkpoint | None = None, trusted: Collection[str] = ()
-    ) -> None:
+    def __init__(self, config: TrainConfig, *, restored: Checkpoint | None = None) -> None:
         self.config = config
         self.task: Task = configured_task(config)
         state = run_state(restored) if restored else None
@@ -96,7 +93,7 @@ class Trainer:
             rehearse(self.optimizer, state.optimizer)
             load_weights(self.model, restored.model, "the checkpoint")  # the rehearsal has moved them
             self.optimizer = self._optimizer()
-        self.objective = self._objective(trusted)
+        self.objective = self._objective()
         self.progress = Progress()
         if state:
             self._restore(state)
@@ -185,10 +182,16 @@ class Trainer:
     def _network(self, restored: Checkpoint | None, state: RunState | None) -> tuple[nn.Module, Allocation]:
         if restored is None or state is None:
             start = self.config.init_from
-            return fresh_network(self.config, self.task, read_weights(start) if start else None)
+            return fresh_network(self.config, self.task, self._open(start).weights() if start else None)
         fresh = make_model(self.task, self.config.model)
         model = rebuilt(self.config, self.task, fresh, restored.model, state)
         return model.to(self.config.device), state.allocation
+
+    def _open(self, text: str) -> Source:
+        """What --init-from or --teacher means; weights alone are those of a network like the run's."""
+        named = named_targets(self.config).values()
+        make = partial(make_model, self.task, self.config.model)
+        return open_source(text, Code(also=named, otherwise=make))
 
     def _feed(self) -> Feed:
         """Batches by cluster where the data can be indexed, else as they come."""
@@ -260,10 +263,10 @@ class Trainer:
         _training(optimizer.base)
         return optimizer
 
-    def _objective(self, trusted: Collection[str]) -> Objective:
+    def _objective(self) -> Objective:
         if self.config.teacher is None:
             return Objective(self.task)
-        teacher = load_teacher(self.config.teacher, trusted).to(self.config.device)
+        teacher = self._open(self.config.teacher).network.requires_grad_(False).to(self.config.device)
         sample = first(self.task.splits().train, 1, collate_of(self.task))
         check_teacher(self.task, teacher, self.model, on(sample, self.config.device))
         return Objective(self.task, teacher, self.config.temperature, self.config.alpha)

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from hybridkit.cli import run
-from hybridkit.cli._export_source import Code, find_source, parse_input
+from hybridkit.cli._export_inputs import described, parse_input
 from hybridkit.errors import UsageError
 from hybridkit.runtime.library import library_path
 from hybridkit.runtime.session import session
+from hybridkit.sources.protocol import open_source
 
 TRAIN = ["train", "--hybrid", "--ternary", "--qat", "--epochs", "1", "--batch-size", "256", "--threads", "1"]
 NETWORK = """
@@ -136,15 +137,14 @@ def test_inputs_by_name_and_outputs_by_key(capsys):
 
 def test_indices_are_random_and_other_integers_are_ones():
     inputs = ["mask:int64:batch,length", "ids:batch,length", "bias:1,6"]
-    (batch,) = find_source(None, Code(model="export_networks:Masked"), inputs).validation.batches
+    (batch,) = described(open_source("export_networks:Masked"), None, inputs).validation.batches
     assert list(batch) == ["mask", "ids", "bias"]
     assert bool((batch["mask"] == 1).all())
     assert batch["ids"].dtype == torch.int64
     assert 0 <= int(batch["ids"].min()) < int(batch["ids"].max()) < 12
     assert batch["bias"].dtype == torch.float32
-    (batch,) = find_source(
-        None, Code(model="export_networks:Masked"), ["tokens:batch,length"]
-    ).validation.batches
+    texts = ["tokens:batch,length"]
+    (batch,) = described(open_source("export_networks:Masked"), None, texts).validation.batches
     assert isinstance(batch, tuple), "no argument has the name"
 
 

@@ -140,7 +140,7 @@ def test_an_optimizer_is_tried_out(change: Change, message: str) -> None:
     ],
 )
 def test_the_state_of_a_run(name: str, value: Any) -> None:
-    trainer = Trainer.seeded(resolve(task=TASK, batch_size=12, max_steps=3), trusted={TASK})
+    trainer = Trainer.seeded(resolve(task=TASK, batch_size=12, max_steps=3))
     trainer.step()
     state = trainer.checkpoint().state
     assert checked(RunState, state, "it").progress.step == 1
@@ -158,7 +158,7 @@ def test_the_state_of_a_run(name: str, value: Any) -> None:
     ],
 )
 def test_random_states_are_tried_out(change: Change) -> None:
-    trainer = Trainer.seeded(resolve(task=TASK, max_steps=3), trusted={TASK})
+    trainer = Trainer.seeded(resolve(task=TASK, max_steps=3))
     state = trainer.checkpoint().state
     assert checked(RunState, state, "it").progress.step == 0
     change(state["random"])

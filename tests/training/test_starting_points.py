@@ -69,8 +69,7 @@ def test_a_teacher_is_a_run_a_checkpoint_or_an_attribute(teacher: Run, form: str
         "checkpoint": str(teacher.checkpoints / "step-6"),
         "attribute": "tiny_task:net",
     }[form]
-    trusted = {"tiny_task:tiny", "tiny_task:net"}
-    trainer = Trainer.seeded(config(teacher=source, alpha=0.0), trusted=trusted)
+    trainer = Trainer.seeded(config(teacher=source, alpha=0.0))
     expert = trainer.objective.teacher
     assert expert is not None
     assert not expert.training
@@ -99,7 +98,7 @@ def test_a_teacher_that_does_not_fit(source: str, message: str) -> None:
     "flags", [{}, {"qat": True}, {"qat": True, "ternary": True, "learnable_scale": True}]
 )
 def test_starting_from_a_full_precision_run(teacher: Run, flags: dict[str, Any]) -> None:
-    trainer = Trainer.seeded(config(init_from=str(teacher.path), **flags), trusted={"tiny_task:tiny"})
+    trainer = Trainer.seeded(config(init_from=str(teacher.path), **flags))
     weights = teacher.checkpoint().model
     own = trainer.model.state_dict()
     assert all(torch.equal(own[name], tensor) for name, tensor in weights.items())

@@ -1,0 +1,246 @@
+"""The kinds of sources that come with hybridkit. torch is imported when a part is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hybridkit.errors import FileError, UsageError
+from hybridkit.sources.protocol import Source, check_named
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hybridkit.packing.model import PackedModel
+    from hybridkit.tasks.protocol import Task
+    from hybridkit.training.runs import Run
+
+
+class OnnxFile(Source):
+    """A file NAME.onnx. `hybridkit quantize` takes it; there is no network in it that trains."""
+
+    def matches(self, text: str) -> bool:
+        return _is_named(text, ".onnx")
+
+    @property
+    def onnx(self) -> Path:
+        return Path(self.text)
+
+    @cached_property
+    def network(self) -> nn.Module:
+        raise UsageError(f"{self.text} is an ONNX file; only hybridkit quantize takes it")
+
+
+class PackedFile(Source):
+    """A packed model: NAME.hk.safetensors or its .index.json.
+
+    The network runs the packed layers; the weights are dequantised. Task and model are what the file says,
+    if these are registered names, or what --task and --model say.
+    """
+
+    def matches(self, text: str) -> bool:
+        return _is_named(text, ".hk.safetensors", ".hk.safetensors.index.json")
+
+    def weights(self) -> Mapping[str, Tensor]:
+        import ml_dtypes
+        import numpy as np
+        import torch
+
+        layers, arrays = self.packed.layers, dict(self.packed.tensors)
+        arrays |= {
+            f"{name}.weight" if name else "weight": layer.dequantize() for name, layer in layers.items()
+        }
+        arrays |= {alias: arrays[name] for alias, name in self.packed.tied.items()}
+        for name, array in arrays.items():
+            if array.dtype == ml_dtypes.bfloat16:  # which torch does not take from NumPy
+                arrays[name] = array.astype(np.float32)
+        return {name: torch.from_numpy(np.require(a, requirements="W")) for name, a in arrays.items()}
+
+    @cached_property
+    def network(self) -> nn.Module:
+        from hybridkit.runtime.modules import load_packed
+
+        make = _maker(self, self._said("model"))
+        if make is None:
+            raise UsageError(
+                "the packed file does not say its task: name the network with --model package.module:factory"
+            )
+        return load_packed(make(), self.packed)
+
+    def streamed(self) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
+        raise UsageError(f"{self.text} is packed already; hybridkit export --from takes it")
+
+    @cached_property
+    def packed(self) -> PackedModel:
+        from hybridkit.packing.model import PackedModel
+
+        return PackedModel.load(self.text)
+
+    @cached_property
+    def task(self) -> Task | None:
+        from hybridkit.tasks.resolve import make_task
+
+        name = self._said("task")
+        return make_task(name) if name else None
+
+    @cached_property
+    def metadata(self) -> Mapping[str, Any]:
+        return self.packed.metadata
+
+    def _said(self, flag: str) -> str | None:
+        """What the command line says, else what the file says, if that may be imported."""
+        from hybridkit.training.config import TrainConfig, named_targets
+
+        given: str | None = getattr(self.code, flag)
+        said = self.metadata.get(flag)
+        if given or not isinstance(said, str):
+            return given
+        check_named(named_targets(TrainConfig.from_json({flag: said})), self.code, "the packed file's")
+        return said
+
+
+class WeightsFile(Source):
+    """Weights alone: a .safetensors file, or the .index.json of several; nothing in them is unpickled.
+
+    Their network is --model package.module:attribute, or one of --task.
+    """
+
+    def matches(self, text: str) -> bool:
+        # any other file too: what reads it says that it is no safetensors file
+        return os.path.isfile(text) or _is_named(text, ".safetensors", ".safetensors.index.json")
+
+    def weights(self) -> Mapping[str, Tensor]:
+        from hybridkit.quant.checkpoint import open_tensors
+
+        return open_tensors(self.text)
+
+    @cached_property
+    def network(self) -> nn.Module:
+        import torch
+
+        from hybridkit.training.weights import load_weights
+
+        with torch.random.fork_rng(devices=[]):  # nobody sees what these weights replace
+            network = self._make()
+        load_weights(network, self.weights(), self.text)
+        return network.eval()
+
+    def streamed(self) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
+        import torch
+
+        from hybridkit.training.weights import check_weights
+
+        make = self._make
+        try:
+            with torch.device("meta"):
+                network = make().eval()
+        except (NotImplementedError, RuntimeError):  # it looks at its weights as it makes them
+            return self.network, None
+        if any(tensor.is_meta for tensor in network.state_dict().values()):
+            return network, check_weights(network, self.weights(), self.text)
+        return self.network, None
+
+    @cached_property
+    def _make(self) -> Callable[[], nn.Module]:
+        make = _maker(self, self.code.model)
+        if make is None:
+            raise UsageError(
+                f"{self.text} holds weights only: say the network with --model package.module:factory"
+            )
+        return make
+
+
+class RunFolder(Source):
+    """A run: its folder, its name, one of its checkpoints, or a folder of runs, which means the newest."""
+
+    def matches(self, text: str) -> bool:
+        from hybridkit.training.runs import find_run
+
+        try:
+            find_run(text)
+        except (FileError, OSError, ValueError):  # no run, or no path at all
+            return False
+        return True
+
+    @cached_property
+    def _found(self) -> tuple[Run, int | None]:
+        from hybridkit.training.runs import find_run
+
+        return find_run(self.text)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        run, step = self._found
+        return run.checkpoint(step).model
+
+    @cached_property
+    def network(self) -> nn.Module:
+        return self._restored[1]
+
+    @cached_property
+    def packed(self) -> PackedModel | None:
+        from hybridkit.training.packed import quantise_afterwards
+
+        config = self._found[0].recorded()
+        if config.ternary and not config.qat:
+            return quantise_afterwards(config, self.network)
+        return super().packed
+
+    @cached_property
+    def task(self) -> Task:
+        return self._restored[0]
+
+    @cached_property
+    def metadata(self) -> Mapping[str, Any]:
+        from hybridkit.training.metrics import read_records
+        from hybridkit.training.packed import about
+
+        run, _ = self._found
+        commit = run.about().get("environment", {}).get("git_commit")
+        measured = [record for record in read_records(run.metrics_path) if record["event"] != "step"]
+        return {
+            **about(run.recorded(), self.task, commit),
+            "run": run.path.name,
+            "metrics": measured[-1] if measured else {},
+        }
+
+    @cached_property
+    def _restored(self) -> tuple[Task, nn.Module]:
+        run, step = self._found
+        return run.load_model(step, trusted=self.code)
+
+
+class Module(Source):
+    """A network of the user's own: package.module:attribute, a module or what makes one."""
+
+    def matches(self, text: str) -> bool:
+        return ":" in text and not os.path.exists(text)
+
+    @cached_property
+    def network(self) -> nn.Module:
+        from hybridkit.tasks.resolve import import_model
+
+        return import_model(self.text).eval()
+
+    @cached_property
+    def metadata(self) -> Mapping[str, Any]:
+        return {**super().metadata, "model": self.text}
+
+
+def _maker(source: Source, model: str | None) -> Callable[[], nn.Module] | None:
+    """What makes the fresh network of a file. What it needs is imported before: off the meta device, say."""
+    from hybridkit.registry import import_target
+    from hybridkit.tasks.resolve import import_model, make_model
+
+    if model and ":" in model:
+        import_target(model)
+        return partial(import_model, model)
+    if source.task is not None:
+        return partial(make_model, source.task, model)
+    return source.code.otherwise
+
+
+def _is_named(text: str, *suffixes: str) -> bool:
+    return text.endswith(suffixes) and not os.path.isdir(text)
