@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hybridkit.exporting.structures import Inputs, call
+from hybridkit.runtime.modules import PackedEmbedding
 
 
 def index_inputs(network: nn.Module, inputs: Inputs) -> dict[str | int, int]:
@@ -23,11 +24,15 @@ def index_inputs(network: nn.Module, inputs: Inputs) -> dict[str | int, int]:
     given = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
     watch = _Embeddings({_memory(x): name for name, x in given})
     modes = {part: part.training for part in network.modules()}
+    packed = [part for part in network.modules() if isinstance(part, PackedEmbedding)]
+    hooks = [part.register_forward_pre_hook(watch.packed) for part in packed]
     network.eval()
     try:
         with torch.no_grad(), watch:
             call(network, inputs)
     finally:
+        for hook in hooks:
+            hook.remove()
         for part, training in modes.items():
             part.training = training
     return watch.entries
@@ -57,8 +62,16 @@ class _Embeddings(TorchFunctionMode):
         return self._embedding(*arguments, **(named or {}))
 
     def _embedding(self, input: Tensor, weight: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        return F.embedding(self._noted(input, len(weight)), weight, *arguments, **named)
+
+    def packed(self, layer: PackedEmbedding, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The same for an embedding that is an operator of ours: a hook before its forward."""
+        return self._noted(arguments[0], layer.N), *arguments[1:]
+
+    def _noted(self, input: Tensor, entries: int) -> Tensor:
+        """What the embedding can take in the place of an input."""
         name = self.inputs.get(_memory(input))
-        if name is not None:
-            self.entries[name] = min(len(weight), self.entries.get(name, len(weight)))
-            input = torch.zeros_like(input, dtype=torch.int64)
-        return F.embedding(input, weight, *arguments, **named)
+        if name is None:
+            return input
+        self.entries[name] = min(entries, self.entries.get(name, entries))
+        return torch.zeros_like(input, dtype=torch.int64)
