@@ -122,8 +122,8 @@ def _random_inputs(
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             kind = str(own).removeprefix("torch.")
             raise UsageError(
-                f"the network does not run on {kind} for {listed}: {reason}; say the type of another input, as "
-                f"in --input {names[untyped[0]]}:int64:{sizes}"
+                f"the network does not run on {kind} for {listed}: {reason}; say the type of another "
+                f"input, as in --input {names[untyped[0]]}:int64:{sizes}"
             ) from error
     entries = [indices.get(name if by_name else number) for number, name in enumerate(names)]
 
