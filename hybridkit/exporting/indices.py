@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hybridkit.exporting.structures import Inputs, call
+from hybridkit.calls import Inputs, call, evaluating
 
 
 def index_inputs(network: nn.Module, inputs: Inputs) -> dict[str | int, int]:
@@ -22,14 +22,8 @@ def index_inputs(network: nn.Module, inputs: Inputs) -> dict[str | int, int]:
     given: Iterable[tuple[str | int, Tensor]]
     given = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
     watch = _Embeddings({_memory(x): name for name, x in given})
-    modes = {part: part.training for part in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad(), watch:
-            call(network, inputs)
-    finally:
-        for part, training in modes.items():
-            part.training = training
+    with evaluating(network), watch:
+        call(network, inputs)
     return watch.entries
 
 

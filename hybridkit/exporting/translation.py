@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
+from hybridkit.calls import Inputs, call, without_caches
 from hybridkit.errors import HybridkitError, UsageError
 from hybridkit.exporting.functions import DOMAIN, DOMAIN_VERSION, MIN_OPSET
-from hybridkit.exporting.structures import Inputs, call, named_outputs, tensors_of, without_caches
 from hybridkit.runtime.modules import row_major
+from hybridkit.trees import named_outputs, tensors
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -82,7 +83,7 @@ def translate(
             f"{len(example_inputs)} example inputs, {len(input_names)} input names and {len(dynamic_axes)} "
             "mappings of dynamic axes do not fit together"
         )
-    examples = [_widened(x, axes) for x, axes in zip(tensors_of(example_inputs), dynamic_axes, strict=True)]
+    examples = [_widened(x, axes) for x, axes in zip(tensors(example_inputs), dynamic_axes, strict=True)]
     traced: list[list[str]] = []
     flat = _Flat(module, example_inputs, traced.append).eval()
     with _silence(), row_major(module), without_caches(module), _without_slow_rules(), torch.no_grad():

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hybridkit.errors import UsageError
-from hybridkit.packing.layers import LayerKind
+from hybridkit.packing.layers import Activations, LayerKind
 from hybridkit.quant.config import Compute
 from hybridkit.quant.kinds import is_transposed, kind_of
 from hybridkit.quant.product import Bilinear, Convolution, MatMul, blended_product, quantized_product
-from hybridkit.quant.protocol import Activations, QuantizedTensor, Quantizer
+from hybridkit.quant.protocol import QuantizedTensor, Quantizer
 
 
 class QATLayer(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from torch import nn
 
+from hybridkit.calls import Inputs, watch
 from hybridkit.errors import UsageError
 from hybridkit.options import nearest
 from hybridkit.quant.config import (
@@ -23,7 +24,6 @@ from hybridkit.quant.config import (
 from hybridkit.quant.groups import with_granularity
 from hybridkit.quant.kinds import Layer, describe
 from hybridkit.quant.layers import QATLayer
-from hybridkit.quant.observe import ExampleInputs, observe
 from hybridkit.quant.protocol import Quantizer
 from hybridkit.registry import registry
 
@@ -117,7 +117,7 @@ def _normal(spec: QuantizerSpec, options: Mapping[str, Any] | None = None) -> Qu
 
 
 def plan_layers(
-    model: nn.Module, config: QuantConfig, *, example_inputs: ExampleInputs | None = None
+    model: nn.Module, config: QuantConfig, *, example_inputs: Inputs | None = None
 ) -> list[LayerPlan]:
     """`select` for the layers of a network, whose last Linear is the last to run on `example_inputs`.
 
@@ -127,7 +127,7 @@ def plan_layers(
         raise UsageError("the model holds fake-quantised layers already; prepare a model only once")
     layers = describe(model)
     order = None
-    if example_inputs is not None and not config.quantize_all:
+    if example_inputs is not None and _spares(config):
         order = _as_they_run(model, [layer for layer in layers if layer.kind == "linear"], example_inputs)
     return select(layers, config, order)
 
@@ -146,7 +146,7 @@ def select(
     """
     obstacles = _obstacles(layers)
     possible = [layer for layer in layers if layer not in obstacles]
-    exempt = {} if config.quantize_all else _exempt(possible, order)
+    exempt = _exempt(possible, order) if _spares(config) else {}
     default, spared = _normal(config.weights), _normal(FP32)
     if config.embeddings is not None:
         spared = EMBEDDINGS[config.embeddings]
@@ -169,6 +169,11 @@ def select(
     if not any(plan.quantizer for plan in plans):
         raise UsageError(_nothing(plans))
     return plans
+
+
+def _spares(config: QuantConfig) -> bool:
+    """Whether the embeddings and the last Linear differ from the rest."""
+    return config.embeddings is not None or not config.quantize_all
 
 
 def _obstacles(layers: Iterable[Layer]) -> dict[Layer, str]:
@@ -199,11 +204,11 @@ def _exempt(layers: Sequence[Layer], order: Sequence[str] | None) -> dict[Layer,
     return tied | exempt
 
 
-def _as_they_run(model: nn.Module, layers: Collection[Layer], example_inputs: ExampleInputs) -> list[str]:
+def _as_they_run(model: nn.Module, layers: Collection[Layer], example_inputs: Inputs) -> list[str]:
     """The names of the layers in the order in which one evaluation calls them."""
     names = {model.get_submodule(layer.name): layer.name for layer in layers}
     order: list[str] = []
-    observe(model, names, example_inputs, lambda module, _: order.append(names[module]))
+    watch(model, example_inputs, names, lambda module, _: order.append(names[module]))
     return order
 
 

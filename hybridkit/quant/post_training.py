@@ -12,11 +12,13 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
+from hybridkit.calls import Inputs
 from hybridkit.errors import UsageError
 from hybridkit.packing.codecs import Codec
+from hybridkit.packing.layers import Activations
 from hybridkit.packing.model import LayerSource, ModelSource, PackedLayer, PackedModel, Sizes, write_packed
 from hybridkit.quant.allocation import allocate, input_squares, ternary_of, with_layers
-from hybridkit.quant.config import Activations, Embeddings, QuantConfig, QuantizerSpec, config_from
+from hybridkit.quant.config import Embeddings, QuantConfig, QuantizerSpec, config_from
 from hybridkit.quant.convert import (
     FloatDtype,
     Seen,
@@ -31,7 +33,6 @@ from hybridkit.quant.convert import (
 )
 from hybridkit.quant.kinds import Layer, describe_weights
 from hybridkit.quant.layers import qat_layers
-from hybridkit.quant.observe import ExampleInputs
 from hybridkit.quant.plan import LayerPlan, LeftAlone, left_alone, plan_layers, select
 from hybridkit.quant.prepare import prepared
 from hybridkit.quant.protocol import QuantizedTensor, Statistics, quantize_weight, takes_statistics
@@ -147,7 +148,7 @@ def quantizing_source(
     embeddings: Embeddings | None = None,
     target_bits: float | None = None,
     overrides: Mapping[str, QuantizerSpec] | None = None,
-    example_inputs: ExampleInputs | None = None,
+    example_inputs: Inputs | None = None,
     statistics: Callable[[str], Statistics | None] | None = None,
     layers: Sequence[Layer] | None = None,
     weights: Mapping[str, Tensor] | None = None,

@@ -13,7 +13,6 @@ from array_api_compat import array_namespace
 if TYPE_CHECKING:
     from torch import Tensor
 
-from hybridkit.quant.config import Activations as Activations
 
 Granularity = Literal["channel", "tensor"]
 

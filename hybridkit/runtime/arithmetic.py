@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridkit.errors import UsageError
+from hybridkit.packing.layers import Activations
 from hybridkit.packing.tiles import TILE_COLUMNS, TILE_ROWS, tiled_shape
 from hybridkit.quant.protocol import int8_activations
+from hybridkit.runtime.native import LowBit
 
-Activations = Literal["int8", "float"]
-LowBit = Literal["ternary", "binary"]
 Codes = LowBit | Literal["nbit"]
 
 _CONVOLUTION: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d}

@@ -73,8 +73,8 @@ def _geometry(
     pads: tuple[int, ...],
     dilations: tuple[int, ...],
     group: int,
-) -> tuple[c.Geometry, tuple[int, ...]]:
+) -> tuple[c.Convolution, tuple[int, ...]]:
     """The geometry for images [C, *size], and the output's size."""
     channels, *size = image
-    shape = c.Geometry.of(channels, size, kernel_shape, strides, pads, dilations, group)
+    shape = c.Convolution.of(channels, size, kernel_shape, strides, pads, dilations, group)
     return shape, native.conv_shape(shape, N)

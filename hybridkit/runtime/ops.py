@@ -35,18 +35,17 @@ import torch
 from torch import Tensor
 
 from hybridkit.errors import UsageError
+from hybridkit.packing.layers import Activations
 from hybridkit.runtime import arithmetic, cpu
 from hybridkit.runtime.arithmetic import (
-    Activations,
     Geometry,
-    LowBit,
     PackedMatrix,
     scaled,
     take,
     take_tiled,
     unpack,
 )
-from hybridkit.runtime.native import Native, load
+from hybridkit.runtime.native import LowBit, Native, load
 
 _PRODUCT: Final = "Tensor x, Tensor codes, Tensor scale, Tensor bias, SymInt K, SymInt N"
 _GEOMETRY: Final = "SymInt[] kernel_shape, SymInt[] strides, SymInt[] pads, SymInt[] dilations, SymInt group"

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from hybridkit.errors import HybridkitError
 from hybridkit.exporting.protocol import Exporter, ExportReport, ExportRequest, Validation
+from hybridkit.packing.layers import Activations
 from hybridkit.packing.model import PackedModel
 from hybridkit.quant.convert import convert
 from hybridkit.quant.prepare import prepare_qat
-from hybridkit.quant.protocol import Activations
 
 _WIDTH = 64
 

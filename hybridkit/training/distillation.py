@@ -13,8 +13,8 @@ from hybridkit.errors import UsageError
 from hybridkit.registry import import_target
 from hybridkit.tasks.data import Batch
 from hybridkit.tasks.protocol import Task, forward
-from hybridkit.tasks.trees import main_output
 from hybridkit.training.runs import find_run, runs_root
+from hybridkit.trees import main_output
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

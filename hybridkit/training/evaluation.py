@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hybridkit.errors import UsageError
 from hybridkit.tasks.data import Batch, Data, count, in_order, on
 from hybridkit.tasks.protocol import Task, collate_of, forward
-from hybridkit.tasks.trees import floating, main_output
+from hybridkit.trees import floating, main_output
 
 
 def batches(task: Task, data: Data, size: int, device: str = "cpu") -> Iterator[Batch]:

@@ -16,10 +16,10 @@ from hybridkit.quant.post_training import quantize
 from hybridkit.runtime.modules import load_packed
 from hybridkit.tasks.data import Batch, on
 from hybridkit.tasks.protocol import Task, forward, named_inputs
-from hybridkit.tasks.trees import main_output
 from hybridkit.training.config import TrainConfig
 from hybridkit.training.evaluation import Comparison, compare, measuring
 from hybridkit.training.network import example_batch, model_name
+from hybridkit.trees import main_output
 
 if TYPE_CHECKING:
     from hybridkit.packing.sizes import Sizes

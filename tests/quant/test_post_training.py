@@ -140,5 +140,5 @@ def test_overrides_win_over_embeddings():
         "hidden": "two-bit",
         "head": "one-bit",
     }
-    with pytest.raises(UsageError, match="embeddings take 8, 4, 8-tensor bits, not 3"):
+    with pytest.raises(UsageError, match="embeddings take 8, 4 or 8-tensor, not 3"):
         quantize(WithHead(False), embeddings=3)

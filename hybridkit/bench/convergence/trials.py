@@ -158,7 +158,7 @@ def part_of(data: Data) -> Data:
     from torch.utils.data import Subset
 
     from hybridkit.tasks.data import in_memory, is_stream, size
-    from hybridkit.tasks.trees import map_tensors
+    from hybridkit.trees import map_tensors
 
     if is_stream(data):
         return list(islice(data, PART))

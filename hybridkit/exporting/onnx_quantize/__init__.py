@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 
@@ -32,11 +32,10 @@ from hybridkit.exporting.onnx_quantize.selection import choose, make_steps, quan
 from hybridkit.exporting.onnx_quantize.substitution import lower
 from hybridkit.exporting.protocol import Agreement
 from hybridkit.exporting.runtimes import check_runtime, oldest_runtime
+from hybridkit.packing.layers import Activations
 from hybridkit.runtime.session import session
 
 __all__ = ["LayerReport", "OnnxReport", "quantize_onnx"]
-
-Activations = Literal["int8", "float"]
 
 
 @quiet()
