@@ -80,7 +80,7 @@ def _unpack_blocks(model: ir.Model, node: ir.Node) -> bool:
     if permutation is not None or x is None or _array(codes) is None or _array(scales) is None:
         return False
     K, N, bits, block = (node.attributes[n].as_int() for n in ("K", "N", "bits", "block_size"))
-    weight = dequantise_blocks(_array(codes), _array(scales), _array(zeros), K, N, bits, block)
+    weight = dequantize_blocks(_array(codes), _array(scales), _array(zeros), K, N, bits, block)
     value = _constant(model, f"{_name(codes)}.fp32", weight.T.copy())
     if bias is None:
         _replace(node, [("MatMul", [x, value])])
@@ -89,7 +89,7 @@ def _unpack_blocks(model: ir.Model, node: ir.Node) -> bool:
     return True
 
 
-def dequantise_blocks(
+def dequantize_blocks(
     codes: NDArray[np.uint8],
     scales: NDArray[Any],
     zeros: NDArray[Any] | None,

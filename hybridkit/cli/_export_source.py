@@ -111,7 +111,7 @@ def _from_run(run: Run, step: int | None, code: Code) -> Source:
     from hybridkit.quant.convert import convert
     from hybridkit.training.config import TrainConfig, named_targets
     from hybridkit.training.metrics import read_records
-    from hybridkit.training.packed import about, quantise_afterwards
+    from hybridkit.training.packed import about, quantize_afterwards
 
     # of the code a run names, loading its network needs the task, the model and the quantizer alone
     named = named_targets(TrainConfig.from_json(run.about().get("config")))
@@ -123,7 +123,7 @@ def _from_run(run: Run, step: int | None, code: Code) -> Source:
     if config.qat:
         packed = convert(model)
     elif config.ternary:
-        packed = quantise_afterwards(config, model)
+        packed = quantize_afterwards(config, model)
     measured = [r for r in read_records(run.metrics_path) if r["event"] != "step"]
     metadata = {
         **about(config, task, commit),

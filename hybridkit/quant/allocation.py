@@ -35,7 +35,7 @@ from hybridkit.errors import UsageError
 from hybridkit.kmeans import kmeans_labels
 from hybridkit.quant.config import QuantConfig, QuantizerSpec
 from hybridkit.quant.kinds import Layer
-from hybridkit.quant.plan import LayerPlan, make_quantizer, plan_layers
+from hybridkit.quant.plan import LayerChoice, make_quantizer, plan_layers
 from hybridkit.quant.protocol import is_ternary, quantize_weight
 
 GROUPS: Final = (32, 64, 128)
@@ -122,7 +122,7 @@ def ternary_of(config: QuantConfig) -> QuantizerSpec:
 
 
 def allocate(
-    plans: Sequence[LayerPlan],
+    plans: Sequence[LayerChoice],
     weight: Callable[[str], Tensor],
     target_bits: float,
     k: int = 4,
@@ -233,7 +233,7 @@ def _errors(matrix: Tensor, importance: Tensor | None, options: Sequence[Candida
 
 
 def input_squares(
-    model: nn.Module, plans: Sequence[LayerPlan], example_inputs: Inputs | None
+    model: nn.Module, plans: Sequence[LayerChoice], example_inputs: Inputs | None
 ) -> dict[str, Tensor]:
     """The mean square of what each weight is multiplied by, [N, K], for the products that ran, by name."""
     if example_inputs is None:

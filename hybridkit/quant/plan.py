@@ -29,7 +29,7 @@ from hybridkit.registry import registry
 
 
 @dataclass(frozen=True, slots=True)
-class LayerPlan:
+class LayerChoice:
     """One layer and the quantizer it gets, or None and the reason."""
 
     layer: Layer
@@ -53,7 +53,7 @@ class LeftAlone:
     reason: str
 
 
-def left_alone(plans: Iterable[LayerPlan]) -> tuple[LeftAlone, ...]:
+def left_alone(plans: Iterable[LayerChoice]) -> tuple[LeftAlone, ...]:
     """What stays in full precision."""
     return tuple(
         LeftAlone(p.name, p.layer.kind, p.layer.shape, p.reason) for p in plans if p.quantizer is None
@@ -118,7 +118,7 @@ def _normal(spec: QuantizerSpec, options: Mapping[str, Any] | None = None) -> Qu
 
 def plan_layers(
     model: nn.Module, config: QuantConfig, *, example_inputs: Inputs | None = None
-) -> list[LayerPlan]:
+) -> list[LayerChoice]:
     """`select` for the layers of a network, whose last Linear is the last to run on `example_inputs`.
 
     `example_inputs` are the model's arguments; without them the last Linear is the last to be registered.
@@ -134,7 +134,7 @@ def plan_layers(
 
 def select(
     layers: Sequence[Layer], config: QuantConfig, order: Sequence[str] | None = None
-) -> list[LayerPlan]:
+) -> list[LayerChoice]:
     """The quantizer of every layer, in the order given.
 
     The last Linear, the embeddings and what shares a weight with them stay in full precision unless
@@ -161,11 +161,11 @@ def select(
     plans = []
     for layer in layers:
         if layer in obstacles:
-            plans.append(LayerPlan(layer, None, reason=obstacles[layer]))
+            plans.append(LayerChoice(layer, None, reason=obstacles[layer]))
             continue
         instance, label = make_quantizer(chosen[layer], granularity=parse_granularity(config.granularity))
         reason = "" if instance else exempt.get(layer, "asked for full precision")
-        plans.append(LayerPlan(layer, instance, label, reason))
+        plans.append(LayerChoice(layer, instance, label, reason))
     if not any(plan.quantizer for plan in plans):
         raise UsageError(_nothing(plans))
     return plans
@@ -222,7 +222,7 @@ def _check_tied(chosen: Mapping[Layer, QuantizerSpec]) -> None:
             )
 
 
-def _nothing(plans: Iterable[LayerPlan]) -> str:
+def _nothing(plans: Iterable[LayerChoice]) -> str:
     kept = ", ".join(f"{plan.name or 'the model'} ({plan.reason})" for plan in plans)
     if not kept:
         return "nothing to quantise: the model has no Linear, Conv1d, Conv2d or Embedding layer"

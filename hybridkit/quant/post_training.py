@@ -33,7 +33,7 @@ from hybridkit.quant.convert import (
 )
 from hybridkit.quant.kinds import Layer, describe_weights
 from hybridkit.quant.layers import qat_layers
-from hybridkit.quant.plan import LayerPlan, LeftAlone, left_alone, plan_layers, select
+from hybridkit.quant.plan import LayerChoice, LeftAlone, left_alone, plan_layers, select
 from hybridkit.quant.prepare import prepared
 from hybridkit.quant.protocol import QuantizedTensor, Statistics, quantize_weight, takes_statistics
 from hybridkit.quant.statistics import layer_statistics
@@ -182,10 +182,10 @@ def quantizing_source(
         state = own if weights is None else Filled(own, weights)
         network = model
 
-        def plan(how: QuantConfig) -> list[LayerPlan]:
+        def plan(how: QuantConfig) -> list[LayerChoice]:
             return plan_layers(network, how, example_inputs=example_inputs)
 
-        def squares(plans: Sequence[LayerPlan]) -> dict[str, Tensor]:
+        def squares(plans: Sequence[LayerChoice]) -> dict[str, Tensor]:
             return input_squares(network, plans, example_inputs)
 
         statistics = statistics or partial(layer_statistics, network, example_inputs)
@@ -193,10 +193,10 @@ def quantizing_source(
         own = state = model
         known = layers if layers is not None else describe_weights({n: meta(model, n).shape for n in model})
 
-        def plan(how: QuantConfig) -> list[LayerPlan]:
+        def plan(how: QuantConfig) -> list[LayerChoice]:
             return select(known, how)
 
-        def squares(plans: Sequence[LayerPlan]) -> dict[str, Tensor]:
+        def squares(plans: Sequence[LayerChoice]) -> dict[str, Tensor]:
             return {}
 
     plans = plan(replace(config, embeddings=None) if config.target_bits is not None else config)
@@ -249,12 +249,12 @@ def meta(weights: Mapping[str, Tensor], name: str) -> Tensor:
 def _work(
     state: Mapping[str, Tensor],
     tied: Mapping[str, str],
-    plans: Sequence[LayerPlan],
+    plans: Sequence[LayerChoice],
     config: QuantConfig,
     statistics: Callable[[str], Statistics | None],
     storage: Storage,
 ) -> Work:
-    packed: dict[str, LayerPlan] = {}
+    packed: dict[str, LayerChoice] = {}
     for plan in plans:
         if plan.quantizer is not None:
             packed.setdefault(plan.layer.weight, plan)  # the first of those that share a weight
@@ -276,7 +276,7 @@ def _work(
 
 
 def _source(
-    plan: LayerPlan,
+    plan: LayerChoice,
     state: Mapping[str, Tensor],
     activations: Activations,
     wanted: Codec | None,

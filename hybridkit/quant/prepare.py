@@ -97,10 +97,10 @@ def prepared(model: nn.Module) -> Prepared | None:
     return found
 
 
-def float_twin(model: _M) -> _M:
+def full_precision_copy(model: _M) -> _M:
     """A copy of a prepared model with its latent weights in plain full-precision layers."""
-    twin = copy.deepcopy(model)
-    twin.__dict__.pop("_hybridkit_prepared", None)
-    for layer in qat_layers(twin).values():
+    plain = copy.deepcopy(model)
+    plain.__dict__.pop("_hybridkit_prepared", None)
+    for layer in qat_layers(plain).values():
         layer.release()
-    return twin
+    return plain

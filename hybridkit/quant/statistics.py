@@ -48,5 +48,5 @@ def _patches(conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
         kernel, dilation, stride = ((1, *value) for value in (kernel, dilation, stride))
     columns = F.unfold(
         x, tuple(kernel), dilation=tuple(dilation), stride=tuple(stride)
-    )  # [B, C * taps, places]
+    )  # [B, C * positions, places]
     return columns.transpose(1, 2).reshape(-1, conv.weight[0].numel())

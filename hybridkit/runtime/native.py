@@ -215,17 +215,19 @@ class Native:
         _check(self._call["tile"](CODECS[codec], rows.ctypes.data, N, K, out.ctypes.data))
         return out
 
-    def conv_tile(self, codec: LowBit, codes: Bytes, K: int, group: int, taps: int) -> Bytes:
-        """Row-major codes [N, bytes] -> tiles of a convolution with `taps` kernel positions: layout 2."""
-        N, K, group, taps = _sizes("N, K, group and taps", len(codes), K, group, taps)
+    def conv_tile(self, codec: LowBit, codes: Bytes, K: int, group: int, positions: int) -> Bytes:
+        """Row-major codes [N, bytes] -> tiles of a convolution with `positions` in its kernel: layout 2."""
+        N, K, group, positions = _sizes("N, K, group and positions", len(codes), K, group, positions)
         size = self._call["conv_code_bytes"](CODECS[codec], N, K, group)
-        if size == 0 or taps < 1 or K % taps:
-            raise UsageError(f"a matrix [{N}, {K}] is no convolution of {group} groups and {taps} positions")
+        if size == 0 or positions < 1 or K % positions:
+            raise UsageError(
+                f"a matrix [{N}, {K}] is no convolution of {group} groups and {positions} positions"
+            )
         rows = self._codes(codec, codes, self._call["code_bytes"](CODECS[codec], 0, N, K))
         tiles = group * -(-(N // group) // 16)
         out = np.empty((tiles, size // 64 // tiles, 16, 4), np.uint8)
         at, to = rows.ctypes.data, out.ctypes.data
-        _check(self._call["conv_tile"](CODECS[codec], at, N, K, group, taps, to))
+        _check(self._call["conv_tile"](CODECS[codec], at, N, K, group, positions, to))
         return out
 
     def check(self, codec: LowBit, layout: Literal[0, 1], codes: Bytes, N: int, K: int) -> None:

@@ -135,7 +135,7 @@ def _define_conv(kind: LowBit, activations: Activations) -> None:
         weight = PackedMatrix(kind, activations, codes, scale, bias, K, N, layout)
         if (native := _native(x, weight)) is not None:
             return cpu.conv(native, x, weight, geometry)
-        matrix = weight.unpack(group, geometry.taps)
+        matrix = weight.unpack(group, geometry.positions)
         return arithmetic.conv(x, matrix, scale, bias, activations, geometry)
 
     def shape(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, *rest: Any) -> Tensor:

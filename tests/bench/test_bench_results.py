@@ -90,8 +90,8 @@ def test_verdicts(claim, low, high, verdict):
     assert claim.verdict(Interval(middle, low, high)) == verdict
 
 
-def test_sections_that_were_not_measured_claim_nothing(converged, quantised):
-    convergence, quantization = converged[-1], quantised[-1]
+def test_sections_that_were_not_measured_claim_nothing(converged, quantized):
+    convergence, quantization = converged[-1], quantized[-1]
     assert claims.judge(None, None, []) == []
     only = {row.claim for row in claims.judge(None, quantization, [])}
     assert only == {claims.ERROR.text, claims.COMPRESSION.text}

@@ -90,11 +90,11 @@ class TestLibrary:
 
     @few
     @given(kinds, st.integers(1, 3), st.integers(1, 20), st.integers(1, 9), st.integers(1, 9))
-    def test_tiles_of_convolutions_are_those_of_packing(self, kind, group, rows, channels, taps):
-        N, K = group * rows, channels * taps
+    def test_tiles_of_convolutions_are_those_of_packing(self, kind, group, rows, channels, positions):
+        N, K = group * rows, channels * positions
         _, codes, _, _ = layer(kind, N, K)
-        tiles = NATIVE.conv_tile(kind, codes, K, group, taps)
-        assert np.array_equal(tiles, tile(codes, K, BITS[kind], group=group, taps=taps))
+        tiles = NATIVE.conv_tile(kind, codes, K, group, positions)
+        assert np.array_equal(tiles, tile(codes, K, BITS[kind], group=group, positions=positions))
         NATIVE.check_conv(kind, tiles, N, K, group)
 
     def test_wrong_codes_get_a_clear_error(self):
