@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from hybridkit.calls import Inputs, call, without_caches
 from hybridkit.errors import HybridkitError, UsageError
 from hybridkit.exporting.functions import DOMAIN, DOMAIN_VERSION, MIN_OPSET
+from hybridkit.exporting.quiet import quiet
 from hybridkit.runtime.modules import row_major
 from hybridkit.trees import named_outputs, tensors
 
@@ -211,17 +211,10 @@ def _check(model: onnx_ir.Model, dynamic_axes: DynamicAxes, opset: int) -> None:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Keep the exporter's progress lines, warnings and log away from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    loggers = "torch.onnx", "torch.export", "onnxscript", "onnx_ir"
+    with quiet(*loggers), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 def _reason(error: BaseException) -> str:

@@ -24,10 +24,10 @@ def test_what_is_saved_is_what_is_read(results, tmp_path):
 def test_what_was_never_reached_is_null_and_comes_back():
     from pydantic import TypeAdapter
 
-    from hybridkit.bench.results import _plain
+    from hybridkit.plain import plain
 
     never = Interval(-math.inf, -math.inf, 0.5)
-    document = json.loads(json.dumps(_plain({"median": never.median, "low": never.low, "high": never.high})))
+    document = json.loads(json.dumps(plain({"median": never.median, "low": never.low, "high": never.high})))
     assert document == {"median": None, "low": None, "high": 0.5}
     assert TypeAdapter(Interval).validate_python(document) == never
 

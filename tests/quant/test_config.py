@@ -70,7 +70,7 @@ def test_anything_else_is_one_line(value):
         ({"compute": "model"}, "int8 activations are exact in fp32 only"),
         ({"layers": ["head"]}, "maps patterns"),
         ({"quantize_all": 1}, "True or False"),
-        ({"embeddings": 2}, "embeddings take 4 or 8 bits, not 2"),
+        ({"embeddings": 2}, "embeddings take 8, 4 or 8-tensor, not 2"),
         ({"target_bits": 9}, "from 1 to 8 per weight, not 9"),
         ({"target_bits": "4"}, "from 1 to 8 per weight, not '4'"),
     ],
