@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from annotated_types import Ge
 from array_api_compat import array_namespace
@@ -11,8 +11,9 @@ from array_api_compat import array_namespace
 from hybridkit.errors import UsageError
 from hybridkit.options import option
 from hybridkit.quant.groups import InGroups
-from hybridkit.quant.protocol import Granularity, QuantizedTensor, straight_through
+from hybridkit.quant.protocol import Granularity, QuantizedTensor
 from hybridkit.quant.scales import TINY, Array, per_channel, round_to_codes, scale_rows
+from hybridkit.quant.straight import StraightThrough
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 CLIPS = tuple(0.88**i for i in range(16))
 
 
-class NBit:
+class NBit(StraightThrough):
     """codes = clip(round(w / scale), -2^(b-1), 2^(b-1) - 1).
 
     ONNX Runtime's MatMulNBits stores exactly these, unsigned, with zero point 2^(b-1).
@@ -32,8 +33,6 @@ class NBit:
     2206.06501, finds by Newton's method, here by search); at 8 bits rounding is so fine that clipping never
     pays, and absmax is taken. The gradient is straight through.
     """
-
-    takes_numpy: ClassVar = True
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Options:
@@ -47,16 +46,12 @@ class NBit:
         )
 
     def __init__(self, options: Options | None = None) -> None:
-        self.options = options or self.Options()
+        super().__init__(options)
         if self.options.group_size and self.options.granularity == "tensor":
             raise UsageError("nbit: group_size and granularity=tensor contradict each other; set one of them")
         half = 2 ** (self.options.bits - 1)
         self.levels = tuple(range(-half, half))
         self.bits = float(self.options.bits)
-
-    def parameters(self, weight: Tensor) -> dict[str, Tensor]:
-        """Nothing is learned."""
-        return {}
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Codes of `weight` [N, K] and its scale, [N] or [N, ceil(K / group_size)]."""
@@ -85,7 +80,3 @@ class NBit:
             best = xp.where(error < least, xp.full_like(best, clip), best)
             least = xp.minimum(error, least)
         return widest * best
-
-    def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor) -> Tensor:
-        """The dequantised weight; identity as gradient."""
-        return straight_through(weight, quantized)
