@@ -1,4 +1,4 @@
-"""What each component gives in a short trial, to the bit: `python -m tests.golden.components --write`.
+"""What each component gives in a short trial, to the bit: `python tests/golden/components.py --write`.
 
 Stored trials of the bench are known by the versions of their components (bench/convergence/identity.py), so
 that whoever changes what a component computes must raise its `version`. Each trial here differs from a plain
@@ -36,6 +36,7 @@ TRIALS: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
     ("optimizer", f"{RIVALS}:Clipped"): ({}, {"optimizer": {"mode": "adaptive", "limit": 0.1}}),
     ("lr_controller", "cosine"): ({}, {}),
     ("lr_controller", "wsd"): ({}, {}),
+    ("lr_controller", "relative-step"): ({}, {}),
     ("lr_controller", "aux-nn"): ({}, {"lr_controller": {"multiplier": "learned"}}),
     ("constraint", "l2"): ({"initial_trust_radius": 1e-3}, {}),
     ("constraint", "per-cluster"): ({"initial_trust_radius": 1e-3}, {}),
@@ -56,7 +57,7 @@ def label(component: tuple[str, str]) -> str:
 def found(components: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
     """Version and digest of each, measured in an environment that fixes the kernels."""
     names = [label(component) for component in components]
-    command = [sys.executable, "-m", "tests.golden.components", "--measure", *names]
+    command = [sys.executable, __file__, "--measure", *names]
     root = Path(__file__).parents[2]
     environment = {**os.environ, **SAME_KERNELS, "HYBRIDKIT_NO_PLUGINS": "1"}
     done = subprocess.run(command, cwd=root, env=environment, check=False, capture_output=True, text=True)
@@ -123,7 +124,9 @@ def of_trial(kind: str, name: str) -> str:
 
     flags, options = TRIALS[kind, name]
     own = {} if kind in ("trainer", "hybrid optimizer") else {kind: name}
-    trainer = Trainer(resolve(task="digits", max_steps=8, seed=5, threads=1, options=options, **own, **flags))
+    trainer = Trainer.seeded(
+        resolve(task="digits", max_steps=8, seed=5, threads=1, options=options, **own, **flags)
+    )
     losses = []
     while not trainer.done:
         losses.append(trainer.step()["loss"])

@@ -45,10 +45,10 @@ def test_a_component_that_gives_other_numbers_has_another_version(component, now
         assert old["version"] != new["version"], (
             f"{name} gives other numbers than version {old['version']} did: set `version = "
             f"{int(old['version']) + 1}` in {where}, so that no stored result of the bench passes for one of "
-            "the changed code, then run python -m tests.golden.components --write. (Where most of these "
+            "the changed code, then run python tests/golden/components.py --write. (Where most of these "
             "tests fail at once, what they share has changed: raise the version of Trainer instead.)"
         )
-        pytest.fail(f"{name} has a new version: run python -m tests.golden.components --write")
+        pytest.fail(f"{name} has a new version: run python tests/golden/components.py --write")
 
 
 def test_every_component_of_a_built_in_method_is_here():
