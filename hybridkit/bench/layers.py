@@ -17,7 +17,7 @@ from hybridkit.bench.variants import Variant
 
 if TYPE_CHECKING:
     from hybridkit.exporting.graph import PackedNode
-    from hybridkit.packing.layers import Activations
+    from hybridkit.packing.activations import Activations
     from hybridkit.runtime.native import LowBit, Native
 
 RUNS: Final = 15  # of the profiled network; the median of each layer counts

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.options import nearest
-from hybridkit.packing.layers import Activations
+from hybridkit.packing.activations import Activations
 
 if TYPE_CHECKING:
     from hybridkit.quant.protocol import Quantizer

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hybridkit.errors import UsageError
-from hybridkit.packing.layers import Activations, LayerKind
+from hybridkit.packing.activations import Activations
+from hybridkit.packing.layers import LayerKind
 from hybridkit.quant.config import Compute
 from hybridkit.quant.kinds import is_transposed, kind_of
 from hybridkit.quant.product import Bilinear, Convolution, MatMul, blended_product, quantized_product

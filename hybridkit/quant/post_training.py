@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from hybridkit.calls import Inputs
 from hybridkit.errors import UsageError
+from hybridkit.packing.activations import Activations
 from hybridkit.packing.codecs import Codec
-from hybridkit.packing.layers import Activations
 from hybridkit.packing.model import LayerSource, ModelSource, PackedLayer, PackedModel, Sizes, write_packed
 from hybridkit.quant.allocation import allocate, input_squares, ternary_of, with_layers
 from hybridkit.quant.config import Embeddings, QuantConfig, QuantizerSpec, config_from

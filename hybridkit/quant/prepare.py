@@ -12,7 +12,7 @@ from torch import nn
 
 from hybridkit.calls import Inputs
 from hybridkit.errors import UsageError
-from hybridkit.packing.layers import Activations
+from hybridkit.packing.activations import Activations
 from hybridkit.quant.config import QuantConfig, QuantizerSpec, config_from
 from hybridkit.quant.fast_path import close_fast_paths
 from hybridkit.quant.layers import QATLayer, qat_class, qat_layers

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridkit.errors import UsageError
-from hybridkit.packing.layers import Activations
+from hybridkit.packing.activations import Activations
 from hybridkit.packing.tiles import TILE_COLUMNS, TILE_ROWS, tiled_shape
 from hybridkit.quant.protocol import int8_activations
 from hybridkit.runtime.native import LowBit

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridkit.errors import FileError, UsageError
-from hybridkit.packing.layers import Activations
+from hybridkit.packing.activations import Activations
 from hybridkit.runtime.library import VARIABLE, library_path
 
 LowBit = Literal["ternary", "binary"]

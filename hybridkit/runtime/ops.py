@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from hybridkit.errors import UsageError
-from hybridkit.packing.layers import Activations
+from hybridkit.packing.activations import Activations
 from hybridkit.runtime import arithmetic, cpu
 from hybridkit.runtime.arithmetic import (
     Geometry,

@@ -351,7 +351,7 @@ def test_a_teacher_is_prepared_once_loaded_by_whom_it_teaches_and_leaves_the_gen
     monkeypatch.setattr(teacher, "make_task", lambda name: make_task("digits"))
     with pytest.raises(UsageError, match="was not trained yet: hybridkit bench convergence --full"):
         teacher.fashion_mnist()
-    trained = Trainer(brief)
+    trained = Trainer.seeded(brief)
     while not trained.done:
         trained.step()
     teacher.prepare()

@@ -49,7 +49,7 @@ def prepare() -> None:
 
     from hybridkit.packing.atomic import atomic_file
 
-    trainer = Trainer(config())
+    trainer = Trainer.seeded(config())
     while not trainer.done:
         trainer.step()
     path().parent.mkdir(parents=True, exist_ok=True)

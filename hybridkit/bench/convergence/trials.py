@@ -81,7 +81,7 @@ def trained(trial: Trial) -> Trainer:
     """The whole run of a trial, nothing measured. Raises DivergedError where the loss is not finite."""
     from hybridkit.training.trainer import Trainer
 
-    trainer = Trainer(trial.config())
+    trainer = Trainer.seeded(trial.config())
     while not trainer.done:
         trainer.step()
     return trainer

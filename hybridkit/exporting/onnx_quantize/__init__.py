@@ -34,7 +34,7 @@ from hybridkit.exporting.onnx_quantize.substitution import lower
 from hybridkit.exporting.protocol import Agreement
 from hybridkit.exporting.quiet import quiet
 from hybridkit.exporting.runtimes import check_runtime, oldest_runtime
-from hybridkit.packing.layers import Activations
+from hybridkit.packing.activations import Activations
 from hybridkit.runtime.session import session
 
 __all__ = ["LayerReport", "OnnxReport", "quantize_onnx"]
