@@ -205,7 +205,7 @@ def test_no_weight_is_read_to_find_the_size_of_the_fp32_file(tmp_path, monkeypat
     packed = hybridkit.quantize(wide, activations="float").packed
     x = torch.randn(2, 96)
     twin = export(wide, packed, tmp_path / "m.fp32.onnx", example_inputs=[x])
-    monkeypatch.setattr(hybridkit.exporting.lowering, "_dequantised", None)
+    monkeypatch.setattr(hybridkit.exporting.lowering, "_dequantized", None)
     report = export(wide, packed, tmp_path / "m.onnx", example_inputs=[x])
     assert report.fp32_bytes == twin.fp32_bytes == pytest.approx(twin.file_bytes, rel=2e-3)
 
