@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from hybridkit.bench.feeds import Feed, Input, feed, model_inputs, recorded_shapes
 from hybridkit.bench.latency import Effort, Timing, compare_latency
@@ -16,7 +16,7 @@ from hybridkit.bench.pool import Tick
 from hybridkit.bench.quality import quality_of
 from hybridkit.bench.twin import load
 from hybridkit.bench.variants import NAMES, TWIN, Variant, write_variants
-from hybridkit.errors import FileError, HybridkitError
+from hybridkit.errors import HybridkitError
 from hybridkit.runtime.native import Native
 from hybridkit.runtime.native import load as native_library
 
@@ -105,6 +105,8 @@ def measure_inference(
 
     Raises FileError if the file is missing or no ONNX model, HybridkitError if it cannot be run.
     """
+    from hybridkit.exporting.door import admit
+
     native = native_library()
     with tempfile.TemporaryDirectory() as folder:
         empty = Path(folder) / "empty.onnx"
@@ -124,7 +126,7 @@ def measure_inference(
             results.append(
                 VariantResult(
                     variant=variant.name,
-                    file_bytes=model_bytes(variant.path),
+                    file_bytes=admit(variant.path).file_bytes,
                     resident_bytes=memory.resident_bytes,
                     peak_bytes=memory.peak_bytes,
                     metric=quality.values.get(variant.name),
@@ -172,28 +174,6 @@ def _operators(packed: int, native: Native | None) -> str:
 def steps(threads: Sequence[int], batches: Sequence[int] = BATCHES) -> int:
     """How often `measure_inference` ticks at most, for a progress bar."""
     return 3 + len(NAMES) + 2 * len(threads) * len(batches)
-
-
-def model_bytes(path: Path) -> int:
-    """Bytes of a model file and of the external data it names; what it names outside its folder is foreign.
-
-    Raises FileError if a data file is missing.
-    """
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
-    names = set()
-    for tensor in _tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            names |= {entry.value for entry in tensor.external_data if entry.key == "location"}
-    try:
-        return sum(part.stat().st_size for part in (path, *(path.parent / name for name in sorted(names))))
-    except OSError as error:
-        raise FileError(f"{path}: its data file cannot be read: {error}") from None
-
-
-def _tensors(model: Any) -> list[Any]:
-    return [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
 
 
 def _workload(variant: Variant, graph: ir.Model) -> Workload:

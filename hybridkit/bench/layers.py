@@ -17,7 +17,8 @@ from hybridkit.bench.variants import Variant
 
 if TYPE_CHECKING:
     from hybridkit.exporting.graph import PackedNode
-    from hybridkit.runtime.native import Activations, Codec, Native
+    from hybridkit.packing.activations import Activations
+    from hybridkit.runtime.native import LowBit, Native
 
 RUNS: Final = 15  # of the profiled network; the median of each layer counts
 PRODUCTS: Final = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv")
@@ -125,7 +126,7 @@ def _result(
     if peer is not None and event.us > NOISE * peer.us:
         flag = SLOWER_THAN_TWIN
     if layer.kind == "MatMul":
-        codec: Codec = "ternary" if layer.prefix == "Ternary" else "binary"
+        codec: LowBit = "ternary" if layer.prefix == "Ternary" else "binary"
         mode: Activations = "int8" if layer.int8 else "float"
         kernel = native.kernel(codec, mode, layer.N, layer.K, rows)
         tasks = native.tasks(codec, mode, layer.N, layer.K, rows)
@@ -148,7 +149,7 @@ def _result(
 
 
 def reference_seconds(
-    native: Native, codec: Codec, activations: Activations, rows: int, threads: int
+    native: Native, codec: LowBit, activations: Activations, rows: int, threads: int
 ) -> float:
     """What the kernel takes for `rows` rows and a matrix [REFERENCE, REFERENCE] that is in the caches."""
     import numpy as np

@@ -6,9 +6,8 @@ import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-from hybridkit.training.environment import git_commit, processor
+from hybridkit.training.environment import cpu_info, git_commit, processor
 
 PACKAGES = ("hybridkit", "torch", "onnxruntime", "onnx", "numpy", "scikit-learn")
 # What a matrix kernel may be chosen by, as Linux spells it.
@@ -65,16 +64,9 @@ def available_cores() -> int:
 
 def _instruction_set() -> tuple[str, ...]:
     """Those of FEATURES that the processor has; empty where the system does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ()
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip().lower() in ("flags", "features"):
-            present = set(value.split())
-            return tuple(feature for feature in FEATURES if feature in present)
-    return ()
+    found = cpu_info()
+    present = found.get("flags", found.get("features", "")).split()
+    return tuple(feature for feature in FEATURES if feature in present)
 
 
 def _version(package: str) -> str | None:

@@ -64,7 +64,7 @@ class Packed:
 
 
 @dataclass(frozen=True, slots=True)
-class QuantisedRecord:
+class QuantizedRecord:
     """A full-precision network and what became of it. metric: the name of the task's."""
 
     metric: str
@@ -77,7 +77,7 @@ class QuantisedRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class QuantisedTrial:
+class QuantizedTrial:
     """A full-precision trial, to be trained quantised, too; a rival is also quantised afterwards."""
 
     full: Trial
@@ -86,13 +86,13 @@ class QuantisedTrial:
         """Its name in the store."""
         return key(self.full.config(), measured="quantised")
 
-    def quantised(self, precision: Precision) -> Trial:
+    def quantized(self, precision: Precision) -> Trial:
         """The same in another precision."""
         setting = dataclasses.replace(self.full.setting, precision=precision)
         return dataclasses.replace(self.full, setting=setting)
 
 
-def measure_quantised(trial: QuantisedTrial) -> QuantisedRecord:
+def measure_quantized(trial: QuantizedTrial) -> QuantizedRecord:
     """Train and measure. Raises DivergedError where a loss is not finite."""
     from hybridkit.quant.convert import convert
     from hybridkit.quant.post_training import quantize
@@ -100,7 +100,7 @@ def measure_quantised(trial: QuantisedTrial) -> QuantisedRecord:
     full = trained(trial.full)
     packed = []
     for precision in LOW_BITS:
-        own = trained(trial.quantised(precision))
+        own = trained(trial.quantized(precision))
         made = {codec: convert(own.model, codec=codec) for codec in CODECS[precision]}
         packed.append(_measured(full, own.model, precision, None, made))
         for method in () if trial.full.method.ours else AFTERWARDS[precision]:
@@ -110,7 +110,7 @@ def measure_quantised(trial: QuantisedTrial) -> QuantisedRecord:
             }
             packed.append(_measured(full, full.model, precision, method, made))
     metric = full.task.metric
-    return QuantisedRecord(metric, full.evaluate("test")[metric], packed)
+    return QuantizedRecord(metric, full.evaluate("test")[metric], packed)
 
 
 def _measured(
@@ -118,15 +118,15 @@ def _measured(
 ) -> Packed:
     """One packed network; codecs hold the same weights, so that the first one computes for all."""
     from hybridkit.training.evaluation import compare
-    from hybridkit.training.packed import packed_twin
+    from hybridkit.training.packed import packed_network
 
-    network = packed_twin(model, next(iter(made.values())))
+    network = packed_network(model, next(iter(made.values())))
     found = compare(full.model, network, full.task, full.task.splits().test, batch_size=256)
     sizes = {}
     for codec, each in made.items():
         s = each.sizes()
         sizes[codec] = PackedSizes(s.file_bytes, s.fp32_bytes, s.layers_bytes, s.layers_fp32_bytes)
-    return Packed(precision, method, sizes, found.twin[full.task.metric], found.error)
+    return Packed(precision, method, sizes, found.packed[full.task.metric], found.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,18 +180,18 @@ class QuantizationPlan:
     epochs: int
     lr: float
 
-    def trial(self, method: str, seed: int) -> QuantisedTrial:
+    def trial(self, method: str, seed: int) -> QuantizedTrial:
         """One method's; ours has the default rate."""
         lr = None if method == OURS else self.lr
-        return QuantisedTrial(Trial(self.full, METHODS[method], seed, lr))
+        return QuantizedTrial(Trial(self.full, METHODS[method], seed, lr))
 
-    def trials(self) -> list[QuantisedTrial]:
+    def trials(self) -> list[QuantizedTrial]:
         """All of them."""
         return [self.trial(method, seed) for seed in self.seeds for method in TRAINED]
 
 
 def measure_quantization(
-    plan: QuantizationPlan, runs: Runs[QuantisedTrial, QuantisedRecord], tick: Tick
+    plan: QuantizationPlan, runs: Runs[QuantizedTrial, QuantizedRecord], tick: Tick
 ) -> QuantizationResult:
     """Run what is missing, and compare."""
     records = runs.get(plan.trials(), tick)
@@ -228,7 +228,7 @@ def _less(own: Sequence[float], rival: Sequence[float]) -> Interval:
 def _result(
     method: str,
     packed: list[Packed],
-    full: list[QuantisedRecord],
+    full: list[QuantizedRecord],
     *,
     trained: bool,
     rivals: tuple[list[float], list[float]] | None = None,

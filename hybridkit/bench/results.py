@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from hybridkit.bench.machine import Machine
 from hybridkit.bench.overhead import OverheadResult
 from hybridkit.bench.quantization import QuantizationResult
 from hybridkit.errors import FileError
+from hybridkit.plain import plain
 
 SCHEMA: Final = "hybridkit/bench/2"
 FILE_NAME: Final = "results.json"
@@ -51,7 +50,7 @@ class BenchResults:
 
 def to_json(results: BenchResults) -> dict[str, Any]:
     """The document, of plain JSON values; a number that is not finite (never reached) is null."""
-    return {"schema": SCHEMA, "version": __version__, **_plain(dataclasses.asdict(results))}
+    return {"schema": SCHEMA, "version": __version__, **plain(results)}
 
 
 def from_json(document: Any) -> BenchResults:
@@ -92,13 +91,3 @@ def read(path: Path) -> BenchResults:
         return from_json(document)
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -25,12 +25,12 @@ from hybridkit.bench.machine import available_cores, this_machine
 from hybridkit.bench.overhead import OverheadResult
 from hybridkit.bench.pool import Runs, processes
 from hybridkit.bench.quantization import (
-    QuantisedRecord,
-    QuantisedTrial,
     QuantizationPlan,
     QuantizationResult,
-    measure_quantised,
+    QuantizedRecord,
+    QuantizedTrial,
     measure_quantization,
+    measure_quantized,
 )
 from hybridkit.bench.results import BenchResults, Settings
 from hybridkit.registry import registry
@@ -139,8 +139,8 @@ def _training(
         if "quantization" in request.sections:
             ternary, full = plan.settings
             compared = QuantizationPlan(full, plan.seeds, request.epochs, rates[ternary, TUNED])
-            kept = plain_store(request.trials.with_name("quantised.jsonl"), QuantisedRecord)
-            runs: Runs[QuantisedTrial, QuantisedRecord] = Runs(measure_quantised, executor, kept)
+            kept = plain_store(request.trials.with_name("quantised.jsonl"), QuantizedRecord)
+            runs: Runs[QuantizedTrial, QuantizedRecord] = Runs(measure_quantized, executor, kept)
             missing = len(runs.missing(compared.trials()))
             quantization = measure_quantization(compared, runs, progress("Quantisation", missing))
     return convergence, quantization

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hybridkit.errors import FileError, HybridkitError
+from hybridkit.errors import HybridkitError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,18 +58,11 @@ def write_twin(path: Path, twin: Path) -> int:
 
 
 def load(path: Path) -> ir.Model:
-    """The model at `path`. Raises FileError if it is missing or is no ONNX model."""
-    import onnx_ir as ir
+    """The model at `path`. Raises FileError if it is missing or is no valid ONNX model."""
+    from hybridkit.exporting.door import admit
+    from hybridkit.exporting.onnx_quantize import loading
 
-    try:
-        model = ir.load(path)
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror or error}") from None
-    except Exception as error:  # protobuf's errors have no common base
-        raise FileError(f"{path} is not an ONNX model ({type(error).__name__})") from None
-    if model.ir_version is None or not list(model.graph.outputs):
-        raise FileError(f"{path} is not an ONNX model: it has no outputs")
-    return model
+    return loading.load(admit(path))
 
 
 def _unpack_blocks(model: ir.Model, node: ir.Node) -> bool:
@@ -80,7 +73,7 @@ def _unpack_blocks(model: ir.Model, node: ir.Node) -> bool:
     if permutation is not None or x is None or _array(codes) is None or _array(scales) is None:
         return False
     K, N, bits, block = (node.attributes[n].as_int() for n in ("K", "N", "bits", "block_size"))
-    weight = dequantise_blocks(_array(codes), _array(scales), _array(zeros), K, N, bits, block)
+    weight = dequantize_blocks(_array(codes), _array(scales), _array(zeros), K, N, bits, block)
     value = _constant(model, f"{_name(codes)}.fp32", weight.T.copy())
     if bias is None:
         _replace(node, [("MatMul", [x, value])])
@@ -89,7 +82,7 @@ def _unpack_blocks(model: ir.Model, node: ir.Node) -> bool:
     return True
 
 
-def dequantise_blocks(
+def dequantize_blocks(
     codes: NDArray[np.uint8],
     scales: NDArray[Any],
     zeros: NDArray[Any] | None,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from hybridkit.bench.twin import load, write_twin
+from hybridkit.bench.twin import MICROSOFT, load, write_twin
 from hybridkit.errors import HybridkitError
+from hybridkit.exporting.quiet import quiet
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -78,7 +77,7 @@ def _dynamic(path: Path, out: Path) -> None:
     """ONNX Runtime's dynamic quantisation with its defaults."""
     from onnxruntime.quantization import quantize_dynamic
 
-    with _quiet():
+    with quiet("root"):
         quantize_dynamic(path, out)
 
 
@@ -88,7 +87,7 @@ def _blocks(path: Path, out: Path, bits: int) -> None:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     model = onnx.load(str(path))
-    with _quiet():
+    with quiet("root"):
         quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=BLOCK, accuracy_level=ACCURACY_LEVEL)
         quantizer.process()
     if not any(node.op_type == "MatMulNBits" for node in quantizer.model.model.graph.node):
@@ -107,15 +106,5 @@ def _packed_blocks(path: Path, out: Path) -> None:
     MatMulNBitsExporter().lower(model)
     if not any(node.op_type == "MatMulNBits" for node in model.graph.all_nodes()):
         raise HybridkitError("the file has no packed matrix products")
+    model.graph.opset_imports[MICROSOFT] = 1
     files.save(model, out)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences what the quantisers of ONNX Runtime log about themselves."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

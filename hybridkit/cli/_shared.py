@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import inspect
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from hybridkit import __version__
 from hybridkit.errors import FileError, UsageError
 from hybridkit.hookspecs import KINDS, Kind
 from hybridkit.options import Flag, nearest
+from hybridkit.plain import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -238,25 +238,7 @@ def emit_json(verb: str, payload: Mapping[str, Any]) -> None:
     Data classes, paths and NumPy scalars become plain values; a number that is not finite becomes null.
     """
     document = {"schema": f"hybridkit/{verb}/1", "version": __version__, **payload}
-    print(json.dumps(_plain(document), indent=2, allow_nan=False), flush=True)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
-    if hasattr(value, "tolist"):  # NumPy scalars and arrays
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    print(json.dumps(plain(document), indent=2, allow_nan=False), flush=True)
 
 
 def console(*, stderr: bool = False) -> Console:

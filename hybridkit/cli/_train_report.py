@@ -101,10 +101,10 @@ def print_result(result: TrainResult, written: list[Path], out: TextIO) -> None:
     packed = result.packed
     if packed:
         sizes = packed.sizes
-        lines.append(_metrics_line("Packed test", packed.test.twin))
+        lines.append(_metrics_line("Packed test", packed.test.packed))
         if not result.config.qat:
             lines.append(
-                f"Quantisation error after training: {packed.test.error:.4g} (relative, squared, test data)"
+                f"Squared relative error of quantisation: {packed.test.error:.4g} (outputs on test data)"
             )
         lines.append(
             f"Packed: {sizes.bits_per_weight:.3f} bits per weight on disk; {sizes.file_bytes:,} bytes, "
@@ -140,7 +140,7 @@ def document(result: TrainResult, written: list[Path]) -> dict[str, Any]:
         and {
             **_size_fields(packed.sizes),
             "path": packed.path,
-            "test": packed.test.twin,
+            "test": packed.test.packed,
             "error": packed.test.error,
             "left_alone": packed.left_alone,
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -150,15 +151,22 @@ def _save_metrics(result: TrainResult, destination: Path | None) -> list[Path]:
 
 
 def _dry_run(config: TrainConfig, json: bool) -> None:
-    from hybridkit.training.plan import plan
+    from hybridkit.training.estimate import estimate
 
-    planned = plan(config)
+    expected = estimate(config)
     if json:
-        emit_json("train", {"dry_run": True, "config": config, "plan": planned})
+        emit_json(
+            "train",
+            {
+                "dry_run": True,
+                "config": config,
+                "plan": asdict(expected) | {"quantised_weights": expected.quantized_weights},
+            },
+        )
         return
-    print(f"Parameters: {planned.parameters:,}, of them quantised: {planned.quantised_weights:,}")
-    print(f"Bits per weight on disk: {planned.bits_per_weight:.3f}")
-    if planned.packed_bytes:
-        print(f"Packed file: {planned.packed_bytes:,} bytes")
-    print(f"Memory: {planned.memory_bytes / 2**20:.1f} MiB (weights, gradients, optimizer; no activations)")
-    print(f"Steps: {planned.total_steps:,} ({planned.steps_per_epoch:,} per epoch)")
+    print(f"Parameters: {expected.parameters:,}, of them quantised: {expected.quantized_weights:,}")
+    print(f"Bits per weight on disk: {expected.bits_per_weight:.3f}")
+    if expected.packed_bytes:
+        print(f"Packed file: {expected.packed_bytes:,} bytes")
+    print(f"Memory: {expected.memory_bytes / 2**20:.1f} MiB (weights, gradients, optimizer; no activations)")
+    print(f"Steps: {expected.total_steps:,} ({expected.steps_per_epoch:,} per epoch)")

@@ -1,6 +1,6 @@
 """Samplers: endless streams of batches drawn from clustered data.
 
-A sampler plans one epoch at a time. A plan is a list of index arrays, one per batch, in which every sample
+A sampler draws up one epoch at a time: a list of index arrays, one per batch, in which every sample
 appears exactly once, and it is a pure function of (labels, batch size, seed, epoch). The state of a sampler
 is therefore a few integers, and a resumed one continues exactly.
 """
@@ -22,7 +22,7 @@ from hybridkit.errors import FileError, UsageError
 from hybridkit.options import nearest
 
 Labels = NDArray[np.int64]
-Plan = list[NDArray[np.int64]]
+Epoch = list[NDArray[np.int64]]  # the batches of one epoch, positions in the data
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class Draw:
     histogram: tuple[float, ...]
 
 
-def shuffled(labels: Labels, batch_size: int, random: np.random.Generator) -> Plan:
+def shuffled(labels: Labels, batch_size: int, random: np.random.Generator) -> Epoch:
     """A random permutation, dealt into ceil(samples / batch_size) batches of equal size, give or take one."""
     return balanced(np.zeros_like(labels), batch_size, random)
 
 
-def balanced(labels: Labels, batch_size: int, random: np.random.Generator) -> Plan:
+def balanced(labels: Labels, batch_size: int, random: np.random.Generator) -> Epoch:
     """Stratified batches: each holds its proportional share of every cluster, rounded down or up.
 
     The samples, cluster after cluster and shuffled within each, are dealt to the T = ceil(samples /
@@ -61,13 +61,13 @@ def balanced(labels: Labels, batch_size: int, random: np.random.Generator) -> Pl
     return [deck[t::batches] for t in random.permutation(batches)]
 
 
-def per_cluster(labels: Labels, batch_size: int, random: np.random.Generator) -> Plan:
+def per_cluster(labels: Labels, batch_size: int, random: np.random.Generator) -> Epoch:
     """Batches from one cluster each, in random order.
 
     A cluster of n samples is dealt into ceil(n / batch_size) batches, so that a cluster comes up in
     proportion to its size (rounded up to whole batches).
     """
-    plan: Plan = []
+    plan: Epoch = []
     for cluster in np.unique(labels):
         members = np.flatnonzero(labels == cluster)
         plan += [members[batch] for batch in shuffled(members, batch_size, random)]
@@ -115,13 +115,13 @@ class Sampler(ABC):
         return -1
 
     @abstractmethod
-    def plan(self, random: np.random.Generator) -> Plan:
+    def batches(self, random: np.random.Generator) -> Epoch:
         """The batches of one epoch; every epoch has equally many."""
 
     def _start(self, epoch: int, position: int) -> None:
         self.epoch, self.position = epoch, position
-        plan = self.plan(np.random.default_rng([self.seed, epoch]))
-        self._batches = [np.ascontiguousarray(batch) for batch in plan]
+        batches = self.batches(np.random.default_rng([self.seed, epoch]))
+        self._batches = [np.ascontiguousarray(batch) for batch in batches]
 
     def state_dict(self) -> dict[str, int]:
         """Where the sampler stands, and a checksum of what it draws from: integers only."""
@@ -157,7 +157,7 @@ class Sampler(ABC):
 class ShuffleSampler(Sampler):
     """Plain shuffling; the clusters show up in the histogram only."""
 
-    def plan(self, random: np.random.Generator) -> Plan:
+    def batches(self, random: np.random.Generator) -> Epoch:
         """The batches of one epoch."""
         return shuffled(self.labels, self.batch_size, random)
 
@@ -165,7 +165,7 @@ class ShuffleSampler(Sampler):
 class BalancedSampler(Sampler):
     """Every batch is spread over the clusters in proportion to their sizes; see `balanced`."""
 
-    def plan(self, random: np.random.Generator) -> Plan:
+    def batches(self, random: np.random.Generator) -> Epoch:
         """The batches of one epoch."""
         return balanced(self.labels, self.batch_size, random)
 
@@ -173,7 +173,7 @@ class BalancedSampler(Sampler):
 class PerClusterSampler(Sampler):
     """Every batch comes from one cluster; see `per_cluster`."""
 
-    def plan(self, random: np.random.Generator) -> Plan:
+    def batches(self, random: np.random.Generator) -> Epoch:
         """The batches of one epoch."""
         return per_cluster(self.labels, self.batch_size, random)
 

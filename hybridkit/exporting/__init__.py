@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridkit.errors import HybridkitError, UsageError
-from hybridkit.exporting.protocol import Batch, ExportReport, ExportRequest, Validation
+from hybridkit.exporting.protocol import ExportReport, ExportRequest, Validation
 from hybridkit.registry import registry
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from hybridkit.exporting.structures import Inputs
+    from hybridkit.calls import Inputs
     from hybridkit.packing.model import PackedModel
     from hybridkit.runtime.network import PackedNetwork
 
-__all__ = ["Batch", "ExportReport", "Validation", "export", "target_for"]
+__all__ = ["ExportReport", "Validation", "export", "target_for"]
 
 DEFAULT_OPSET = 18  # what every supported ONNX Runtime loads
 
@@ -74,15 +74,11 @@ def export(
         input_names=list(input_names or numbered),
         dynamic_axes=[{0: "batch"} for _ in given] if dynamic_axes is None else dynamic_axes,
         opset=opset,
-        validation=(validation or Validation(batches=[_batch(given)])) if verify else None,
+        validation=(validation or Validation(batches=[given])) if verify else None,
         metadata=metadata or {},
     )
     report: ExportReport = exporter.export(module, packed, file, request)
     return report
-
-
-def _batch(inputs: Inputs) -> Batch:
-    return inputs if isinstance(inputs, Mapping) else tuple(inputs)
 
 
 def _alone(

@@ -52,7 +52,7 @@ class PackedNode:
         return self.node.attributes["group"].as_int() if self.kind == "Conv" else 1
 
     @property
-    def taps(self) -> int:
+    def positions(self) -> int:
         """Positions of a convolution's kernel."""
         return math.prod(self.node.attributes["kernel_shape"].as_ints()) if self.kind == "Conv" else 1
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hybridkit.exporting.structures import Inputs, call
+from hybridkit.calls import Inputs, call, evaluating
 from hybridkit.runtime.modules import PackedEmbedding
 
 
@@ -23,18 +23,14 @@ def index_inputs(network: nn.Module, inputs: Inputs) -> dict[str | int, int]:
     given: Iterable[tuple[str | int, Tensor]]
     given = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
     watch = _Embeddings({_memory(x): name for name, x in given})
-    modes = {part: part.training for part in network.modules()}
     packed = [part for part in network.modules() if isinstance(part, PackedEmbedding)]
     hooks = [part.register_forward_pre_hook(watch.packed) for part in packed]
-    network.eval()
     try:
-        with torch.no_grad(), watch:
+        with evaluating(network), watch:
             call(network, inputs)
     finally:
         for hook in hooks:
             hook.remove()
-        for part, training in modes.items():
-            part.training = training
     return watch.entries
 
 

@@ -34,12 +34,12 @@ def make_tiled(model: ir.Model) -> None:
     """Tiles for all products whose codes nothing else reads and that padding does not make much larger."""
     for codes, layers in _by_codes(model):
         first = layers[0]
-        alike = {(p.kind, p.K, p.taps, p.group) for p in layers}
+        alike = {(p.kind, p.K, p.positions, p.group) for p in layers}
         if len(codes.uses()) > len(layers) or len(alike) > 1 or first.layout != ROW_MAJOR:
             continue
         rows: NDArray[np.uint8] = array_of(codes)
         if worth_tiling(first.N, first.K, first.bits, first.group):
-            tiles = tile(rows, first.K, first.bits, group=first.group, taps=first.taps)
+            tiles = tile(rows, first.K, first.bits, group=first.group, positions=first.positions)
             _replace(codes, layers, TILED[first.kind], tiles)
 
 
@@ -51,7 +51,7 @@ def worth_tiling(N: int, K: int, bits: int, group: int = 1) -> bool:
 
 def _rows(layer: PackedNode) -> NDArray[np.uint8]:
     tiles = array_of(layer.codes)
-    return untile(tiles, layer.N, layer.K, layer.bits, group=layer.group, taps=layer.taps)
+    return untile(tiles, layer.N, layer.K, layer.bits, group=layer.group, positions=layer.positions)
 
 
 def _by_codes(model: ir.Model) -> Iterator[tuple[ir.Value, list[PackedNode]]]:

@@ -49,7 +49,7 @@ def full_precision(model: ir.Model, weight_of: Weights | None = None) -> None:
 
     `weight_of` gives the matrix [N, K] of a layer; by default its packed weights, dequantised.
     """
-    weights = weight_of or _dequantised
+    weights = weight_of or _dequantized
     rules = {"MatMul": fp32_matmul, "Conv": fp32_conv, "Embedding": fp32_embedding}
     given = {kind: partial(rule, weight_of=weights) for kind, rule in rules.items()}
     rewrite(model, {(p, kind): rule for p in PREFIXES for kind, rule in given.items()})
@@ -220,7 +220,7 @@ def _group_of_column(e: Emitter, layer: PackedNode) -> ir.Value:
     return e.constant(np.arange(layer.K) // layer.group_size, "group_of_column")
 
 
-def _dequantised(layer: PackedNode) -> NDArray[np.float32]:
+def _dequantized(layer: PackedNode) -> NDArray[np.float32]:
     """The weights [N, K], in memory as a stock operator wants them: a MatMul transposed."""
     weight = layer.integers().astype(np.float32, order="F" if layer.kind == "MatMul" else "C")
     weight *= layer.row_scales()

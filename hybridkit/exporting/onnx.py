@@ -15,6 +15,7 @@ import onnx_ir as ir
 from torch import nn
 
 from hybridkit import __version__
+from hybridkit.calls import evaluating
 from hybridkit.errors import FileError
 from hybridkit.exporting import files, lowering, verify
 from hybridkit.exporting.assembly import assemble, tidy
@@ -125,13 +126,8 @@ def _evaluating(module: nn.Module) -> Iterator[nn.Module]:
     """`module` on the CPU in evaluation mode; the caller's module keeps its device and its mode."""
     if any(tensor.device.type != "cpu" for tensor in module.state_dict().values()):
         module = copy.deepcopy(module).cpu()
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
+    with evaluating(module):
         yield module
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 def _release(graph: ir.Model) -> None:

@@ -8,9 +8,9 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from hybridkit.exporting.protocol import Batch, ExportRequest, Validation
-from hybridkit.exporting.structures import Inputs
-from hybridkit.tasks.trees import map_tensors, tensors
+from hybridkit.calls import Inputs
+from hybridkit.exporting.protocol import ExportRequest, Validation
+from hybridkit.trees import map_tensors, tensors
 
 
 def without_bfloat16(module: nn.Module, request: ExportRequest) -> tuple[nn.Module, ExportRequest, str]:
@@ -42,7 +42,7 @@ def _widen(tensor: Tensor) -> Tensor:
 def _widened(request: ExportRequest) -> ExportRequest:
     validation = request.validation
 
-    def inputs(batch: Batch) -> Inputs:
+    def inputs(batch: Inputs) -> Inputs:
         assert validation is not None
         widened: Inputs = map_tensors(_widen, validation.inputs(batch))
         return widened

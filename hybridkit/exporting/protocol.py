@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hybridkit.exporting.structures import Inputs
+    from hybridkit.calls import Inputs
     from hybridkit.packing.model import PackedModel
 
-Batch = tuple["Tensor", ...] | Mapping[str, "Tensor"]
 Agreement = Literal["equal", "close"]
 
 
@@ -31,7 +30,7 @@ class Validation:
     relative to that output's square, stands in for it.
     """
 
-    batches: Sequence[Batch]
+    batches: Sequence[Inputs]
     inputs: Callable[[Any], Inputs] = _itself
     loss: Callable[[Any, Any], Tensor] | None = None
 

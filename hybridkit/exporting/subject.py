@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hybridkit.calls import Inputs
 from hybridkit.exporting.protocol import Validation
-from hybridkit.exporting.structures import Inputs
 from hybridkit.tasks.data import first, in_order
 from hybridkit.tasks.protocol import Axes, Task, collate_of, named_axes, named_inputs
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -18,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
+from hybridkit.calls import Inputs, call, without_caches
 from hybridkit.errors import HybridkitError, UsageError
 from hybridkit.exporting.functions import DOMAIN, DOMAIN_VERSION, MIN_OPSET
-from hybridkit.exporting.structures import Inputs, call, named_outputs, tensors_of, without_caches
+from hybridkit.exporting.quiet import quiet
 from hybridkit.runtime.modules import row_major
+from hybridkit.trees import named_outputs, tensors
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -82,7 +83,7 @@ def translate(
             f"{len(example_inputs)} example inputs, {len(input_names)} input names and {len(dynamic_axes)} "
             "mappings of dynamic axes do not fit together"
         )
-    examples = [_widened(x, axes) for x, axes in zip(tensors_of(example_inputs), dynamic_axes, strict=True)]
+    examples = [_widened(x, axes) for x, axes in zip(tensors(example_inputs), dynamic_axes, strict=True)]
     traced: list[list[str]] = []
     flat = _Flat(module, example_inputs, traced.append).eval()
     with _silence(), row_major(module), without_caches(module), _without_slow_rules(), torch.no_grad():
@@ -210,17 +211,10 @@ def _check(model: onnx_ir.Model, dynamic_axes: DynamicAxes, opset: int) -> None:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Keep the exporter's progress lines, warnings and log away from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    loggers = "torch.onnx", "torch.export", "onnxscript", "onnx_ir"
+    with quiet(*loggers), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 def _reason(error: BaseException) -> str:

@@ -22,19 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hybridkit.calls import Inputs, call, without_caches
 from hybridkit.errors import GateError, UsageError
 from hybridkit.exporting.agreement import check_native, portable
-from hybridkit.exporting.protocol import Agreement, Batch, Validation, Verification
-from hybridkit.exporting.structures import (
-    call,
-    compared,
-    named_outputs,
-    tensors_of,
-    with_outputs,
-    without_caches,
-)
+from hybridkit.exporting.protocol import Agreement, Validation, Verification
 from hybridkit.runtime.modules import PackedConv1d, PackedConv2d, PackedLinear, tile_layers
 from hybridkit.runtime.session import give_back_memory
+from hybridkit.trees import compared, named_outputs, tensors, with_outputs
 
 Gate = Literal["float", "int8", "approximate"]
 
@@ -62,7 +56,7 @@ def compare(
             arguments = validation.inputs(batch)
             expected = call(network, arguments)
             names = list(arguments) if isinstance(arguments, Mapping) else inputs
-            feed = {n: x.cpu().numpy() for n, x in zip(names, tensors_of(arguments), strict=True)}
+            feed = {n: x.cpu().numpy() for n, x in zip(names, tensors(arguments), strict=True)}
             first = first or feed
             got = [torch.from_numpy(np.asarray(array)) for array in runner.run(outputs, feed)]
             wanted = dict(zip(outputs, named_outputs(expected).values(), strict=True))
@@ -96,7 +90,7 @@ def check_gate(found: Verification, gate: Gate, path: Path) -> None:
         _require(found.loss_difference <= allowed, path, losses)
 
 
-def rounding_noise(packed: nn.Module, batches: Sequence[Batch], validation: Validation) -> float:
+def rounding_noise(packed: nn.Module, batches: Sequence[Inputs], validation: Validation) -> float:
     """The largest change of the first output when every packed layer's input changes in its last two bits."""
     generator = torch.Generator().manual_seed(0)
 
@@ -135,14 +129,14 @@ class _Tally:
     def __init__(self) -> None:
         self.samples = self.count = self.positions = 0
         self.margins: list[float] = []  # of the predictions that differ
-        self.disagreeing: list[Batch] = []  # where some differ beyond MARGIN
+        self.disagreeing: list[Inputs] = []  # where some differ beyond MARGIN
         self.worst: dict[str, float] = defaultdict(float)  # absolute difference, by output
         self.largest: dict[str, float] = defaultdict(float)
         self.loss = self.network_loss = 0.0
         self.squared_error = self.squared_output = 0.0
         self.has_loss = False
 
-    def add(self, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], batch: Batch) -> None:
+    def add(self, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], batch: Inputs) -> None:
         wanted = compared(wanted)
         for name, x in wanted.items():
             self._differences(name, x.double(), found[name].double())
@@ -150,7 +144,7 @@ class _Tally:
         margins = self._differing_predictions(_rows(wanted[first]), _rows(found[first]))
         if any(margin > MARGIN for margin in margins):
             self.disagreeing.append(batch)
-        self.count = len(tensors_of(batch)[0])
+        self.count = len(next(tensors(batch)))
         self.samples += self.count
 
     def add_losses(self, loss: float, network_loss: float) -> None:

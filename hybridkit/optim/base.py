@@ -1,4 +1,4 @@
-"""The base optimizer by name: a registered recipe, or any torch.optim.Optimizer class or factory."""
+"""The base optimizer by name: a registered builder of it, or any torch.optim.Optimizer class or factory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hybridkit.errors import UsageError
-from hybridkit.optim.optimizers.recipe import NamedParameters, Recipe, decay_groups
+from hybridkit.optim.optimizers.builder import NamedParameters, OptimizerBuilder, decay_groups
 from hybridkit.optim.roles import RoleNames, parameter_roles, roles_by_shape
 from hybridkit.options import construct
 from hybridkit.registry import registry
@@ -52,17 +52,17 @@ def build_base_optimizer(
         raise UsageError("the model has no parameter that requires a gradient; there is nothing to train")
     loaded = registry().load("optimizer", name)
     if hasattr(loaded, "build"):
-        recipe: Recipe = construct(loaded, options or {}, where="optimizer")
+        builder: OptimizerBuilder = construct(loaded, options or {}, where="optimizer")
         settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
-        if "roles" in inspect.signature(recipe.build).parameters:
-            names = getattr(recipe, "options", None)
+        if "roles" in inspect.signature(builder.build).parameters:
+            names = getattr(builder, "options", None)
             given = {**(names.chosen(named) if isinstance(names, RoleNames) else {}), **(roles or {})}
             settings["roles"] = (
                 parameter_roles(model, example_inputs, given)
                 if isinstance(model, nn.Module)
                 else roles_by_shape(named, given)
             )
-        return recipe.build(trainable, **settings)
+        return builder.build(trainable, **settings)
     return _build_plain(loaded, trainable, lr, weight_decay, momentum, options or {}, name)
 
 
@@ -77,7 +77,7 @@ def _build_plain(
 ) -> Optimizer:
     """Call an optimizer class with what its signature knows of our settings."""
     if not callable(factory):
-        raise UsageError(f"optimizer {name!r} is neither a recipe nor a torch.optim.Optimizer class")
+        raise UsageError(f"optimizer {name!r} is neither a builder nor a torch.optim.Optimizer class")
     known = inspect.signature(factory).parameters
     groups = decay_groups(trainable, weight_decay)
     if "weight_decay" not in known:

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from hybridkit.calls import Inputs, watch
 from hybridkit.errors import UsageError
 from hybridkit.options import nearest, option
+from hybridkit.trees import tensors
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ class RoleNames:
 
 def parameter_roles(
     model: nn.Module,
-    example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    example_inputs: Inputs | None = None,
     given: Mapping[str, str] | None = None,
 ) -> dict[str, Role]:
     """The role of each of `model.named_parameters()`.
@@ -191,31 +193,16 @@ class _Watched(TorchFunctionMode):
 
 def _parameters(value: Any) -> Iterator[Tensor]:
     """Every tensor in nested arguments, views as what they are views of."""
-    if isinstance(value, Tensor):
-        yield value if value._base is None else value._base
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _parameters(item)
+    for tensor in tensors(value):
+        yield tensor if tensor._base is None else tensor._base
 
 
-def _run(model: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any], watched: _Watched) -> None:
+def _run(model: nn.Module, example_inputs: Inputs, watched: _Watched) -> None:
     """Run the model once. Layers are watched as such: a quantised one multiplies by other tensors."""
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped: compiled code is not seen
-    modes = {module: module.training for module in model.modules()}
-    hooks = [
-        layer.register_forward_hook(lambda module, *_: watched.products.append(_matrices(module)))
-        for layer in model.modules()
-        if isinstance(layer, _LAYERS)
-    ]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), watched:
-            model.eval()
-            model(**example_inputs) if isinstance(example_inputs, Mapping) else model(*example_inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes.items():
-            module.training = training
+    layers = [layer for layer in model.modules() if isinstance(layer, _LAYERS)]
+    with torch.random.fork_rng(devices=[]), watched:
+        watch(model, example_inputs, layers, lambda layer, _: watched.products.append(_matrices(layer)))
 
 
 def _checked(given: Mapping[str, str], named: Mapping[str, Tensor]) -> dict[str, Role]:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridkit.errors import UsageError
+from hybridkit.packing.activations import Activations
 from hybridkit.packing.codecs import Codec, bits_of, codec
 from hybridkit.packing.container import TensorSpec
 
 LayerKind = Literal["linear", "conv1d", "conv2d", "embedding"]
-Activations = Literal["int8", "float"]
 ScaleType = Literal["F32", "F16"]
 
 _DIMENSIONS: dict[LayerKind, int] = {"linear": 2, "conv1d": 3, "conv2d": 4, "embedding": 2}

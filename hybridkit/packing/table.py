@@ -11,9 +11,10 @@ from typing import Any, Final
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from hybridkit.errors import FileError, UsageError
+from hybridkit.packing.activations import Activations
 from hybridkit.packing.codecs import bits_of, codec
 from hybridkit.packing.container import MAX_HEADER, METADATA, TensorSpec, aligned, compact_json, parse_json
-from hybridkit.packing.layers import Activations, LayerKind, LayerSpec, ScaleType
+from hybridkit.packing.layers import LayerKind, LayerSpec, ScaleType
 
 FORMAT: Final = "hybridkit.packed"
 VERSION: Final = "2"

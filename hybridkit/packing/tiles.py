@@ -26,10 +26,12 @@ def tiled_shape(N: int, K: int, bits: int, group: int = 1) -> tuple[int, int, in
     return tiles, -(-K // (TILE_COLUMNS * 8 // bits)), TILE_ROWS, TILE_COLUMNS
 
 
-def tile(codes: NDArray[np.uint8], K: int, bits: int, *, group: int = 1, taps: int = 1) -> NDArray[np.uint8]:
+def tile(
+    codes: NDArray[np.uint8], K: int, bits: int, *, group: int = 1, positions: int = 1
+) -> NDArray[np.uint8]:
     """Row-major codes uint8 [N, ceil(K / P)] -> tiles.
 
-    group divides N; taps, the number of positions of a convolution's kernel, divides K.
+    group divides N; `positions`, the number of them in a convolution's kernel, divides K.
     """
     N, digits_per_byte = len(codes), 8 // bits
     shifts = np.arange(digits_per_byte, dtype=np.uint8) * np.uint8(bits)
@@ -40,7 +42,7 @@ def tile(codes: NDArray[np.uint8], K: int, bits: int, *, group: int = 1, taps: i
         digits = (codes[source, :, None] >> shifts & np.uint8(2**bits - 1)).reshape(
             -1, codes.shape[1] * len(shifts)
         )
-        columns = digits[:, :K].reshape(len(digits), -1, taps).swapaxes(1, 2).reshape(len(digits), K)
+        columns = digits[:, :K].reshape(len(digits), -1, positions).swapaxes(1, 2).reshape(len(digits), K)
         padded = np.zeros((tiles[target].shape[0] * TILE_ROWS, width), np.uint8)
         padded[: len(digits), :K] = columns
         parts = padded.reshape(-1, TILE_ROWS, blocks, digits_per_byte, TILE_COLUMNS).transpose(0, 2, 1, 4, 3)
@@ -49,7 +51,7 @@ def tile(codes: NDArray[np.uint8], K: int, bits: int, *, group: int = 1, taps: i
 
 
 def untile(
-    tiles: NDArray[np.uint8], N: int, K: int, bits: int, *, group: int = 1, taps: int = 1
+    tiles: NDArray[np.uint8], N: int, K: int, bits: int, *, group: int = 1, positions: int = 1
 ) -> NDArray[np.uint8]:
     """The inverse of `tile`: row-major codes uint8 [N, ceil(K / P)]."""
     digits_per_byte = 8 // bits
@@ -61,7 +63,7 @@ def untile(
         rows = len(codes[target])
         columns = parts.reshape(len(parts) * TILE_ROWS, -1)[:rows, :K]
         padded = np.zeros((rows, row_bytes * digits_per_byte), np.uint8)
-        padded[:, :K] = columns.reshape(rows, taps, -1).swapaxes(1, 2).reshape(rows, K)
+        padded[:, :K] = columns.reshape(rows, positions, -1).swapaxes(1, 2).reshape(rows, K)
         codes[target] = np.bitwise_or.reduce(padded.reshape(rows, row_bytes, -1) << shifts, axis=-1)
     return codes
 

@@ -30,12 +30,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hybridkit.calls import Inputs, watch
 from hybridkit.errors import UsageError
 from hybridkit.kmeans import kmeans_labels
 from hybridkit.quant.config import QuantConfig, QuantizerSpec
 from hybridkit.quant.kinds import Layer
-from hybridkit.quant.observe import ExampleInputs, observe
-from hybridkit.quant.plan import LayerPlan, make_quantizer, plan_layers
+from hybridkit.quant.plan import LayerChoice, make_quantizer, plan_layers
 from hybridkit.quant.protocol import is_ternary, quantize_weight
 
 GROUPS: Final = (32, 64, 128)
@@ -78,7 +78,7 @@ def allocate_bits(
     *,
     quantize_all: bool = False,
     ternary: QuantizerSpec = "ternary-mse",
-    example_inputs: ExampleInputs | None = None,
+    example_inputs: Inputs | None = None,
 ) -> dict[str, QuantizerSpec]:
     """A quantizer for each layer that `plan_layers` takes, as `layers` of a QuantConfig.
 
@@ -93,9 +93,7 @@ def allocate_bits(
     return allocate(plans, model.get_parameter, target_bits, k, seed, ternary=ternary, importance=importance)
 
 
-def allocated(
-    model: nn.Module, config: QuantConfig, example_inputs: ExampleInputs | None = None
-) -> QuantConfig:
+def allocated(model: nn.Module, config: QuantConfig, example_inputs: Inputs | None = None) -> QuantConfig:
     """`config` with a quantizer for each layer in the place of its `target_bits`; its own `layers` win."""
     assert config.target_bits is not None
     chosen = allocate_bits(  # over what is not an embedding or a last Linear, unless quantize_all
@@ -124,7 +122,7 @@ def ternary_of(config: QuantConfig) -> QuantizerSpec:
 
 
 def allocate(
-    plans: Sequence[LayerPlan],
+    plans: Sequence[LayerChoice],
     weight: Callable[[str], Tensor],
     target_bits: float,
     k: int = 4,
@@ -235,7 +233,7 @@ def _errors(matrix: Tensor, importance: Tensor | None, options: Sequence[Candida
 
 
 def input_squares(
-    model: nn.Module, plans: Sequence[LayerPlan], example_inputs: ExampleInputs | None
+    model: nn.Module, plans: Sequence[LayerChoice], example_inputs: Inputs | None
 ) -> dict[str, Tensor]:
     """The mean square of what each weight is multiplied by, [N, K], for the products that ran, by name."""
     if example_inputs is None:
@@ -255,7 +253,7 @@ def input_squares(
         sums[layer] = sums.get(layer, 0) + samples.square().sum(dim=0)
         counts[layer] += len(samples)
 
-    observe(model, layers, example_inputs, seen)
+    watch(model, example_inputs, layers, seen)
     return {
         layer.name: _per_weight(layer.shape, total / max(counts[layer], 1)) for layer, total in sums.items()
     }

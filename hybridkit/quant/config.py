@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.options import nearest
+from hybridkit.packing.activations import Activations
 
 if TYPE_CHECKING:
     from hybridkit.quant.protocol import Quantizer
 
-Activations = Literal["int8", "float"]
 Compute = Literal["fp32", "model"]
 # Bits of embeddings; 8-tensor has one scale for all rows: more error, and codes that zstd shrinks well.
 Embeddings = Literal[8, 4, "8-tensor"]

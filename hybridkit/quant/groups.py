@@ -7,12 +7,16 @@ with one scale is one row.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from array_api_compat import array_namespace, device
 
 from hybridkit.errors import UsageError
 from hybridkit.quant.config import Channel, Granularity, Group
 from hybridkit.quant.protocol import QuantizedTensor, Quantizer, takes_statistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _REST = "_rest"  # ends the names of the learnable parameters of the groups that are shorter
 
@@ -56,9 +60,11 @@ class InGroups:
             codes.append(part.codes.reshape(N, -1))
             scales.append(part.scale.reshape(N, -1))
         if not codes:
-            empty = torch.zeros(N, -(-K // self.size), device=weight.device)
-            return QuantizedTensor(torch.zeros_like(weight, dtype=torch.int8), empty, self.size)
-        return QuantizedTensor(torch.cat(codes, dim=1), torch.cat(scales, dim=1), self.size)
+            xp = array_namespace(weight)
+            scales = [xp.zeros((N, -(-K // self.size)), dtype=xp.float32, device=device(weight))]
+            codes = [xp.zeros_like(weight, dtype=xp.int8)]
+        xp = array_namespace(*codes)
+        return QuantizedTensor(xp.concat(codes, axis=1), xp.concat(scales, axis=1), self.size)
 
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor, **parameters: Tensor) -> Tensor:
         """The dequantised weight with the quantizer's own gradient in each group."""
@@ -69,7 +75,7 @@ class InGroups:
             part = QuantizedTensor(_rows(quantized.codes[:, columns], self.size), scale.reshape(-1))
             rows = _rows(weight[:, columns], self.size)
             parts.append(self.quantizer.fake_quantize(rows, part, **_own(parameters, end)).reshape(N, -1))
-        return torch.cat(parts, dim=1) if parts else weight.float()
+        return array_namespace(weight).concat(parts, axis=1) if parts else weight.float()
 
     def _columns(self, weight: Tensor) -> list[tuple[str, slice]]:
         """The columns that fill whole groups, and the others with `_rest`; what is empty is left out."""

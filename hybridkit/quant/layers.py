@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hybridkit.errors import UsageError
+from hybridkit.packing.activations import Activations
 from hybridkit.packing.layers import LayerKind
-from hybridkit.quant.config import Activations, Compute
+from hybridkit.quant.config import Compute
 from hybridkit.quant.kinds import is_transposed, kind_of
 from hybridkit.quant.product import Bilinear, Convolution, MatMul, blended_product, quantized_product
 from hybridkit.quant.protocol import QuantizedTensor, Quantizer

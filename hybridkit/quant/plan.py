@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from torch import nn
 
+from hybridkit.calls import Inputs, watch
 from hybridkit.errors import UsageError
 from hybridkit.options import nearest
 from hybridkit.quant.config import (
@@ -23,13 +24,12 @@ from hybridkit.quant.config import (
 from hybridkit.quant.groups import with_granularity
 from hybridkit.quant.kinds import Layer, describe
 from hybridkit.quant.layers import QATLayer
-from hybridkit.quant.observe import ExampleInputs, observe
 from hybridkit.quant.protocol import Quantizer
 from hybridkit.registry import registry
 
 
 @dataclass(frozen=True, slots=True)
-class LayerPlan:
+class LayerChoice:
     """One layer and the quantizer it gets, or None and the reason."""
 
     layer: Layer
@@ -53,7 +53,7 @@ class LeftAlone:
     reason: str
 
 
-def left_alone(plans: Iterable[LayerPlan]) -> tuple[LeftAlone, ...]:
+def left_alone(plans: Iterable[LayerChoice]) -> tuple[LeftAlone, ...]:
     """What stays in full precision."""
     return tuple(
         LeftAlone(p.name, p.layer.kind, p.layer.shape, p.reason) for p in plans if p.quantizer is None
@@ -117,8 +117,8 @@ def _normal(spec: QuantizerSpec, options: Mapping[str, Any] | None = None) -> Qu
 
 
 def plan_layers(
-    model: nn.Module, config: QuantConfig, *, example_inputs: ExampleInputs | None = None
-) -> list[LayerPlan]:
+    model: nn.Module, config: QuantConfig, *, example_inputs: Inputs | None = None
+) -> list[LayerChoice]:
     """`select` for the layers of a network, whose last Linear is the last to run on `example_inputs`.
 
     `example_inputs` are the model's arguments; without them the last Linear is the last to be registered.
@@ -127,14 +127,14 @@ def plan_layers(
         raise UsageError("the model holds fake-quantised layers already; prepare a model only once")
     layers = describe(model)
     order = None
-    if example_inputs is not None and not (config.quantize_all and config.embeddings is None):
+    if example_inputs is not None and _spares(config):
         order = _as_they_run(model, [layer for layer in layers if layer.kind == "linear"], example_inputs)
     return select(layers, config, order)
 
 
 def select(
     layers: Sequence[Layer], config: QuantConfig, order: Sequence[str] | None = None
-) -> list[LayerPlan]:
+) -> list[LayerChoice]:
     """The quantizer of every layer, in the order given.
 
     The last Linear, the embeddings and what shares a weight with them stay in full precision unless
@@ -146,8 +146,7 @@ def select(
     """
     obstacles = _obstacles(layers)
     possible = [layer for layer in layers if layer not in obstacles]
-    all_alike = config.quantize_all and config.embeddings is None
-    exempt = {} if all_alike else _exempt(possible, order)
+    exempt = _exempt(possible, order) if _spares(config) else {}
     default, spared = _normal(config.weights), _normal(FP32)
     if config.embeddings is not None:
         spared = EMBEDDINGS[config.embeddings]
@@ -162,14 +161,19 @@ def select(
     plans = []
     for layer in layers:
         if layer in obstacles:
-            plans.append(LayerPlan(layer, None, reason=obstacles[layer]))
+            plans.append(LayerChoice(layer, None, reason=obstacles[layer]))
             continue
         instance, label = make_quantizer(chosen[layer], granularity=parse_granularity(config.granularity))
         reason = "" if instance else exempt.get(layer, "asked for full precision")
-        plans.append(LayerPlan(layer, instance, label, reason))
+        plans.append(LayerChoice(layer, instance, label, reason))
     if not any(plan.quantizer for plan in plans):
         raise UsageError(_nothing(plans))
     return plans
+
+
+def _spares(config: QuantConfig) -> bool:
+    """Whether the embeddings and the last Linear differ from the rest."""
+    return config.embeddings is not None or not config.quantize_all
 
 
 def _obstacles(layers: Iterable[Layer]) -> dict[Layer, str]:
@@ -200,11 +204,11 @@ def _exempt(layers: Sequence[Layer], order: Sequence[str] | None) -> dict[Layer,
     return tied | exempt
 
 
-def _as_they_run(model: nn.Module, layers: Collection[Layer], example_inputs: ExampleInputs) -> list[str]:
+def _as_they_run(model: nn.Module, layers: Collection[Layer], example_inputs: Inputs) -> list[str]:
     """The names of the layers in the order in which one evaluation calls them."""
     names = {model.get_submodule(layer.name): layer.name for layer in layers}
     order: list[str] = []
-    observe(model, names, example_inputs, lambda module, _: order.append(names[module]))
+    watch(model, example_inputs, names, lambda module, _: order.append(names[module]))
     return order
 
 
@@ -218,7 +222,7 @@ def _check_tied(chosen: Mapping[Layer, QuantizerSpec]) -> None:
             )
 
 
-def _nothing(plans: Iterable[LayerPlan]) -> str:
+def _nothing(plans: Iterable[LayerChoice]) -> str:
     kept = ", ".join(f"{plan.name or 'the model'} ({plan.reason})" for plan in plans)
     if not kept:
         return "nothing to quantise: the model has no Linear, Conv1d, Conv2d or Embedding layer"

@@ -12,11 +12,13 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
+from hybridkit.calls import Inputs
 from hybridkit.errors import UsageError
+from hybridkit.packing.activations import Activations
 from hybridkit.packing.codecs import Codec
 from hybridkit.packing.model import LayerSource, ModelSource, PackedLayer, PackedModel, Sizes, write_packed
 from hybridkit.quant.allocation import allocate, input_squares, ternary_of, with_layers
-from hybridkit.quant.config import Activations, Embeddings, QuantConfig, QuantizerSpec, config_from
+from hybridkit.quant.config import Embeddings, QuantConfig, QuantizerSpec, config_from
 from hybridkit.quant.convert import (
     FloatDtype,
     Seen,
@@ -31,8 +33,7 @@ from hybridkit.quant.convert import (
 )
 from hybridkit.quant.kinds import Layer, describe_weights
 from hybridkit.quant.layers import qat_layers
-from hybridkit.quant.observe import ExampleInputs
-from hybridkit.quant.plan import LayerPlan, LeftAlone, left_alone, plan_layers, select
+from hybridkit.quant.plan import LayerChoice, LeftAlone, left_alone, plan_layers, select
 from hybridkit.quant.prepare import prepared
 from hybridkit.quant.protocol import QuantizedTensor, Statistics, quantize_weight, takes_statistics
 from hybridkit.quant.statistics import layer_statistics
@@ -147,7 +148,7 @@ def quantizing_source(
     embeddings: Embeddings | None = None,
     target_bits: float | None = None,
     overrides: Mapping[str, QuantizerSpec] | None = None,
-    example_inputs: ExampleInputs | None = None,
+    example_inputs: Inputs | None = None,
     statistics: Callable[[str], Statistics | None] | None = None,
     layers: Sequence[Layer] | None = None,
     weights: Mapping[str, Tensor] | None = None,
@@ -181,10 +182,10 @@ def quantizing_source(
         state = own if weights is None else Filled(own, weights)
         network = model
 
-        def plan(how: QuantConfig) -> list[LayerPlan]:
+        def plan(how: QuantConfig) -> list[LayerChoice]:
             return plan_layers(network, how, example_inputs=example_inputs)
 
-        def squares(plans: Sequence[LayerPlan]) -> dict[str, Tensor]:
+        def squares(plans: Sequence[LayerChoice]) -> dict[str, Tensor]:
             return input_squares(network, plans, example_inputs)
 
         statistics = statistics or partial(layer_statistics, network, example_inputs)
@@ -192,10 +193,10 @@ def quantizing_source(
         own = state = model
         known = layers if layers is not None else describe_weights({n: meta(model, n).shape for n in model})
 
-        def plan(how: QuantConfig) -> list[LayerPlan]:
+        def plan(how: QuantConfig) -> list[LayerChoice]:
             return select(known, how)
 
-        def squares(plans: Sequence[LayerPlan]) -> dict[str, Tensor]:
+        def squares(plans: Sequence[LayerChoice]) -> dict[str, Tensor]:
             return {}
 
     plans = plan(replace(config, embeddings=None) if config.target_bits is not None else config)
@@ -248,12 +249,12 @@ def meta(weights: Mapping[str, Tensor], name: str) -> Tensor:
 def _work(
     state: Mapping[str, Tensor],
     tied: Mapping[str, str],
-    plans: Sequence[LayerPlan],
+    plans: Sequence[LayerChoice],
     config: QuantConfig,
     statistics: Callable[[str], Statistics | None],
     storage: Storage,
 ) -> Work:
-    packed: dict[str, LayerPlan] = {}
+    packed: dict[str, LayerChoice] = {}
     for plan in plans:
         if plan.quantizer is not None:
             packed.setdefault(plan.layer.weight, plan)  # the first of those that share a weight
@@ -275,7 +276,7 @@ def _work(
 
 
 def _source(
-    plan: LayerPlan,
+    plan: LayerChoice,
     state: Mapping[str, Tensor],
     activations: Activations,
     wanted: Codec | None,

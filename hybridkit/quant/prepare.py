@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from hybridkit.calls import Inputs
 from hybridkit.errors import UsageError
-from hybridkit.quant.config import Activations, QuantConfig, QuantizerSpec, config_from
+from hybridkit.packing.activations import Activations
+from hybridkit.quant.config import QuantConfig, QuantizerSpec, config_from
 from hybridkit.quant.fast_path import close_fast_paths
 from hybridkit.quant.layers import QATLayer, qat_class, qat_layers
-from hybridkit.quant.observe import ExampleInputs
 from hybridkit.quant.plan import LeftAlone, left_alone, plan_layers
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -38,7 +39,7 @@ def prepare_qat_(
     quantize_all: bool = False,
     target_bits: float | None = None,
     overrides: Mapping[str, QuantizerSpec] | None = None,
-    example_inputs: ExampleInputs | None = None,
+    example_inputs: Inputs | None = None,
 ) -> _M:
     """Turn the layers of `model` into fake-quantised ones, in place, and return it.
 
@@ -96,10 +97,10 @@ def prepared(model: nn.Module) -> Prepared | None:
     return found
 
 
-def float_twin(model: _M) -> _M:
+def full_precision_copy(model: _M) -> _M:
     """A copy of a prepared model with its latent weights in plain full-precision layers."""
-    twin = copy.deepcopy(model)
-    twin.__dict__.pop("_hybridkit_prepared", None)
-    for layer in qat_layers(twin).values():
+    plain = copy.deepcopy(model)
+    plain.__dict__.pop("_hybridkit_prepared", None)
+    for layer in qat_layers(plain).values():
         layer.release()
-    return twin
+    return plain

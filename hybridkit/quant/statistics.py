@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridkit.quant.observe import ExampleInputs, observe
+from hybridkit.calls import Inputs, watch
 from hybridkit.quant.protocol import Statistics
 
 
-def layer_statistics(model: nn.Module, example_inputs: ExampleInputs | None, name: str) -> Statistics | None:
+def layer_statistics(model: nn.Module, example_inputs: Inputs | None, name: str) -> Statistics | None:
     """The second moments of the inputs of the layer called `name`, from one run of the model.
 
     None without inputs, for an embedding, and for a layer that does not run. A run for each layer, so that no
@@ -29,7 +29,7 @@ def layer_statistics(model: nn.Module, example_inputs: ExampleInputs | None, nam
         )
         found.append(Statistics(rows.T @ rows, len(rows)))
 
-    observe(model, [layer], example_inputs, seen)
+    watch(model, example_inputs, [layer], seen)
     count = sum(each.count for each in found)
     if not count:
         return None
@@ -48,5 +48,5 @@ def _patches(conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
         kernel, dilation, stride = ((1, *value) for value in (kernel, dilation, stride))
     columns = F.unfold(
         x, tuple(kernel), dilation=tuple(dilation), stride=tuple(stride)
-    )  # [B, C * taps, places]
+    )  # [B, C * positions, places]
     return columns.transpose(1, 2).reshape(-1, conv.weight[0].numel())

@@ -13,7 +13,7 @@ from annotated_types import Gt
 from array_api_compat import array_namespace, device
 
 from hybridkit.options import option
-from hybridkit.quant.protocol import Granularity, QuantizedTensor, straight_through
+from hybridkit.quant.protocol import Granularity, QuantizedTensor
 from hybridkit.quant.scales import (
     TINY,
     Array,
@@ -23,6 +23,7 @@ from hybridkit.quant.scales import (
     round_to_codes,
     scale_rows,
 )
+from hybridkit.quant.straight import StraightThrough
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ LEVELS = (-1, 0, 1)
 BITS = math.log2(3)
 
 
-class TernaryAbsmean:
+class TernaryAbsmean(StraightThrough):
     """BitNet b1.58: scale = mean|w|, codes = round(clip(w / scale, -1, 1)).
 
     From Ma et al. 2024, arXiv 2402.17764. The gradient is straight through. The paper takes one scale per
@@ -40,35 +41,22 @@ class TernaryAbsmean:
 
     levels = LEVELS
     bits = BITS
-    takes_numpy: ClassVar = True
 
     @dataclass(frozen=True, kw_only=True, slots=True)
-    class Options:
+    class Options(StraightThrough.Options):
         """What can be set."""
 
-        granularity: Granularity = option("channel", "one scale per output channel, or one per tensor")
         scale_multiplier: Annotated[float, Gt(0)] = option(
             1.0, "multiplies mean|w|; above 1 gives more zeros"
         )
-
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or self.Options()
-
-    def parameters(self, weight: Tensor) -> dict[str, Tensor]:
-        """Nothing is learned."""
-        return {}
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Codes and scale of `weight` [N, K]; the scale of an all-zero row is 0."""
         scale = mean_magnitude(weight, self.options.granularity) * self.options.scale_multiplier
         return QuantizedTensor(round_to_codes(as_float32(weight), scale[:, None], -1, 1), scale)
 
-    def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor) -> Tensor:
-        """The dequantised weight; identity as gradient."""
-        return straight_through(weight, quantized)
 
-
-class TernaryMSE:
+class TernaryMSE(StraightThrough):
     """The threshold and the scale of least squared error (TWN, arXiv 1605.04711), exactly.
 
     With the magnitudes of a row in descending order and c_k the sum of the first k, keeping k of them with
@@ -78,29 +66,11 @@ class TernaryMSE:
 
     levels = LEVELS
     bits = BITS
-    takes_numpy: ClassVar = True
-
-    @dataclass(frozen=True, kw_only=True, slots=True)
-    class Options:
-        """What can be set."""
-
-        granularity: Granularity = option("channel", "one scale per output channel, or one per tensor")
-
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or self.Options()
-
-    def parameters(self, weight: Tensor) -> dict[str, Tensor]:
-        """Nothing is learned."""
-        return {}
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Codes and scale of `weight` [N, K]; the scale of an all-zero row is 0."""
         codes, scale = least_squares_ternary(scale_rows(weight, self.options.granularity))
         return QuantizedTensor(codes.reshape(weight.shape), per_channel(scale, weight.shape[0]))
-
-    def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor) -> Tensor:
-        """The dequantised weight; identity as gradient."""
-        return straight_through(weight, quantized)
 
 
 def least_squares_ternary(rows: Array) -> tuple[Array, Array]:

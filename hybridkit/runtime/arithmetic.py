@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridkit.errors import UsageError
+from hybridkit.packing.activations import Activations
 from hybridkit.packing.tiles import TILE_COLUMNS, TILE_ROWS, tiled_shape
 from hybridkit.quant.protocol import int8_activations
+from hybridkit.runtime.native import LowBit
 
-Activations = Literal["int8", "float"]
-LowBit = Literal["ternary", "binary"]
 Codes = LowBit | Literal["nbit"]
 
 _CONVOLUTION: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d}
@@ -48,7 +48,7 @@ class Geometry:
         return len(self.kernel_shape)
 
     @property
-    def taps(self) -> int:
+    def positions(self) -> int:
         """The positions of the kernel."""
         return math.prod(self.kernel_shape)
 
@@ -68,11 +68,11 @@ class PackedMatrix(NamedTuple):
     N: int
     layout: int
 
-    def unpack(self, group: int = 1, taps: int = 1) -> Tensor:
-        """Integer-valued float32 [N, K] with layout 0's columns; `taps` are the kernel positions."""
+    def unpack(self, group: int = 1, positions: int = 1) -> Tensor:
+        """Integer-valued float32 [N, K] with layout 0's columns; `positions` of a convolution's kernel."""
         if self.layout == 0:
             return unpack(self.codes, self.K, self.kind)
-        return unpack_tiles(self.codes, self.N, self.K, self.kind, group, taps)
+        return unpack_tiles(self.codes, self.N, self.K, self.kind, group, positions)
 
     def tiles(self, group: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """Codes, which are tiles, scale and bias, contiguous: for kernels that read them by their address.
@@ -98,13 +98,13 @@ def unpack(codes: Tensor, K: int, kind: Codes, bits: int = 2) -> Tensor:
     return _values(fields[..., :K], kind, bits)
 
 
-def unpack_tiles(codes: Tensor, N: int, K: int, kind: Codes, group: int = 1, taps: int = 1) -> Tensor:
+def unpack_tiles(codes: Tensor, N: int, K: int, kind: Codes, group: int = 1, positions: int = 1) -> Tensor:
     """Tiles of packing/tiles.py, of any shape -> integer-valued float32 [N, K], columns as in layout 0."""
     bits, rows = 1 if kind == "binary" else 2, N // group
     tiles = group * -(-rows // TILE_ROWS)
     fields = _fields(codes.reshape(tiles, -1, TILE_ROWS, TILE_COLUMNS), bits)  # [t, b, r, j, p]
     padded = fields.permute(0, 2, 1, 4, 3).reshape(group, -(-rows // TILE_ROWS) * TILE_ROWS, -1)
-    matrix = padded[:, :rows, :K].reshape(N, taps, K // taps).transpose(1, 2).reshape(N, K)
+    matrix = padded[:, :rows, :K].reshape(N, positions, K // positions).transpose(1, 2).reshape(N, K)
     return _values(matrix, kind, bits)
 
 

@@ -40,7 +40,7 @@ def conv(native: c.Native, x: Tensor, weight: PackedMatrix, geometry: Geometry) 
     g = geometry
     attributes = (tuple(v) for v in (g.kernel_shape, g.strides, g.pads, g.dilations))
     shape, size = _geometry(native, weight.N, tuple(x.shape[1:]), *attributes, g.group)
-    x, kept = x.contiguous(), _Kept(native, weight, g.group, g.taps)
+    x, kept = x.contiguous(), _Kept(native, weight, g.group, g.positions)
     y = x.new_empty((x.shape[0], weight.N, *size))
     pool = native.parallel(torch.get_num_threads())
     native.conv_at(kept.matrix, shape, DTYPES[x.dtype], x.data_ptr(), x.shape[0], y.data_ptr(), pool)
@@ -52,10 +52,10 @@ class _Kept:
 
     __slots__ = ("matrix", "tensors")
 
-    def __init__(self, native: c.Native, weight: PackedMatrix, group: int = 1, taps: int = 1) -> None:
+    def __init__(self, native: c.Native, weight: PackedMatrix, group: int = 1, positions: int = 1) -> None:
         w = weight
         if w.layout == 0:
-            tiles = native.conv_tile(w.kind, w.codes.numpy(), w.K, group, taps)
+            tiles = native.conv_tile(w.kind, w.codes.numpy(), w.K, group, positions)
             w = w._replace(codes=torch.from_numpy(tiles))
         self.tensors = w.tiles(group)
         at = (tensor.data_ptr() for tensor in self.tensors)
@@ -73,8 +73,8 @@ def _geometry(
     pads: tuple[int, ...],
     dilations: tuple[int, ...],
     group: int,
-) -> tuple[c.Geometry, tuple[int, ...]]:
+) -> tuple[c.Convolution, tuple[int, ...]]:
     """The geometry for images [C, *size], and the output's size."""
     channels, *size = image
-    shape = c.Geometry.of(channels, size, kernel_shape, strides, pads, dilations, group)
+    shape = c.Convolution.of(channels, size, kernel_shape, strides, pads, dilations, group)
     return shape, native.conv_shape(shape, N)

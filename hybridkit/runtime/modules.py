@@ -51,7 +51,7 @@ class _Packed(nn.Module):
     layout = 0
     tiles = 0  # the layout of its tiles; 0 for a layer that reads rows
     group = 1  # of a convolution
-    taps = 1  # positions of a convolution's kernel
+    positions = 1  # positions of a convolution's kernel
 
     codes: Tensor
     scale: Tensor
@@ -82,9 +82,9 @@ class _Packed(nn.Module):
             return
         codes, native = self.codes.cpu().numpy(), load()
         if native is None:
-            tiles = tile(codes, self.K, self.bits, group=self.group, taps=self.taps)
+            tiles = tile(codes, self.K, self.bits, group=self.group, positions=self.positions)
         else:
-            tiles = native.conv_tile(self.code_kind, codes, self.K, self.group, self.taps)
+            tiles = native.conv_tile(self.code_kind, codes, self.K, self.group, self.positions)
         # cloned, as torch's memory begins at a multiple of 64 bytes
         self.codes, self.layout = torch.from_numpy(tiles).clone().to(self.codes.device), self.tiles
 
@@ -93,7 +93,7 @@ class _Packed(nn.Module):
         if self.layout == 0:
             return self.codes
         tiles = self.codes.cpu().numpy()
-        rows = untile(tiles, self.N, self.K, self.bits, group=self.group, taps=self.taps)
+        rows = untile(tiles, self.N, self.K, self.bits, group=self.group, positions=self.positions)
         return torch.from_numpy(rows).to(self.codes.device)
 
     def extra_repr(self) -> str:
@@ -120,7 +120,7 @@ class PackedLinear(_PackedProduct):
 
     @classmethod
     def from_packed(cls, layer: PackedLayer, module: nn.Module) -> Self:
-        """The packed twin of `module`, whose bias it takes. Raises UsageError if they do not fit."""
+        """The packed layer for `module`, whose bias it takes. Raises UsageError if they do not fit."""
         return cls(layer, _matching(layer, module, nn.Linear))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class _PackedConv(_PackedProduct):
         self.strides = list(module.stride)
         self.dilations = list(module.dilation)
         self.group = module.groups
-        self.taps = math.prod(self.kernel_shape)
+        self.positions = math.prod(self.kernel_shape)
         # torch's own list for F.pad: last dimension first, begin and end of each; also for padding="same"
         self.around = list(module._reversed_padding_repeated_twice)
         self.padding_mode = module.padding_mode
@@ -183,7 +183,7 @@ class PackedConv1d(_PackedConv):
 
     @classmethod
     def from_packed(cls, layer: PackedLayer, module: nn.Module) -> Self:
-        """The packed twin of `module`: its bias and geometry. Raises UsageError if they do not fit."""
+        """The packed layer for `module`: its bias and geometry. Raises UsageError if they do not fit."""
         return cls(layer, _matching(layer, module, nn.Conv1d))
 
 
@@ -192,7 +192,7 @@ class PackedConv2d(_PackedConv):
 
     @classmethod
     def from_packed(cls, layer: PackedLayer, module: nn.Module) -> Self:
-        """The packed twin of `module`: its bias and geometry. Raises UsageError if they do not fit."""
+        """The packed layer for `module`: its bias and geometry. Raises UsageError if they do not fit."""
         return cls(layer, _matching(layer, module, nn.Conv2d))
 
 
@@ -203,7 +203,7 @@ class PackedEmbedding(_Packed):
 
     @classmethod
     def from_packed(cls, layer: PackedLayer, module: nn.Module) -> Self:
-        """The packed twin of `module`. Raises UsageError if they do not fit."""
+        """The packed layer for `module`. Raises UsageError if they do not fit."""
         embedding = _matching(layer, module, nn.Embedding)
         if embedding.max_norm is not None:
             raise UsageError(f"layer {layer.name!r}: an embedding with max_norm cannot be packed")
@@ -249,7 +249,7 @@ def load_packed(module: nn.Module, packed: PackedModel, *, tiled: bool = True) -
         if name not in modules:
             raise UsageError(f"the packed model has a layer {name!r}, the module has not")
         if id(modules[name]) not in replacements:
-            replacements[id(modules[name])] = _packed_twin(name, layer, modules[name])
+            replacements[id(modules[name])] = _packed_module(name, layer, modules[name])
     _share(layers, {name: replacements[id(modules[name])] for name in layers})
     if tiled:
         _tile_all(m for m in replacements.values() if isinstance(m, _Packed))
@@ -293,13 +293,13 @@ def _tile_all(layers: Iterable[_Packed]) -> None:
             layer.codes, layer.layout = product.codes, product.layout
 
 
-def _share(layers: Mapping[str, PackedLayer], twins: Mapping[str, nn.Module]) -> None:
+def _share(layers: Mapping[str, PackedLayer], replacements: Mapping[str, nn.Module]) -> None:
     """Tied modules hold one copy of their codes."""
     holders: dict[int, _Packed] = {}
-    for name, twin in twins.items():
-        assert isinstance(twin, _Packed)
-        holder = holders.setdefault(id(layers[name]), twin)
-        twin.codes, twin.scale = holder.codes, holder.scale
+    for name, module in replacements.items():
+        assert isinstance(module, _Packed)
+        holder = holders.setdefault(id(layers[name]), module)
+        module.codes, module.scale = holder.codes, holder.scale
 
 
 def _same(running: Mapping[str, _Packed], layers: Mapping[str, PackedLayer]) -> bool:
@@ -316,7 +316,7 @@ def _layers_by_module(packed: PackedModel) -> dict[str, PackedLayer]:
     return {weight.removesuffix("weight").removesuffix("."): layer for weight, layer in by_weight.items()}
 
 
-def _packed_twin(name: str, layer: PackedLayer, module: nn.Module) -> nn.Module:
+def _packed_module(name: str, layer: PackedLayer, module: nn.Module) -> nn.Module:
     kind = "linear" if is_transposed(module) else None
     for own, (original, packed) in _PACKED.items():
         if (own == kind or isinstance(module, original)) and (own == layer.kind or name != layer.name):

@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridkit.errors import FileError, UsageError
+from hybridkit.packing.activations import Activations
 from hybridkit.runtime.library import VARIABLE, library_path
 
-Codec = Literal["ternary", "binary"]
-Activations = Literal["int8", "float"]
+LowBit = Literal["ternary", "binary"]
 DType = Literal["float32", "float16", "bfloat16"]
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -58,7 +58,7 @@ class Matrix(ctypes.Structure):
     )
 
 
-class Geometry(ctypes.Structure):
+class Convolution(ctypes.Structure):
     """`hybridkit_geometry`: a convolution over 1 to 3 spatial axes, attributes as ONNX has them."""
 
     _fields_ = (
@@ -83,7 +83,7 @@ class Geometry(ctypes.Structure):
         pads: Sequence[int],
         dilations: Sequence[int],
         group: int,
-    ) -> Geometry:
+    ) -> Convolution:
         """From ONNX's attributes; `pads`: all begins, then all ends. Raises UsageError if they do not fit."""
         axes = len(size)
         if not (1 <= axes <= 3 and len(kernel) == len(strides) == len(dilations) == axes == len(pads) / 2):
@@ -99,13 +99,13 @@ _FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
     "check_codes": (c_char_p, [c_int32, c_int32, c_void_p, c_size_t, c_int64, c_int64]),
     "tile": (c_char_p, [c_int32, c_void_p, c_int64, c_int64, c_void_p]),
     "matmul": (c_char_p, [POINTER(Matrix), c_int32, c_void_p, c_int64, c_void_p, c_void_p]),
-    "conv_shape": (c_char_p, [POINTER(Geometry), c_int64, c_int64 * 3]),
+    "conv_shape": (c_char_p, [POINTER(Convolution), c_int64, c_int64 * 3]),
     "conv_code_bytes": (c_size_t, [c_int32, c_int64, c_int64, c_int64]),
     "check_conv_codes": (c_char_p, [c_int32, c_void_p, c_size_t, c_int64, c_int64, c_int64]),
     "conv_tile": (c_char_p, [c_int32, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p]),
     "conv": (
         c_char_p,
-        [POINTER(Matrix), POINTER(Geometry), c_int32, c_void_p, c_int64, c_void_p, c_void_p],
+        [POINTER(Matrix), POINTER(Convolution), c_int32, c_void_p, c_int64, c_void_p, c_void_p],
     ),
     "isa": (c_char_p, []),
     "isa_available": (c_char_p, [c_int]),
@@ -187,14 +187,14 @@ class Native:
         finally:
             self.set_isa(before)
 
-    def kernel(self, codec: Codec, activations: Activations, N: int, K: int, M: int) -> str:
+    def kernel(self, codec: LowBit, activations: Activations, N: int, K: int, M: int) -> str:
         """Which kernel multiplies M rows: "stream" or "tile"."""
         name = self._call["kernel"](_matrix(codec, activations, N, K), _rows(M))
         if name is None:
             raise UsageError(f"there is no product of {M} rows with a matrix [{N}, {K}]")
         return _text(name)
 
-    def tasks(self, codec: Codec, activations: Activations, N: int, K: int, M: int) -> int:
+    def tasks(self, codec: LowBit, activations: Activations, N: int, K: int, M: int) -> int:
         """Into how many parallel tasks a product of M rows is cut."""
         tasks = int(self._call["tasks"](_matrix(codec, activations, N, K), _rows(M)))
         if tasks == 0:
@@ -206,7 +206,7 @@ class Native:
         address: int | None = self._pool(min(threads, _MAX_SIZE)) if threads > 1 else None
         return address
 
-    def tile(self, codec: Codec, codes: Bytes, K: int) -> Bytes:
+    def tile(self, codec: LowBit, codes: Bytes, K: int) -> Bytes:
         """Row-major codes [N, bytes] -> tiles [ceil(N / 16), blocks, 16, 4]: layout 0 to 1."""
         N, K = _sizes("N and K", len(codes), K)
         rows = self._codes(codec, codes, self._call["code_bytes"](CODECS[codec], 0, N, K))
@@ -215,25 +215,27 @@ class Native:
         _check(self._call["tile"](CODECS[codec], rows.ctypes.data, N, K, out.ctypes.data))
         return out
 
-    def conv_tile(self, codec: Codec, codes: Bytes, K: int, group: int, taps: int) -> Bytes:
-        """Row-major codes [N, bytes] -> tiles of a convolution with `taps` kernel positions: layout 2."""
-        N, K, group, taps = _sizes("N, K, group and taps", len(codes), K, group, taps)
+    def conv_tile(self, codec: LowBit, codes: Bytes, K: int, group: int, positions: int) -> Bytes:
+        """Row-major codes [N, bytes] -> tiles of a convolution with `positions` in its kernel: layout 2."""
+        N, K, group, positions = _sizes("N, K, group and positions", len(codes), K, group, positions)
         size = self._call["conv_code_bytes"](CODECS[codec], N, K, group)
-        if size == 0 or taps < 1 or K % taps:
-            raise UsageError(f"a matrix [{N}, {K}] is no convolution of {group} groups and {taps} positions")
+        if size == 0 or positions < 1 or K % positions:
+            raise UsageError(
+                f"a matrix [{N}, {K}] is no convolution of {group} groups and {positions} positions"
+            )
         rows = self._codes(codec, codes, self._call["code_bytes"](CODECS[codec], 0, N, K))
         tiles = group * -(-(N // group) // 16)
         out = np.empty((tiles, size // 64 // tiles, 16, 4), np.uint8)
         at, to = rows.ctypes.data, out.ctypes.data
-        _check(self._call["conv_tile"](CODECS[codec], at, N, K, group, taps, to))
+        _check(self._call["conv_tile"](CODECS[codec], at, N, K, group, positions, to))
         return out
 
-    def check(self, codec: Codec, layout: Literal[0, 1], codes: Bytes, N: int, K: int) -> None:
+    def check(self, codec: LowBit, layout: Literal[0, 1], codes: Bytes, N: int, K: int) -> None:
         """Raise UsageError for codes of a wrong size or with an invalid digit."""
         codes, (N, K) = np.ascontiguousarray(codes, np.uint8), _sizes("N and K", N, K)
         _check(self._call["check_codes"](CODECS[codec], layout, codes.ctypes.data, codes.nbytes, N, K))
 
-    def check_conv(self, codec: Codec, codes: Bytes, N: int, K: int, group: int) -> None:
+    def check_conv(self, codec: LowBit, codes: Bytes, N: int, K: int, group: int) -> None:
         """The same for layout 2."""
         codes = np.ascontiguousarray(codes, np.uint8)
         N, K, group = _sizes("N, K and group", N, K, group)
@@ -246,7 +248,7 @@ class Native:
         scale: Floats,
         bias: Floats,
         *,
-        codec: Codec,
+        codec: LowBit,
         activations: Activations,
         dtype: DType = "float32",
         threads: int = 1,
@@ -273,9 +275,9 @@ class Native:
         codes: Bytes,
         scale: Floats,
         bias: Floats,
-        geometry: Geometry,
+        geometry: Convolution,
         *,
-        codec: Codec,
+        codec: LowBit,
         activations: Activations,
         dtype: DType = "float32",
         threads: int = 1,
@@ -296,7 +298,7 @@ class Native:
         self.conv_at(matrix, geometry, DTYPES[dtype], at, len(x), to, self.parallel(threads))
         return y
 
-    def conv_shape(self, geometry: Geometry, N: int) -> tuple[int, ...]:
+    def conv_shape(self, geometry: Convolution, N: int) -> tuple[int, ...]:
         """The spatial sizes of the output. Raises UsageError for a geometry that does not work."""
         out, (N,) = (c_int64 * 3)(), _sizes("N", N)
         _check(self._call["conv_shape"](geometry, N, out))
@@ -311,7 +313,7 @@ class Native:
     def conv_at(
         self,
         matrix: Matrix,
-        geometry: Geometry,
+        geometry: Convolution,
         dtype: int,
         x: int,
         batch: int,
@@ -321,7 +323,7 @@ class Native:
         """`hybridkit_conv` on addresses of contiguous memory, which are taken as they are."""
         _check(self._conv(matrix, geometry, dtype, x, batch, y, parallel))
 
-    def _codes(self, codec: Codec, codes: Bytes, size: int) -> Bytes:
+    def _codes(self, codec: LowBit, codes: Bytes, size: int) -> Bytes:
         codes = np.ascontiguousarray(codes, np.uint8)
         if size == 0 or codes.nbytes != size:
             raise UsageError(f"the {codec} codes have {codes.nbytes} bytes, the layer's shape needs {size}")
@@ -329,7 +331,7 @@ class Native:
 
 
 def _matrix(
-    codec: Codec, activations: Activations, N: int, K: int, codes: Bytes = _NONE, *vectors: Floats
+    codec: LowBit, activations: Activations, N: int, K: int, codes: Bytes = _NONE, *vectors: Floats
 ) -> Matrix:
     """A matrix of arrays that the caller keeps alive; without them it has types and sizes only."""
     N, K = _sizes("N and K", N, K)

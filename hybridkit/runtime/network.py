@@ -44,7 +44,7 @@ def pack(
     codec: str | None = None,
     **how: Any,
 ) -> PackedNetwork:
-    """The packed twin of `model`, which stays as it is.
+    """A packed copy of `model`, which stays as it is.
 
     One that was prepared with `prepare_qat_` is packed as it trained (`convert`), any other is quantised
     afterwards: `config` and `how` are arguments of `quantize`. Raises UsageError as those two do.

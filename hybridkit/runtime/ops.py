@@ -35,18 +35,17 @@ import torch
 from torch import Tensor
 
 from hybridkit.errors import UsageError
+from hybridkit.packing.activations import Activations
 from hybridkit.runtime import arithmetic, cpu
 from hybridkit.runtime.arithmetic import (
-    Activations,
     Geometry,
-    LowBit,
     PackedMatrix,
     scaled,
     take,
     take_tiled,
     unpack,
 )
-from hybridkit.runtime.native import Native, load
+from hybridkit.runtime.native import LowBit, Native, load
 
 _PRODUCT: Final = "Tensor x, Tensor codes, Tensor scale, Tensor bias, SymInt K, SymInt N"
 _GEOMETRY: Final = "SymInt[] kernel_shape, SymInt[] strides, SymInt[] pads, SymInt[] dilations, SymInt group"
@@ -98,6 +97,20 @@ def _triton() -> ModuleType | None:
     return importlib.import_module("hybridkit.runtime.triton_kernels")
 
 
+def _matmul_shape(
+    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, *rest: Any
+) -> Tensor:
+    return arithmetic.matmul_shape(x, K, N)
+
+
+def _conv_shape(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, *rest: Any) -> Tensor:
+    return arithmetic.conv_shape(x, N, Geometry(*rest[:5]))
+
+
+def _embedding_shape(indices: Tensor, codes: Tensor, scale: Tensor, K: int, N: int, *rest: Any) -> Tensor:
+    return scale.new_empty((*indices.shape, K))
+
+
 def _define_matmul(kind: LowBit, activations: Activations) -> None:
     def run(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, layout: int = 0) -> Tensor:
         _check_layout(layout, (0, 1))
@@ -108,12 +121,7 @@ def _define_matmul(kind: LowBit, activations: Activations) -> None:
             return triton.matmul(x, weight)  # type: ignore[no-any-return]
         return arithmetic.matmul(x, weight.unpack(), scale, bias, activations)
 
-    def shape(
-        x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, layout: int = 0
-    ) -> Tensor:
-        return arithmetic.matmul_shape(x, K, N)
-
-    _define(f"{kind}_matmul_{activations}", f"{_PRODUCT}, {_LAYOUT}", shape, run)
+    _define(f"{kind}_matmul_{activations}", f"{_PRODUCT}, {_LAYOUT}", _matmul_shape, run)
 
 
 def _define_conv(kind: LowBit, activations: Activations) -> None:
@@ -136,13 +144,10 @@ def _define_conv(kind: LowBit, activations: Activations) -> None:
         weight = PackedMatrix(kind, activations, codes, scale, bias, K, N, layout)
         if (native := _native(x, weight)) is not None:
             return cpu.conv(native, x, weight, geometry)
-        matrix = weight.unpack(group, geometry.taps)
+        matrix = weight.unpack(group, geometry.positions)
         return arithmetic.conv(x, matrix, scale, bias, activations, geometry)
 
-    def shape(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, *rest: Any) -> Tensor:
-        return arithmetic.conv_shape(x, N, Geometry(*rest[:5]))
-
-    _define(f"{kind}_conv_{activations}", f"{_PRODUCT}, {_GEOMETRY}, {_LAYOUT}", shape, run)
+    _define(f"{kind}_conv_{activations}", f"{_PRODUCT}, {_GEOMETRY}, {_LAYOUT}", _conv_shape, run)
 
 
 def _define_embedding(kind: LowBit) -> None:
@@ -153,10 +158,7 @@ def _define_embedding(kind: LowBit) -> None:
             return scaled(unpack(take(codes, indices), K, kind), scales)
         return scaled(take_tiled(codes, indices, K, kind), scales)
 
-    def shape(indices: Tensor, codes: Tensor, scale: Tensor, K: int, N: int, layout: int = 0) -> Tensor:
-        return scale.new_empty((*indices.shape, K))
-
-    _define(f"{kind}_embedding", f"{_ROWS}, {_LAYOUT}", shape, run)
+    _define(f"{kind}_embedding", f"{_ROWS}, {_LAYOUT}", _embedding_shape, run)
 
 
 def _define_nbit_matmul(activations: Activations) -> None:
@@ -166,10 +168,7 @@ def _define_nbit_matmul(activations: Activations) -> None:
         weight = unpack(codes, K, "nbit", bits)
         return arithmetic.matmul(x, weight, scale, bias, activations, group_size)
 
-    def shape(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, *rest: int) -> Tensor:
-        return arithmetic.matmul_shape(x, K, N)
-
-    _define(f"nbit_matmul_{activations}", f"{_PRODUCT}, {_GROUPED}", shape, run)
+    _define(f"nbit_matmul_{activations}", f"{_PRODUCT}, {_GROUPED}", _matmul_shape, run)
 
 
 def _define_nbit_conv(activations: Activations) -> None:
@@ -192,10 +191,7 @@ def _define_nbit_conv(activations: Activations) -> None:
         weight = unpack(codes, K, "nbit", bits)
         return arithmetic.conv(x, weight, scale, bias, activations, geometry, group_size)
 
-    def shape(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, *rest: Any) -> Tensor:
-        return arithmetic.conv_shape(x, N, Geometry(*rest[:5]))
-
-    _define(f"nbit_conv_{activations}", f"{_PRODUCT}, {_GEOMETRY}, {_GROUPED}", shape, run)
+    _define(f"nbit_conv_{activations}", f"{_PRODUCT}, {_GEOMETRY}, {_GROUPED}", _conv_shape, run)
 
 
 def _define_nbit_embedding() -> None:
@@ -204,10 +200,7 @@ def _define_nbit_embedding() -> None:
     ) -> Tensor:
         return scaled(unpack(take(codes, indices), K, "nbit", bits), take(scale, indices), group_size)
 
-    def shape(indices: Tensor, codes: Tensor, scale: Tensor, K: int, N: int, *rest: int) -> Tensor:
-        return scale.new_empty((*indices.shape, K))
-
-    _define("nbit_embedding", f"{_ROWS}, {_GROUPED}", shape, run)
+    _define("nbit_embedding", f"{_ROWS}, {_GROUPED}", _embedding_shape, run)
 
 
 def _define_all() -> None:

@@ -40,7 +40,7 @@ def matmul(x: Tensor, weight: PackedMatrix) -> Tensor:
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             x_scale = rows
             if int8:
-                rows, x_scale = _quantised(rows)
+                rows, x_scale = _quantized(rows)
             if M == 1:
                 words = codes.view(torch.int32)
                 _vector[(tiles,)](
@@ -70,17 +70,17 @@ def matmul(x: Tensor, weight: PackedMatrix) -> Tensor:
     return y.reshape(*x.shape[:-1], N)
 
 
-def _quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Activation codes int8 [M, K] and their scales float32 [M]."""
     M, K = rows.shape
     codes = torch.empty((M, K), dtype=torch.int8, device=rows.device)
     scale = torch.empty(M, dtype=torch.float32, device=rows.device)
-    _quantise[(M,)](rows, codes, scale, K, BLOCK=1024, **_NO_FUSION)
+    _quantize[(M,)](rows, codes, scale, K, BLOCK=1024, **_NO_FUSION)
     return codes, scale
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _quantise(x, codes, scale, K, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _quantize(x, codes, scale, K, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """One row. Magnitudes are compared as bits, in which NaN > infinity > every number."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)

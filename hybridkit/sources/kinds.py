@@ -181,11 +181,11 @@ class RunFolder(Source):
 
     @cached_property
     def packed(self) -> PackedModel | None:
-        from hybridkit.training.packed import quantise_afterwards
+        from hybridkit.training.packed import quantize_afterwards
 
         config = self._found[0].recorded()
         if config.ternary and not config.qat:
-            return quantise_afterwards(config, self.network)
+            return quantize_afterwards(config, self.network)
         return super().packed
 
     @cached_property

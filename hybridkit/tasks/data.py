@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hybridkit.errors import UsageError
-from hybridkit.tasks.trees import map_tensors, tensors
+from hybridkit.trees import map_tensors, tensors
 
 Data = Any
 Batch = Any

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hybridkit.calls import Inputs, call
 from hybridkit.tasks.data import Batch, Collate, Data
 
-Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
 Axes = Mapping[int, str]  # dimension -> name
 
 
@@ -75,11 +75,6 @@ def forward(task: Task, model: nn.Module, batch: Batch) -> Any:
     """The model's output on a batch."""
     own = getattr(task, "forward", None)
     return call(model, task.inputs(batch)) if own is None else own(model, batch)
-
-
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's output for inputs in order, or by name."""
-    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
 
 
 def collate_of(task: Task) -> Collate | None:

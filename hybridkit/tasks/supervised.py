@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hybridkit.calls import Inputs
 from hybridkit.errors import UsageError
 from hybridkit.options import nearest
 from hybridkit.tasks.data import Batch, Collate, Data, in_memory, in_order, size
-from hybridkit.tasks.protocol import Axes, Inputs, Splits
+from hybridkit.tasks.protocol import Axes, Splits
 from hybridkit.tasks.splits import fingerprint
-from hybridkit.tasks.trees import main_output, tensors
+from hybridkit.trees import main_output, tensors
 
 FEATURE_BLOCK = 4_096  # samples whose cluster features are computed at once
 

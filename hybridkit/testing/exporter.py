@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hybridkit.errors import HybridkitError
 from hybridkit.exporting.protocol import Exporter, ExportReport, ExportRequest, Validation
+from hybridkit.packing.activations import Activations
 from hybridkit.packing.model import PackedModel
-from hybridkit.quant.config import Activations
 from hybridkit.quant.convert import convert
 from hybridkit.quant.prepare import prepare_qat
 

@@ -9,18 +9,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from hybridkit.optim.optimizers.recipe import Recipe
+from hybridkit.optim.optimizers.builder import OptimizerBuilder
 from hybridkit.testing.storage import through_checkpoint
 
 
 class OptimizerContract(ABC):
-    """`make` returns a recipe; `lr` is a learning rate with which 150 steps solve a small regression."""
+    """`make` returns a builder; `lr` is a learning rate with which 150 steps solve a small regression."""
 
     lr = 0.02
 
     @abstractmethod
-    def make(self) -> Recipe:
-        """A recipe: an object with `build(named_parameters, lr=, weight_decay=, momentum=[, roles=None])`."""
+    def make(self) -> OptimizerBuilder:
+        """An object with `build(named_parameters, lr=, weight_decay=, momentum=[, roles=None])`."""
 
     def test_builds_a_torch_optimizer_over_every_parameter(self) -> None:
         model = small_model()
@@ -61,13 +61,13 @@ class OptimizerContract(ABC):
         optimizer = self._build(model, weight_decay=0.01)
         for step in range(5):
             train_step(model, optimizer, step)
-        twin = small_model()
-        twin.load_state_dict(through_checkpoint(model.state_dict()))
-        resumed = self._build(twin, weight_decay=0.01)
+        restored = small_model()
+        restored.load_state_dict(through_checkpoint(model.state_dict()))
+        resumed = self._build(restored, weight_decay=0.01)
         resumed.load_state_dict(through_checkpoint(optimizer.state_dict()))
         for step in range(5, 9):
-            assert train_step(twin, resumed, step) == train_step(model, optimizer, step)
-        for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+            assert train_step(restored, resumed, step) == train_step(model, optimizer, step)
+        for a, b in zip(model.parameters(), restored.parameters(), strict=True):
             assert torch.equal(a, b)
 
     def _build(self, model: nn.Module, weight_decay: float = 0.0) -> Optimizer:

@@ -10,7 +10,7 @@ import torch
 
 from hybridkit.tasks.data import Batch, count, first
 from hybridkit.tasks.protocol import Task, collate_of, forward, named_axes, named_inputs
-from hybridkit.tasks.trees import tensors
+from hybridkit.trees import tensors
 
 
 class TaskContract(ABC):

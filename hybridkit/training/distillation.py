@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hybridkit.errors import UsageError
 from hybridkit.tasks.data import Batch
 from hybridkit.tasks.protocol import Task, forward
-from hybridkit.tasks.trees import main_output
+from hybridkit.trees import main_output
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

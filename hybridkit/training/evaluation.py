@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hybridkit.errors import UsageError
 from hybridkit.tasks.data import Batch, Data, count, in_order, on
 from hybridkit.tasks.protocol import Task, collate_of, forward
-from hybridkit.tasks.trees import floating, main_output
+from hybridkit.trees import floating, main_output
 
 
 def batches(task: Task, data: Data, size: int, device: str = "cpu") -> Iterator[Batch]:
@@ -72,26 +72,26 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A network beside its twin on the same data.
+    """A network beside its packed form on the same data.
 
-    `error` = ||twin - network||^2 / ||network||^2 over every floating-point output.
+    `error`: relative and squared, ||packed - network||^2 / ||network||^2 over every floating-point output.
     """
 
     network: dict[str, float]
-    twin: dict[str, float]
+    packed: dict[str, float]
     error: float
 
 
 def compare(
-    model: nn.Module, twin: nn.Module, task: Task, data: Data, *, batch_size: int, device: str = "cpu"
+    model: nn.Module, packed: nn.Module, task: Task, data: Data, *, batch_size: int, device: str = "cpu"
 ) -> Comparison:
-    """Metrics of both networks (the twin on the CPU), and the error of the twin's outputs."""
+    """Metrics of both networks (the packed one on the CPU), and the error of its outputs."""
     ours, theirs = Means(task), Means(task)
     difference = size = 0.0
-    with measuring(model), measuring(twin):
+    with measuring(model), measuring(packed):
         for batch in batches(task, data, batch_size):
             moved = on(batch, device)
-            output, other = forward(task, model, moved), forward(task, twin, batch)
+            output, other = forward(task, model, moved), forward(task, packed, batch)
             ours.add(output, moved)
             theirs.add(other, batch)
             answers = floating(other)

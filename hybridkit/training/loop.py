@@ -164,13 +164,13 @@ class _Session:
             return False
         self.validation = trainer.evaluate("validation")
         metrics = {f"validation_{name}": value for name, value in self.validation.items()}
-        if trainer.is_quantised:
+        if trainer.is_quantized:
             sample = example_batch(trainer.task, DIFFERENCE_SAMPLES)
             with evaluation_weights(trainer.optimizer):
                 metrics |= packed_difference(trainer.task, trainer.model, sample, self.config.device)
         self.log.write("evaluation", trainer.progress.step, metrics)
         self.tell(Evaluated(trainer.progress.step, metrics))
-        if self.config.qat and not trainer.is_quantised:
+        if self.config.qat and not trainer.is_quantized:
             return False  # on the ramp: not the network that will be packed
         return trainer.progress.improve(metrics["validation_loss"])
 
@@ -215,7 +215,7 @@ class _Session:
         test = packed.test.network if packed else trainer.evaluate("test")
         final: dict[str, Any] = {f"test_{name}": value for name, value in test.items()}
         if packed:
-            final |= {f"packed_test_{name}": value for name, value in packed.test.twin.items()}
+            final |= {f"packed_test_{name}": value for name, value in packed.test.packed.items()}
             final |= {"packed_error": packed.test.error, "bits_per_weight": packed.sizes.bits_per_weight}
         self.log.write("final", progress.step, final)
         return TrainResult(

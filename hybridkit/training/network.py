@@ -58,12 +58,12 @@ def fresh_network(
         weights is not None
         and config.qat
         and not fits(model, weights)
-        and _has_quantised_names(model, weights)
+        and _has_quantized_names(model, weights)
     )
     if weights is not None and not late:
         load_weights(model, weights, f"--init-from {config.init_from}")
     allocation = choose_bits(config, task, model)
-    model = quantised(config, task, model, allocation)
+    model = quantized(config, task, model, allocation)
     if weights is not None and late:
         load_weights(model, weights, f"--init-from {config.init_from}")
     return model.to(config.device), allocation
@@ -90,7 +90,7 @@ def rebuilt(
     config: TrainConfig, task: Task, model: nn.Module, weights: Mapping[str, torch.Tensor], state: RunState
 ) -> nn.Module:
     """A fresh `model`, made what it was when the checkpoint of `weights` and `state` was taken."""
-    model = quantised(config, task, model, state.allocation)
+    model = quantized(config, task, model, state.allocation)
     load_weights(model, weights, "the checkpoint")
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -115,7 +115,7 @@ def choose_bits(config: TrainConfig, task: Task, model: nn.Module) -> Allocation
     )
 
 
-def quantised(config: TrainConfig, task: Task, model: nn.Module, allocation: Mapping[str, Any]) -> nn.Module:
+def quantized(config: TrainConfig, task: Task, model: nn.Module, allocation: Mapping[str, Any]) -> nn.Module:
     """`model` with fake-quantised layers under QAT, else as it is."""
     if not config.qat:
         return model
@@ -130,5 +130,5 @@ def example_batch(task: Task, size: int = 1) -> Batch:
     return first(task.splits().validation, size, collate_of(task))
 
 
-def _has_quantised_names(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:
+def _has_quantized_names(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:
     return set(model.state_dict()) < set(weights)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from hybridkit.tasks.data import Batch
 from hybridkit.tasks.protocol import Task, forward
-from hybridkit.tasks.trees import main_output
 from hybridkit.training.distillation import distillation_loss
+from hybridkit.trees import main_output
 
 
 @dataclass(frozen=True, slots=True)

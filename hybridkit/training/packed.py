@@ -1,4 +1,4 @@
-"""From a trained network to its packed twin: how far the two differ, and the file a run ends with."""
+"""From a trained network to the packed one: how far the two differ, and the file a run ends with."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hybridkit.quant.post_training import quantize
 from hybridkit.runtime.modules import load_packed
 from hybridkit.tasks.data import Batch, on
 from hybridkit.tasks.protocol import Task, forward, named_inputs
-from hybridkit.tasks.trees import main_output
 from hybridkit.training.config import TrainConfig
 from hybridkit.training.evaluation import Comparison, compare, measuring
 from hybridkit.training.network import example_batch, model_name
+from hybridkit.trees import main_output
 
 if TYPE_CHECKING:
     from hybridkit.packing.sizes import Sizes
@@ -39,7 +39,7 @@ class PackedResult:
     left_alone: tuple[LeftAlone, ...] = ()
 
 
-def packed_twin(model: nn.Module, packed: PackedModel) -> nn.Module:
+def packed_network(model: nn.Module, packed: PackedModel) -> nn.Module:
     """A copy of `model` that computes with the packed weights, in evaluation mode on the CPU."""
     on_cpu = all(tensor.device.type == "cpu" for tensor in model.state_dict().values())
     return load_packed(model if on_cpu else copy.deepcopy(model).cpu(), packed)
@@ -49,7 +49,7 @@ def packed_difference(task: Task, model: nn.Module, batch: Batch, device: str = 
     """`max_diff` and `mean_diff`: |output in training - output of the packed network| on a batch."""
     with measuring(model):
         ours = main_output(forward(task, model, on(batch, device))).cpu()
-        theirs = main_output(forward(task, packed_twin(model, convert(model)), batch))
+        theirs = main_output(forward(task, packed_network(model, convert(model)), batch))
     difference = (ours - theirs).abs()
     return {"max_diff": float(difference.max()), "mean_diff": float(difference.mean())}
 
@@ -64,7 +64,7 @@ def pack_run(
     sizes = packed.save(path)
     found = compare(
         model,
-        packed_twin(model, packed),
+        packed_network(model, packed),
         task,
         task.splits().test,
         batch_size=config.batch_size,
@@ -73,7 +73,7 @@ def pack_run(
     return PackedResult(path, sizes, found, report.left_alone)
 
 
-def quantise_afterwards(
+def quantize_afterwards(
     config: TrainConfig, model: nn.Module, metadata: dict[str, Any] | None = None
 ) -> PackedModel:
     """The packed model of a network that trained in full precision (--ternary without --qat)."""

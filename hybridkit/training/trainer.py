@@ -104,7 +104,7 @@ class Trainer:
         return self.progress.step >= self.total_steps
 
     @property
-    def is_quantised(self) -> bool:
+    def is_quantized(self) -> bool:
         """Whether the last step's weights were what will be packed; not so while the ramp lasts."""
         return self.config.qat and self._ramp(self.progress.step) == 1
 

@@ -19,7 +19,7 @@ from hybridkit.bench.latency import Effort
 from hybridkit.bench.machine import this_machine
 from hybridkit.bench.overhead import OverheadSpec, measure_overhead
 from hybridkit.bench.pool import Runs
-from hybridkit.bench.quantization import QuantizationPlan, measure_quantised, measure_quantization
+from hybridkit.bench.quantization import QuantizationPlan, measure_quantization, measure_quantized
 from hybridkit.bench.results import BenchResults, Settings
 
 TASK = "bench_tiny_task:tiny"
@@ -56,11 +56,11 @@ def converged():
 
 
 @pytest.fixture(scope="session")
-def quantised(converged):
+def quantized(converged):
     """plan, runs, quantisation result."""
     ternary, full = converged[0].settings
     plan = QuantizationPlan(full, (0, 1), 1, converged[2][ternary, TUNED])
-    runs = Runs(measure_quantised, None)
+    runs = Runs(measure_quantized, None)
     return plan, runs, measure_quantization(plan, runs, _ignore)
 
 
@@ -81,9 +81,9 @@ def inference(exported):
 
 
 @pytest.fixture(scope="session")
-def results(converged, quantised, inference):
+def results(converged, quantized, inference):
     """A whole result document."""
-    convergence, quantization = converged[-1], quantised[-1]
+    convergence, quantization = converged[-1], quantized[-1]
     overheads = [measure_overhead(OverheadSpec(Setting(TASK, "ternary", 5, 32), 2))]
     return BenchResults(
         machine=this_machine(),

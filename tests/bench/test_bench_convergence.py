@@ -80,8 +80,8 @@ def test_a_curve_that_broke_off_is_left_out():
     assert found.median == [3.0, 2.0]
 
 
-def test_a_comparison_is_the_same_when_it_is_repeated(quantised):
-    plan, runs, _ = quantised
+def test_a_comparison_is_the_same_when_it_is_repeated(quantized):
+    plan, runs, _ = quantized
     trial = plan.trial(OURS, 0)
     assert runs.measure(trial) == runs.results[trial]
 

@@ -24,10 +24,10 @@ def test_what_is_saved_is_what_is_read(results, tmp_path):
 def test_what_was_never_reached_is_null_and_comes_back():
     from pydantic import TypeAdapter
 
-    from hybridkit.bench.results import _plain
+    from hybridkit.plain import plain
 
     never = Interval(-math.inf, -math.inf, 0.5)
-    document = json.loads(json.dumps(_plain({"median": never.median, "low": never.low, "high": never.high})))
+    document = json.loads(json.dumps(plain({"median": never.median, "low": never.low, "high": never.high})))
     assert document == {"median": None, "low": None, "high": 0.5}
     assert TypeAdapter(Interval).validate_python(document) == never
 
@@ -90,8 +90,8 @@ def test_verdicts(claim, low, high, verdict):
     assert claim.verdict(Interval(middle, low, high)) == verdict
 
 
-def test_sections_that_were_not_measured_claim_nothing(converged, quantised):
-    convergence, quantization = converged[-1], quantised[-1]
+def test_sections_that_were_not_measured_claim_nothing(converged, quantized):
+    convergence, quantization = converged[-1], quantized[-1]
     assert claims.judge(None, None, []) == []
     only = {row.claim for row in claims.judge(None, quantization, [])}
     assert only == {claims.ERROR.text, claims.COMPRESSION.text}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hybridkit.bench.twin import dequantise_blocks, write_twin
+from hybridkit.bench.twin import dequantize_blocks, write_twin
 from hybridkit.errors import FileError
 from hybridkit.exporting import export
 from hybridkit.packing.codecs import codec
@@ -45,7 +45,7 @@ def prepared(quantizer, options, activations):
     return model.eval()
 
 
-def dequantised(model):
+def dequantized(model):
     """The same network in fp32 with the weights that the codes and scales stand for."""
     torch.manual_seed(SEED)
     plain, packed = Mixed(), convert(model)
@@ -77,7 +77,7 @@ def test_packed_layers_become_plain_ones(quantizer, activations, tmp_path):
     assert not twin.functions
     assert "Round" not in {node.op_type for node in twin.graph.node}
     ids = np.random.default_rng(0).integers(0, 40, (3, 9))
-    expected = dequantised(model)(torch.from_numpy(ids)).detach().numpy()
+    expected = dequantized(model)(torch.from_numpy(ids)).detach().numpy()
     np.testing.assert_allclose(outputs(tmp_path / "twin.onnx", ids), expected, rtol=1e-4, atol=1e-6)
 
 
@@ -92,7 +92,7 @@ def test_blocks_become_plain_matrices(options, target, tmp_path):
     assert write_twin(path, tmp_path / "twin.onnx") == (2 if target == "matmulnbits" else 4)
     assert {node.domain for node in onnx.load(tmp_path / "twin.onnx").graph.node} == {""}
     ids = np.random.default_rng(0).integers(0, 40, (3, 9))
-    expected = dequantised(model)(torch.from_numpy(ids)).detach().numpy()
+    expected = dequantized(model)(torch.from_numpy(ids)).detach().numpy()
     np.testing.assert_allclose(outputs(tmp_path / "twin.onnx", ids), expected, rtol=1e-4, atol=1e-6)
 
 
@@ -136,7 +136,7 @@ def test_dequantised_blocks_follow_the_definition(bits, block, N, K, zeros, seed
     elif zeros == "float":
         given_zeros = zero.astype(np.float32).reshape(-1)
     packed = codec(f"nbit{bits}").pack((digits - half).astype(np.int8)).reshape(N, blocks, -1)
-    found = dequantise_blocks(packed, scales.reshape(-1), given_zeros, K, N, bits, block)
+    found = dequantize_blocks(packed, scales.reshape(-1), given_zeros, K, N, bits, block)
     expected = [
         [(digits[n, k] - zero[n, k // block]) * scales[n, k // block] for k in range(K)] for n in range(N)
     ]

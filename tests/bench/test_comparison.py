@@ -419,7 +419,7 @@ def test_the_quantisation_error_is_that_of_packed_network_and_counterpart(precis
     from hybridkit.bench.statistics import squared_relative_error
     from hybridkit.quant.convert import convert
     from hybridkit.training.evaluation import outputs
-    from hybridkit.training.packed import packed_twin
+    from hybridkit.training.packed import packed_network
 
     trial = trial_of(Setting("digits", precision, 6, 32), OURS, 0)
     assert trial.is_compared
@@ -430,9 +430,9 @@ def test_the_quantisation_error_is_that_of_packed_network_and_counterpart(precis
         while not trainer.done:
             trainer.step()
         networks.append(trainer)
-    quantised, full = networks
+    quantized, full = networks
     test = full.task.splits().test
-    packed = packed_twin(quantised.model, convert(quantised.model))
+    packed = packed_network(quantized.model, convert(quantized.model))
     logits = [outputs(model, full.task, test, batch_size=64).numpy() for model in (packed, full.model)]
     assert run(trial).error == pytest.approx(squared_relative_error(*logits), rel=1e-4)
 

@@ -67,7 +67,7 @@ def test_a_plain_run_ends_its_lines_after_the_rate(capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(EPOCH, lines[0])
     assert "HYBRID OPTIMIZATION SUMMARY" not in lines
-    assert any(line.startswith("Quantisation error after training: ") for line in lines)
+    assert any(line.startswith("Squared relative error of quantisation: ") for line in lines)
 
 
 def test_json_is_the_only_thing_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:

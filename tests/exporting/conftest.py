@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import mlp, quantised
+from networks import mlp, quantized
 
 import hybridkit.exporting.onnx as onnx_exporter
 from hybridkit.exporting import Validation, export
@@ -20,7 +20,7 @@ def mlp_inputs():
 @pytest.fixture(scope="session")
 def mlp_network(mlp_inputs):
     torch.manual_seed(0)
-    return quantised(mlp(), mlp_inputs)
+    return quantized(mlp(), mlp_inputs)
 
 
 @pytest.fixture(scope="session")

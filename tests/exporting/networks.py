@@ -55,7 +55,7 @@ def mlp():
     )
 
 
-def quantised(network, *inputs, codec=None, **options):
+def quantized(network, *inputs, codec=None, **options):
     """`network` with quantised layers and settled BatchNorm statistics, and its packed weights."""
     torch.manual_seed(1)
     for _ in range(3):

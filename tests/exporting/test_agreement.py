@@ -19,13 +19,15 @@ X = np.random.default_rng(1).normal(size=(5, 50)).astype(np.float32)
 GEOMETRY = {"kernel_shape": [3, 3], "strides": [2, 1], "pads": [1, 0, 1, 2], "dilations": [1, 2], "group": 2}
 
 
-def saved(path, operator, x, N, K, *, tiled, taps=1, **attributes):
+def saved(path, operator, x, N, K, *, tiled, positions=1, **attributes):
     kind = "Conv" if "Conv" in operator else "MatMul"
     prefix = operator.partition(kind)[0]
     rng = np.random.default_rng(N)
     _, codes = random_codes(prefix, N, K, rng)
     if tiled:
-        codes = tile(codes, K, 2 if prefix == "Ternary" else 1, group=attributes.get("group", 1), taps=taps)
+        codes = tile(
+            codes, K, 2 if prefix == "Ternary" else 1, group=attributes.get("group", 1), positions=positions
+        )
         attributes["layout"] = 2 if kind == "Conv" else 1
     weights = {"codes": codes, "scale": rng.uniform(0.1, 2, N).astype(np.float32)}
     weights["bias"] = rng.normal(size=N).astype(np.float32)
@@ -52,7 +54,9 @@ def test_native_operators_compute_what_bodies_compute(prefix, mode, agree, tiled
     images = np.random.default_rng(2).normal(size=(3, 6, 9, 8)).astype(np.float32)
     if mode == "Int8":
         images[1, 3, 4, 4] = np.nan
-    file = saved(tmp_path / "c.onnx", f"{prefix}Conv{mode}", images, 40, 27, tiled=tiled, taps=9, **GEOMETRY)
+    file = saved(
+        tmp_path / "c.onnx", f"{prefix}Conv{mode}", images, 40, 27, tiled=tiled, positions=9, **GEOMETRY
+    )
     assert check_native(file, {"x": images}) == agree
 
 
@@ -105,7 +109,7 @@ def test_float_differs_by_rounding_only(tmp_path, monkeypatch):
 def test_sizes_that_are_unknown_stay_unknown(sizes, tmp_path):
     """A size of -1 would make the nodes behind contradict it, and the model would not load."""
     images = np.zeros((1, 6, 9, 8), np.float32)
-    path = saved(tmp_path / "c.onnx", "TernaryConvFloat", images, 40, 27, tiled=True, taps=9, **GEOMETRY)
+    path = saved(tmp_path / "c.onnx", "TernaryConvFloat", images, 40, 27, tiled=True, positions=9, **GEOMETRY)
     model = onnx.load(path)
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, sizes)
     model.graph.input[0].CopyFrom(x)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import quantised
+from networks import quantized
 from torch import nn
 
 import hybridkit
@@ -184,7 +184,7 @@ def test_codes_are_tiled_once_for_the_file_and_once_where_they_run(network, batc
             )
     monkeypatch.setattr(modules, "load", lambda: None)  # tiles in NumPy, which are counted
     torch.manual_seed(0)
-    model, packed = quantised(Decoder(), batch["input_ids"], activations="int8")
+    model, packed = quantized(Decoder(), batch["input_ids"], activations="int8")
     export(model, packed, tmp_path / "m.onnx", example_inputs=batch, dynamic_axes=AXES)
     assert calls == ["tile"] * 3
     calls.clear()
@@ -205,7 +205,7 @@ def test_no_weight_is_read_to_find_the_size_of_the_fp32_file(tmp_path, monkeypat
     packed = hybridkit.quantize(wide, activations="float").packed
     x = torch.randn(2, 96)
     twin = export(wide, packed, tmp_path / "m.fp32.onnx", example_inputs=[x])
-    monkeypatch.setattr(hybridkit.exporting.lowering, "_dequantised", None)
+    monkeypatch.setattr(hybridkit.exporting.lowering, "_dequantized", None)
     report = export(wide, packed, tmp_path / "m.onnx", example_inputs=[x])
     assert report.fp32_bytes == twin.fp32_bytes == pytest.approx(twin.file_bytes, rel=2e-3)
 

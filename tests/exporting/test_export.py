@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import ConvNet, TinyTransformer, mlp, quantised, run_ort
+from networks import ConvNet, TinyTransformer, mlp, quantized, run_ort
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
@@ -112,7 +112,7 @@ def test_convolutions(activations, tmp_path):
     torch.manual_seed(3)
     x = torch.randn(4, 2, 14, 12)
     overrides = {"binary": "binary", "nbit": {"quantizer": "nbit", "bits": 4}}
-    model, packed = quantised(ConvNet(), x, activations=activations, overrides=overrides)
+    model, packed = quantized(ConvNet(), x, activations=activations, overrides=overrides)
     path = tmp_path / "conv.onnx"
     report = export(
         model, packed, path, example_inputs=[x[:1]], dynamic_axes=[{0: "batch", 2: "height", 3: "width"}]
@@ -139,7 +139,7 @@ def test_convolutions(activations, tmp_path):
 def test_transformer_with_dynamic_sequence_and_tied_embedding(tmp_path):
     torch.manual_seed(4)
     ids = torch.randint(0, 40, (4, 12))
-    model, packed = quantised(TinyTransformer(), ids, quantize_all=True, codec="base3")
+    model, packed = quantized(TinyTransformer(), ids, quantize_all=True, codec="base3")
     assert {layer.codec for layer in packed.layers.values()} == {"base3"}
     path = tmp_path / "lm.onnx"
     export(

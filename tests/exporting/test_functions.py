@@ -162,8 +162,8 @@ def test_conv_body(prefix, mode, dims, channels, filters, group, batch, layout, 
         "dilations": dilations,
         "group": group,
     }
-    taps = int(np.prod(kernel))
-    stored = tile(packed, K, BITS[prefix], group=group, taps=taps) if layout else packed
+    positions = int(np.prod(kernel))
+    stored = tile(packed, K, BITS[prefix], group=group, positions=positions) if layout else packed
     weights = {"codes": stored, "scale": scale, "bias": bias}
     model = one_node_model(f"{prefix}Conv{mode}", weights, x.shape, K=K, N=N, layout=layout, **geometry)
     want = expected_conv(x, codes, scale, bias, mode, geometry)

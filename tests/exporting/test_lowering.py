@@ -75,7 +75,7 @@ class Layer:
         tensors = [torch.from_numpy(a) for a in (x, self.codes.astype(np.float32), self.scale, self.bias)]
         return arithmetic.conv(*tensors, mode, arithmetic.Geometry(**geometry), self.group_size).numpy()
 
-    def dequantised(self):
+    def dequantized(self):
         scale = (
             np.repeat(self.scale, self.group_size, 1)[:, : self.K] if self.group_size else self.scale[:, None]
         )
@@ -188,7 +188,7 @@ def test_embedding(prefix, entries, width, lead, group_size, stock, seed):
     model = layer.graph("Embedding", lead, len(lead) + 1, x_type=TensorProto.INT64)
     lowering.portable(model)
     got, proto = run(model, indices, inline=stock)
-    np.testing.assert_array_equal(got, layer.dequantised()[indices].astype(np.float32))
+    np.testing.assert_array_equal(got, layer.dequantized()[indices].astype(np.float32))
     assert {n.domain for n in proto.graph.node} == ({""} if stock else {"", functions.DOMAIN})
 
 
@@ -211,8 +211,8 @@ def test_stock_matmul(level, prefix, K, N, group_size, block_size, int8, seed):
     options = MatMulNBitsExporter.Options(accuracy_level=level, block_size=block_size)
     MatMulNBitsExporter(options).lower(model)
     got, proto = run(model, x, inline=True)
-    want = x @ layer.dequantised().T + layer.bias
-    unit = np.abs(x).max() * np.linalg.norm(layer.dequantised(), axis=1).max()
+    want = x @ layer.dequantized().T + layer.bias
+    unit = np.abs(x).max() * np.linalg.norm(layer.dequantized(), axis=1).max()
     unrounded = level == 1 and (not int8 or layer.group_size in (0, 16, 64))
     np.testing.assert_allclose(got, want, atol=1e-6 + unit * (1e-5 if unrounded else 0.02), rtol=0)
     assert not proto.functions
@@ -223,7 +223,7 @@ def test_stock_matmul(level, prefix, K, N, group_size, block_size, int8, seed):
 @given(prefix=prefixes, kind=st.sampled_from(["MatMul", "Conv", "Embedding"]), seed=seeds)
 def test_full_precision(prefix, kind, seed):
     layer = Layer(prefix, 4, 18, 0, seed)
-    weight = layer.dequantised().astype(np.float32)
+    weight = layer.dequantized().astype(np.float32)
     geometry = {"kernel_shape": [3, 3], "strides": [1, 1], "pads": [1] * 4, "dilations": [1, 1], "group": 1}
     if kind == "Embedding":
         x = np.array([3, 0, 1])

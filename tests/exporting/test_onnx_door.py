@@ -199,7 +199,7 @@ def relocate(path, **entries):
     path.write_bytes(proto.SerializeToString())
 
 
-def quantised(source, target):
+def quantized(source, target):
     report = quantize_onnx(Path(source), target)
     assert report.bytes_before == os.stat(source).st_size + sum(
         f.stat().st_size for f in admit(Path(source)).data
@@ -212,7 +212,7 @@ def quantised(source, target):
     "spelling", ["model.onnx", "./model.onnx", "../here/model.onnx", "{here}/model.onnx"]
 )
 def test_data_beside_the_model(outside, tmp_path, spelling):
-    quantised(spelling.format(here=outside), tmp_path / "packed.onnx")
+    quantized(spelling.format(here=outside), tmp_path / "packed.onnx")
 
 
 @pytest.mark.parametrize(
@@ -240,14 +240,14 @@ def test_a_link_to_outside_is_not_followed(outside, tmp_path, spelling):
 def test_a_link_inside_the_folder_is(outside, tmp_path):
     shutil.move(outside / "w.bin", outside / "other.bin")
     (outside / "w.bin").symlink_to("other.bin")
-    quantised("model.onnx", tmp_path / "packed.onnx")
+    quantized("model.onnx", tmp_path / "packed.onnx")
 
 
 def test_a_model_whose_folder_is_a_link(outside, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to("here")
-    quantised(tmp_path / "link" / "model.onnx", tmp_path / "packed.onnx")
+    quantized(tmp_path / "link" / "model.onnx", tmp_path / "packed.onnx")
     monkeypatch.chdir(tmp_path)
-    quantised("link/model.onnx", tmp_path / "packed.onnx")
+    quantized("link/model.onnx", tmp_path / "packed.onnx")
 
 
 @pytest.fixture
@@ -266,7 +266,7 @@ def cached(outside, tmp_path):
 @pytest.mark.parametrize("spelling", ["{}/model.onnx", "model.onnx", "onnx/model.onnx"])
 def test_links_into_the_same_cache(cached, tmp_path, spelling, monkeypatch):
     monkeypatch.chdir(cached.parent if spelling.startswith("onnx") else cached)
-    quantised(spelling.format(cached), tmp_path / "packed.onnx")
+    quantized(spelling.format(cached), tmp_path / "packed.onnx")
 
 
 def test_links_into_another_model_of_the_cache(cached, tmp_path):

@@ -25,7 +25,7 @@ def ternary(*shape, seed=0):
     return np.random.default_rng(seed).integers(-1, 2, shape).astype(np.float32)
 
 
-def same_after_quantising(proto, folder, *inputs):
+def same_after_quantizing(proto, folder, *inputs):
     onnx.save(proto, folder / "source.onnx")
     quantize_onnx(folder / "source.onnx", folder / "packed.onnx")
     want = run_ort(folder / "source.onnx", *inputs)
@@ -53,18 +53,18 @@ def test_gemm(attributes, c_shape, tmp_path):
         arrays["c"] = random(*c_shape)
         names.append("c")
     proto = one_layer(node("Gemm", names, ["y"], "g", **attributes), arrays, ["n", 64], 2)
-    same_after_quantising(proto, tmp_path, random(6, 64))
+    same_after_quantizing(proto, tmp_path, random(6, 64))
 
 
 def test_gemm_whose_addend_is_no_constant(tmp_path):
     tensors = [numpy_helper.from_array(ternary(64, 40), "w")]
     nodes = [node("Gemm", ["x", "w", "z"], ["y"], "g", beta=0.5)]
     proto = model(nodes, {"x": ["n", 64], "z": ["n", 40]}, {"y": ["n", 40]}, tensors)
-    same_after_quantising(proto, tmp_path, random(3, 64), random(3, 40))
+    same_after_quantizing(proto, tmp_path, random(3, 64), random(3, 40))
     chained = [*nodes, node("Gemm", ["y", "v", "x"], ["u"], "h")]
     tensors.append(numpy_helper.from_array(ternary(40, 64, seed=1), "v"))
     proto = model(chained, {"x": ["n", 64], "z": ["n", 40]}, {"u": ["n", 64]}, tensors)
-    same_after_quantising(proto, tmp_path, random(3, 64), random(3, 40))
+    same_after_quantizing(proto, tmp_path, random(3, 64), random(3, 40))
 
 
 @pytest.mark.parametrize("b_shape", [(), (1,), (40,), (1, 40), (1, 1, 40), (5, 40), (5, 1)])
@@ -76,7 +76,7 @@ def test_matmul_with_something_added(x_shape, b_shape, tmp_path):
     rank = max(len(x_shape), len(b_shape))
     tensors = [numpy_helper.from_array(a, n) for n, a in arrays.items()]
     proto = model(nodes, {"x": list(x_shape)}, {"y": [None] * rank}, tensors)
-    same_after_quantising(proto, tmp_path, random(*x_shape))
+    same_after_quantizing(proto, tmp_path, random(*x_shape))
     adds = [n.op_type for n in onnx.load(tmp_path / "packed.onnx").graph.node].count("Add")
     assert adds == (0 if len(b_shape) <= 1 else 1)
 
@@ -88,7 +88,7 @@ def test_a_product_that_is_read_twice_keeps_its_add(tmp_path):
         node("Add", ["m", "b"], ["a"]),
         node("Mul", ["a", "m"], ["y"]),
     ]
-    same_after_quantising(model(nodes, {"x": ["n", 64]}, {"y": ["n", 40]}, tensors), tmp_path, random(3, 64))
+    same_after_quantizing(model(nodes, {"x": ["n", 64]}, {"y": ["n", 40]}, tensors), tmp_path, random(3, 64))
 
 
 @settings(max_examples=12, deadline=None)
@@ -116,7 +116,7 @@ def test_convolutions(tmp_path_factory, dims, group, auto_pad, bias, data):
     proto = one_layer(
         node("Conv", ["x", *arrays], ["y"], "c", **geometry), arrays, [None, 8 * group, *[9] * dims], dims + 2
     )
-    same_after_quantising(proto, tmp_path_factory.mktemp("conv"), random(2, 8 * group, *[9] * dims))
+    same_after_quantizing(proto, tmp_path_factory.mktemp("conv"), random(2, 8 * group, *[9] * dims))
 
 
 def found(nodes, inputs, tensors, dtype=np.float32):

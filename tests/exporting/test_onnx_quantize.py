@@ -23,7 +23,7 @@ def saved(proto, folder, name="source.onnx", **how):
     return folder / name
 
 
-def dequantised(arrays, name, options=None):
+def dequantized(arrays, name, options=None):
     """The weights of a network with those of its layers quantised."""
     quantizer = make_rounding(name, options)
 
@@ -55,7 +55,7 @@ def test_float_activations(name, options, opset, constants, tmp_path):
     arrays = weights()
     source = saved(network(arrays, opset=opset, constants=constants), tmp_path)
     report = quantize_onnx(source, tmp_path / "packed.onnx", quantizer=name, options=options)
-    twin = saved(network(dequantised(arrays, name, options)), tmp_path, "twin.onnx")
+    twin = saved(network(dequantized(arrays, name, options)), tmp_path, "twin.onnx")
     want = run_ort(twin, example())
     np.testing.assert_allclose(run_ort(tmp_path / "packed.onnx", example()), want, rtol=1e-3, atol=1e-3)
     assert [layer.name for layer in report.layers] == ["conv", "grouped", "gemm", "mm", "turned"]
@@ -79,7 +79,7 @@ def test_int8_activations(name, tmp_path):
     arrays = weights()
     source = saved(network(arrays), tmp_path)
     quantize_onnx(source, tmp_path / "packed.onnx", quantizer=name, activations="int8")
-    want = run_ort(saved(network(dequantised(arrays, name)), tmp_path, "twin.onnx"), example())
+    want = run_ort(saved(network(dequantized(arrays, name)), tmp_path, "twin.onnx"), example())
     got = run_ort(tmp_path / "packed.onnx", example())
     assert np.linalg.norm(got - want) < 0.03 * np.linalg.norm(want)
     assert all("Int8" in op for op in operators(tmp_path / "packed.onnx") if op.startswith("hybridkit"))
@@ -104,7 +104,7 @@ def test_half_precision_weights_keep_their_type(tmp_path):
     assert session(tmp_path / "packed.onnx").get_inputs()[0].type == "tensor(float16)"
     got = run_ort(tmp_path / "packed.onnx", example(np.float16))
     assert got.dtype == np.float16
-    want = run_ort(saved(network(dequantised(arrays, "ternary-mse")), tmp_path, "twin.onnx"), example())
+    want = run_ort(saved(network(dequantized(arrays, "ternary-mse")), tmp_path, "twin.onnx"), example())
     assert np.linalg.norm(got - want) < 0.02 * np.linalg.norm(want)
     assert {layer.bits for layer in report.layers} == {np.log2(3)}
     assert report.layers[0].bytes_before == arrays["conv.w"].nbytes

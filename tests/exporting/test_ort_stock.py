@@ -46,7 +46,7 @@ def attributes(node):
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
-def dequantised(node, tensors):
+def dequantized(node, tensors):
     """The weight [N, K] that a MatMulNBits stands for, by its documentation alone."""
     said = attributes(node)
     N, K, bits, block = said["N"], said["K"], said["bits"], said["block_size"]
@@ -87,7 +87,7 @@ def test_n_bit_products(bits, group, activations, tmp_path):
         assert set(said) == {"N", "K", *KNOWN}
         assert all(said[name] in values for name, values in KNOWN.items())
         tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-        want = x.astype(np.float32) @ dequantised(nodes[0], tensors).T
+        want = x.astype(np.float32) @ dequantized(nodes[0], tensors).T
     tolerance = {2: 1.0, 4: 0.2, 8: 0.02}[bits] if not nodes else 0.02 if activations == "int8" else 1e-5
     assert np.linalg.norm(got - want) <= tolerance * np.linalg.norm(want)
 

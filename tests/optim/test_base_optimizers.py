@@ -1,4 +1,4 @@
-"""Base optimizers by name: recipes, torch classes, factories."""
+"""Base optimizers by name: builders, torch classes, factories."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_errors_say_what_is_wrong():
         build("torch.optim:SGD", mlp(), {"nesterof": True})
     with pytest.raises(UsageError, match="made a list"):
         build("test_base_optimizers:not_an_optimizer", mlp())
-    with pytest.raises(UsageError, match="neither a recipe"):
+    with pytest.raises(UsageError, match="neither a builder"):
         build("math:pi", mlp())
     with pytest.raises(UsageError, match="nothing to train"):
         build("adamw", mlp().requires_grad_(False))
@@ -122,7 +122,7 @@ class NewRecipe:
     seen: ClassVar[dict] = {}
 
 
-def test_a_recipe_gets_roles_where_it_asks_for_them():
+def test_a_builder_gets_roles_where_it_asks_for_them():
     model = mlp()
     assert len(build("test_base_optimizers:OldRecipe", model).param_groups) == 1
     build("test_base_optimizers:NewRecipe", model)

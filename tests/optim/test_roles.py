@@ -82,13 +82,13 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("inputs_given", [False, True])
 @pytest.mark.parametrize("name", OWN)
-def test_our_networks_keep_their_roles(name, inputs_given, quantised, caplog):
+def test_our_networks_keep_their_roles(name, inputs_given, quantized, caplog):
     make, inputs, expected = OWN[name]
     model = make()
-    if quantised:
+    if quantized:
         model = prepare_qat(model, quantizer="ternary-learned", quantize_all=True)
     found = parameter_roles(model, (inputs,) if inputs_given else None)
     assert list(found) == [name for name, _ in model.named_parameters()]

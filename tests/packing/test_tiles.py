@@ -19,7 +19,7 @@ shapes = st.fixed_dictionaries(
         "rows": st.integers(1, 40),
         "channels": st.integers(1, 60),
         "group": st.integers(1, 3),
-        "taps": st.sampled_from([1, 1, 3, 4, 9]),
+        "positions": st.sampled_from([1, 1, 3, 4, 9]),
         "seed": st.integers(0, 2**31),
     }
 )
@@ -34,9 +34,9 @@ def digits_of(codes, bits):
     ]
 
 
-def tile_by_formula(codes, K, bits, group, taps):
+def tile_by_formula(codes, K, bits, group, positions):
     """The layout's definition, one digit after the other."""
-    per_byte, N, channels = 8 // bits, len(codes), K // taps
+    per_byte, N, channels = 8 // bits, len(codes), K // positions
     digits, rows = digits_of(codes, bits), N // group
     tiles_per_group = -(-rows // 16)
     out = np.zeros((group * tiles_per_group, -(-K // (4 * per_byte)), 16, 4), np.uint8)
@@ -45,7 +45,7 @@ def tile_by_formula(codes, K, bits, group, taps):
             row, column = 16 * (t % tiles_per_group) + r, 4 * per_byte * b + 4 * p + j
             if row < rows and column < K:
                 tap, channel = divmod(column, channels)
-                digit = digits[t // tiles_per_group * rows + row][channel * taps + tap]
+                digit = digits[t // tiles_per_group * rows + row][channel * positions + tap]
                 out[t, b, r, j] |= digit << bits * p
     return out
 
@@ -57,26 +57,26 @@ def random_codes(bits, N, K, seed):
 
 
 @few
-@example({"bits": 2, "rows": 1, "channels": 1, "group": 1, "taps": 1, "seed": 0})
-@example({"bits": 1, "rows": 33, "channels": 65, "group": 1, "taps": 1, "seed": 1})
+@example({"bits": 2, "rows": 1, "channels": 1, "group": 1, "positions": 1, "seed": 0})
+@example({"bits": 1, "rows": 33, "channels": 65, "group": 1, "positions": 1, "seed": 1})
 @given(shapes)
 def test_tiles_follow_the_formula_and_come_back(shape):
-    bits, group, taps = shape["bits"], shape["group"], shape["taps"]
-    N, K = shape["rows"] * group, shape["channels"] * taps
+    bits, group, positions = shape["bits"], shape["group"], shape["positions"]
+    N, K = shape["rows"] * group, shape["channels"] * positions
     codes = random_codes(bits, N, K, shape["seed"])
-    tiled = tile(codes, K, bits, group=group, taps=taps)
+    tiled = tile(codes, K, bits, group=group, positions=positions)
     assert tiled.shape == tiled_shape(N, K, bits, group)
-    np.testing.assert_array_equal(tiled, tile_by_formula(codes, K, bits, group, taps))
-    np.testing.assert_array_equal(untile(tiled, N, K, bits, group=group, taps=taps), codes)
+    np.testing.assert_array_equal(tiled, tile_by_formula(codes, K, bits, group, positions))
+    np.testing.assert_array_equal(untile(tiled, N, K, bits, group=group, positions=positions), codes)
 
 
 @pytest.mark.parametrize("block", [1, 500, 5000])
 def test_blocks_of_rows_make_no_difference(monkeypatch, block):
     codes = random_codes(2, 90, 70, 3)
-    whole = tile(codes, 70, 2, group=2, taps=7)
+    whole = tile(codes, 70, 2, group=2, positions=7)
     monkeypatch.setattr(tiles, "_BLOCK", block)
-    np.testing.assert_array_equal(tile(codes, 70, 2, group=2, taps=7), whole)
-    np.testing.assert_array_equal(untile(whole, 90, 70, 2, group=2, taps=7), codes)
+    np.testing.assert_array_equal(tile(codes, 70, 2, group=2, positions=7), whole)
+    np.testing.assert_array_equal(untile(whole, 90, 70, 2, group=2, positions=7), codes)
 
 
 def test_a_worked_example():

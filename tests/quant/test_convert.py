@@ -15,7 +15,7 @@ from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.convert import convert, pack_to_file, packing_source
 from hybridkit.quant.layers import qat_layers, set_ramp
 from hybridkit.quant.post_training import quantize
-from hybridkit.quant.prepare import float_twin, prepare_qat
+from hybridkit.quant.prepare import full_precision_copy, prepare_qat
 from hybridkit.runtime.modules import load_packed
 
 SPECS = [
@@ -78,7 +78,7 @@ def test_what_trained_is_what_is_packed(spec, quantize_all):
         assert layer.group_size == quantized.group_size
         assert layer.activations == "int8"
         assert layer.shape == tuple(layers[name].weight.shape)
-    state = float_twin(model).state_dict()
+    state = full_precision_copy(model).state_dict()
     held = {layer.weight_name for layer in packed.layers.values()} | set(packed.tensors) | set(packed.tied)
     assert held == set(state)
     for name, array in packed.tensors.items():
@@ -254,6 +254,6 @@ def test_a_packed_model_in_half_precision_runs(tmp_path):
     for float_dtype in ("fp16", "bf16"):
         convert(model, float_dtype=float_dtype).save(tmp_path / "model")
         packed = PackedModel.load(tmp_path / "model")
-        state = load_packed(float_twin(model), packed).state_dict()
+        state = load_packed(full_precision_copy(model), packed).state_dict()
         assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.float32}
         assert packed.sizes().file_bytes < convert(model).sizes().file_bytes

@@ -14,7 +14,7 @@ from hybridkit.quant.kinds import describe, describe_weights, kind_of
 from hybridkit.quant.layers import QATLayer, QATLinear, qat_class, qat_layers
 from hybridkit.quant.plan import select
 from hybridkit.quant.post_training import quantize
-from hybridkit.quant.prepare import float_twin, prepare_qat_, prepared
+from hybridkit.quant.prepare import full_precision_copy, prepare_qat_, prepared
 from hybridkit.runtime.modules import PackedLinear, load_packed
 
 ALL = QuantConfig(quantize_all=True)
@@ -84,7 +84,7 @@ def test_a_subclass_stays_one_of_its_kind():
     x = torch.randn(3, 6)
     copied = copy.deepcopy(model)
     assert torch.equal(copied(x), model(x))
-    assert type(float_twin(model)[0]) is Named
+    assert type(full_precision_copy(model)[0]) is Named
     with torch.no_grad():
         assert torch.equal(
             load_packed(nn.Sequential(Named(6, 4), nn.Linear(4, 2)), convert(model))(x), model(x)

@@ -88,11 +88,11 @@ def test_the_ramp_goes_from_full_precision_to_exactly_quantised():
         (embedding, QATEmbedding, torch.tensor([1, 2])),
     ):
         plain, full = copy.deepcopy(layer)(x), cls.adopt(layer, TernaryAbsmean())
-        quantised = full(x)
+        quantized = full(x)
         distances = []
         for value in (0.0, 0.25, 0.5, 0.75, 1.0):
             set_ramp(layer, value)
-            distances.append((layer(x) - quantised).norm().item())
+            distances.append((layer(x) - quantized).norm().item())
         assert distances == sorted(distances, reverse=True)
         assert distances[-1] == 0
         set_ramp(layer, 0)

@@ -11,7 +11,7 @@ from torch import nn
 from hybridkit.errors import UsageError
 from hybridkit.quant.layers import QATConv2d, QATEmbedding, QATLinear, qat_layers
 from hybridkit.quant.nbit import NBit
-from hybridkit.quant.prepare import float_twin, prepare_qat
+from hybridkit.quant.prepare import full_precision_copy, prepare_qat
 
 
 class Tied(nn.Module):
@@ -68,14 +68,14 @@ def test_an_instance_serves_every_layer():
     quantizer = NBit(NBit.Options(bits=8))
     model = prepare_qat(Tied(), quantizer=quantizer, quantize_all=True, activations="float")
     assert all(layer.quantizer is quantizer for layer in qat_layers(model).values())
-    plain = float_twin(model)
+    plain = full_precision_copy(model)
     tokens = torch.tensor([[1, 2, 19]])
     assert (model(tokens) - plain(tokens)).norm() < 0.02 * plain(tokens).norm()
 
 
 def test_the_float_twin_is_plain_and_apart():
     model = prepare_qat(small_net(), quantizer="ternary-learned")
-    twin = float_twin(model)
+    twin = full_precision_copy(model)
     assert not qat_layers(twin)
     assert type(twin[0]) is nn.Conv2d
     assert list(twin.state_dict()) == [k for k in model.state_dict() if "quantizer" not in k]

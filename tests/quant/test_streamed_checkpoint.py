@@ -107,9 +107,9 @@ def test_streamed_is_what_is_quantised_in_memory(tmp_path, how, dtype, dropped):
     with torch.device("meta"):
         empty = Tied()
     weights = open_tensors(tmp_path / "model.safetensors")
-    rows = quantize_to_file(empty, tmp_path / "packed", weights=weights, **how).layers
+    rows = quantize_to_file(empty, tmp_path / "packed", weights=weights, **how)
     report = quantize(model, **how)
-    assert rows == report.layers
+    assert rows.layers == report.layers
     report.packed.save(tmp_path / "whole")
     assert (tmp_path / "packed").read_bytes() == (tmp_path / "whole").read_bytes()
 

@@ -30,9 +30,9 @@ def random_layer(prefix, N, K, seed):
     return {"codes": codes, "scale": scale.astype(np.float32), "bias": bias.astype(np.float32)}
 
 
-def tiled(layer, prefix, K, group=1, taps=1):
+def tiled(layer, prefix, K, group=1, positions=1):
     bits = 2 if prefix == "Ternary" else 1
-    return {**layer, "codes": tile(layer["codes"], K, bits, group=group, taps=taps)}
+    return {**layer, "codes": tile(layer["codes"], K, bits, group=group, positions=positions)}
 
 
 def node_model(operator, layer, x_shape, *, dtype="float32", constant=True, body=True, **attributes):

@@ -13,7 +13,7 @@ from hybridkit.errors import FileError, UsageError
 from hybridkit.packing.codecs import codec
 from hybridkit.packing.tiles import tile
 from hybridkit.runtime import native as binding
-from hybridkit.runtime.native import Geometry, load
+from hybridkit.runtime.native import Convolution, load
 
 NATIVE = load()
 CODECS = {"ternary": "two-bit", "binary": "one-bit"}
@@ -90,11 +90,11 @@ class TestLibrary:
 
     @few
     @given(kinds, st.integers(1, 3), st.integers(1, 20), st.integers(1, 9), st.integers(1, 9))
-    def test_tiles_of_convolutions_are_those_of_packing(self, kind, group, rows, channels, taps):
-        N, K = group * rows, channels * taps
+    def test_tiles_of_convolutions_are_those_of_packing(self, kind, group, rows, channels, positions):
+        N, K = group * rows, channels * positions
         _, codes, _, _ = layer(kind, N, K)
-        tiles = NATIVE.conv_tile(kind, codes, K, group, taps)
-        assert np.array_equal(tiles, tile(codes, K, BITS[kind], group=group, taps=taps))
+        tiles = NATIVE.conv_tile(kind, codes, K, group, positions)
+        assert np.array_equal(tiles, tile(codes, K, BITS[kind], group=group, positions=positions))
         NATIVE.check_conv(kind, tiles, N, K, group)
 
     def test_wrong_codes_get_a_clear_error(self):
@@ -149,7 +149,7 @@ class TestLibrary:
     def test_convolutions_are_products_where_the_kernel_is_one_position(self):
         _, codes, scale, bias = layer("binary", 6, 5)
         x = np.random.default_rng(0).normal(size=(1, 5, 4)).astype(np.float32)
-        geometry = Geometry.of(5, [4], [1], [1], [0, 0], [1], 1)
+        geometry = Convolution.of(5, [4], [1], [1], [0, 0], [1], 1)
         how = {"codec": "binary", "activations": "float"}
         y = NATIVE.conv(x, NATIVE.conv_tile("binary", codes, 5, 1, 1), scale, bias, geometry, **how)
         rows = NATIVE.matmul(x[0].T, NATIVE.tile("binary", codes, 5), scale, bias, **how)
@@ -157,7 +157,7 @@ class TestLibrary:
 
     def test_wrong_geometries_get_a_clear_error(self):
         def shape(*arguments):
-            return NATIVE.conv_shape(Geometry.of(*arguments), 4)
+            return NATIVE.conv_shape(Convolution.of(*arguments), 4)
 
         assert shape(3, [8, 9], [3, 3], [2, 1], [1, 0, 1, 0], [1, 2], 1) == (4, 5)
         with pytest.raises(UsageError, match="larger than the padded input"):
@@ -209,7 +209,7 @@ class TestSizes:
     @given(st.sampled_from(["channels", "group", "size", "kernel", "stride", "dilation", "pad"]), hostile)
     def test_of_convolutions(self, field, value):
         def shape(channels=30, group=1, size=5, kernel=1, stride=1, dilation=1, pad=0):
-            geometry = Geometry.of(channels, [size], [kernel], [stride], [pad, 0], [dilation], group)
+            geometry = Convolution.of(channels, [size], [kernel], [stride], [pad, 0], [dilation], group)
             return NATIVE.conv_shape(geometry, 20)
 
         assert shape() == (5,)
@@ -242,10 +242,10 @@ class TestSizes:
     def test_a_group_of_none_and_a_geometry_of_another_input(self):
         _, tiles, scale, bias = self.layer()
         how = {"codec": "ternary", "activations": "int8"}
-        geometry = Geometry.of(30, [5], [1], [1], [0, 0], [1], 0)
+        geometry = Convolution.of(30, [5], [1], [1], [0, 0], [1], 0)
         with pytest.raises(UsageError, match="not a multiple of group"):
             NATIVE.conv(np.zeros((1, 30, 5)), tiles, scale, bias, geometry, **how)
-        geometry = Geometry.of(30, [6], [1], [1], [0, 0], [1], 1)
+        geometry = Convolution.of(30, [6], [1], [1], [0, 0], [1], 1)
         with pytest.raises(UsageError, match="geometry is of another input"):
             NATIVE.conv(np.zeros((1, 30, 5)), tiles, scale, bias, geometry, **how)
         geometry.axes = 7
@@ -253,7 +253,7 @@ class TestSizes:
             NATIVE.conv(np.zeros((1, 30, 5)), tiles, scale, bias, geometry, **how)
 
     def test_padding_beyond_measure(self):
-        geometry = Geometry.of(30, [5], [1], [1], [2**30, 2**30], [1], 1)
+        geometry = Convolution.of(30, [5], [1], [1], [2**30, 2**30], [1], 1)
         with pytest.raises(UsageError, match="the padding makes the input too large"):
             NATIVE.conv_shape(geometry, 20)
 
@@ -262,7 +262,7 @@ class TestSizes:
     @pytest.mark.parametrize(("batch", "size"), [(0, 4), (2, 0), (0, 0)])
     def test_empty_images(self, activations, dtype, batch, size):
         codes, _, scale, bias = self.layer()
-        geometry = Geometry.of(10, [size], [3], [1], [2, 2], [1], 1)
+        geometry = Convolution.of(10, [size], [3], [1], [2, 2], [1], 1)
         tiles, x = NATIVE.conv_tile("ternary", codes, 30, 1, 3), np.zeros((batch, 10, size), dtype)
         y = NATIVE.conv(
             x, tiles, scale, bias, geometry, codec="ternary", activations=activations, dtype=dtype

@@ -26,12 +26,12 @@ types = st.sampled_from(DTYPES)
 seeds = st.integers(0, 999)
 
 
-def packed(kind, activations, N, K, seed, layout, group=1, taps=1):
+def packed(kind, activations, N, K, seed, layout, group=1, positions=1):
     rng = np.random.default_rng(seed)
     found = codec(CODECS[kind])
     codes = found.pack(rng.choice(np.array(found.levels, np.int8), (N, K)))
     if layout:
-        codes = tile(codes, K, 2 if kind == "ternary" else 1, group=group, taps=taps)
+        codes = tile(codes, K, 2 if kind == "ternary" else 1, group=group, positions=positions)
     vectors = [torch.from_numpy(rng.normal(size=N).astype(np.float32)) for _ in range(2)]
     return PackedMatrix(kind, activations, torch.from_numpy(codes), *vectors, K, N, layout)
 
@@ -58,7 +58,7 @@ def conv(x, weight, geometry):
 
 
 def conv_reference(x, weight, geometry):
-    matrix = weight.unpack(geometry.group, geometry.taps)
+    matrix = weight.unpack(geometry.group, geometry.positions)
     return arithmetic.conv(x, matrix, weight.scale, weight.bias, weight.activations, geometry)
 
 
@@ -133,8 +133,8 @@ def test_convolutions(
     C, N, group = channels
     dims = len(kernel)
     geometry = Geometry(kernel, list(strides[:dims]), list(pads[: 2 * dims]), list(dilations[:dims]), group)
-    K = C // group * geometry.taps
-    weight = packed(kind, activations, N, K, seed, layout, group, geometry.taps)
+    K = C // group * geometry.positions
+    weight = packed(kind, activations, N, K, seed, layout, group, geometry.positions)
     x = random_x((batch, C, *(7, 9)[:dims]), dtype, seed)
     with NATIVE.using_isa(isa):
         y = conv(x, weight, geometry)

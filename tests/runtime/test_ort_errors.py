@@ -22,7 +22,7 @@ def matmul_model(changes=None, attributes=None, shape=("rows", K)):
 
 
 def conv_model(attributes=None, shape=("batch", CHANNELS, "size")):
-    layer = tiled(random_layer("Ternary", N, K, 0), "Ternary", K, taps=3)
+    layer = tiled(random_layer("Ternary", N, K, 0), "Ternary", K, positions=3)
     chosen = {k: v for k, v in {**CONV, **(attributes or {})}.items() if v is not None}
     return node_model("TernaryConvInt8", layer, shape, body=False, **chosen)
 
@@ -164,7 +164,7 @@ def test_codes_that_are_passed_bound_the_attributes(attributes, message, stated)
 def test_empty_inputs(operator, dtype, shape):
     """Padding alone makes the bias; no samples make none."""
     prefix = operator.split("Conv")[0]
-    layer = tiled(random_layer(prefix, N, K, 0), prefix, K, taps=3)
+    layer = tiled(random_layer(prefix, N, K, 0), prefix, K, positions=3)
     attributes = CONV | {"pads": [2, 2]}
     model = node_model(operator, layer, ["batch", CHANNELS, "size"], body=False, dtype=dtype, **attributes)
     y = run(model, np.ones(shape, np.float32))
@@ -249,7 +249,7 @@ good_shapes = st.tuples(st.integers(0, 3), st.just(CHANNELS), st.integers(0, 9))
 )
 def test_random_attributes_shapes_and_codes_are_run_or_refused(attributes, constant, shape, size, seed):
     rng = np.random.default_rng(seed)
-    layer = tiled(random_layer("Ternary", N, K, 0), "Ternary", K, taps=3)
+    layer = tiled(random_layer("Ternary", N, K, 0), "Ternary", K, positions=3)
     if size is not None:
         layer["codes"] = rng.integers(0, 256, size, dtype=np.uint8) & 0x55
     model = node_model("TernaryConvFloat", layer, None, body=False, constant=constant, **attributes)

@@ -90,10 +90,10 @@ def convolutions(draw):
 @given(convolution=convolutions(), batch=st.integers(0, 3), layout=st.sampled_from([0, 2]), seed=seeds)
 def test_convolution(prefix, mode, dtype, convolution, batch, layout, seed):
     geometry, N, channels, size = convolution
-    taps, group = math.prod(geometry["kernel_shape"]), geometry["group"]
-    K = channels * taps
+    positions, group = math.prod(geometry["kernel_shape"]), geometry["group"]
+    K = channels * positions
     layer = random_layer(prefix, N, K, seed)
-    held = layer if layout == 0 else tiled(layer, prefix, K, group, taps)
+    held = layer if layout == 0 else tiled(layer, prefix, K, group, positions)
     x = activations((batch, channels * group, *size), seed)
     shape = ["batch", channels * group, *[f"s{i}" for i in range(len(size))]]
     attributes = {"N": N, "K": K, "layout": layout, **geometry}

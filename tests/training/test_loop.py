@@ -181,7 +181,7 @@ def test_what_trains_is_what_is_packed(tmp_path: Path, flags: dict[str, Any]) ->
     result = train(config(**PLAIN, qat=True, **flags), run_dir=tmp_path)
     assert result.packed is not None
     assert result.packed.test.error < 1e-10
-    assert result.packed.test.twin["accuracy"] == pytest.approx(result.test["accuracy"], abs=1e-6)
+    assert result.packed.test.packed["accuracy"] == pytest.approx(result.test["accuracy"], abs=1e-6)
     task, model = result.run.load_model(trusted={TASK})
     inputs = task.splits().test[0]
     again, packed = model(inputs), result.run.packed()

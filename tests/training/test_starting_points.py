@@ -106,12 +106,12 @@ def test_starting_from_a_full_precision_run(teacher: Run, flags: dict[str, Any])
 
 def test_starting_from_a_quantised_run_and_from_a_file(teacher: Run, tmp_path: Path) -> None:
     flags = {"qat": True, "ternary": True, "learnable_scale": True}
-    quantised = train(config(**flags), run_dir=tmp_path).run.checkpoint().model
-    assert set(quantised) > set(teacher.checkpoint().model)
+    quantized = train(config(**flags), run_dir=tmp_path).run.checkpoint().model
+    assert set(quantized) > set(teacher.checkpoint().model)
     file = tmp_path / "weights.safetensors"
-    safetensors.torch.save_file(quantised, file)
+    safetensors.torch.save_file(quantized, file)
     own = Trainer.seeded(config(init_from=str(file), **flags)).model.state_dict()
-    assert all(torch.equal(own[name], tensor) for name, tensor in quantised.items())
+    assert all(torch.equal(own[name], tensor) for name, tensor in quantized.items())
 
 
 def test_files_that_do_not_fit_say_why(teacher: Run, tmp_path: Path) -> None:

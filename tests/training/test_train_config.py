@@ -11,21 +11,21 @@ from hybridkit.errors import FileError, UsageError
 from hybridkit.training.config import TrainConfig, named_targets, resolve
 
 
-def quantised(**flags: Any) -> tuple[str | None, bool, str]:
+def quantized(**flags: Any) -> tuple[str | None, bool, str]:
     config = resolve(**flags)
     return config.quantizer, config.qat, config.activations
 
 
 def test_what_the_quantisation_flags_mean() -> None:
-    assert quantised() == (None, False, "float")
-    assert quantised(ternary=True) == ("ternary-mse", False, "float")
-    assert quantised(qat=True) == ("binary", True, "int8")
-    assert quantised(ternary=True, qat=True) == ("ternary-absmean", True, "int8")
-    assert quantised(qat=True, quantizer="nbit") == ("nbit", True, "int8")
-    assert quantised(ternary=True, qat=True, quantizer="ternary-mse") == ("ternary-mse", True, "int8")
-    assert quantised(ternary=True, qat=True, learnable_scale=True) == ("ternary-learned", True, "int8")
-    assert quantised(qat=True, target_bits=2.0) == (None, True, "int8")
-    assert quantised(qat=True, activations="float")[2] == "float"
+    assert quantized() == (None, False, "float")
+    assert quantized(ternary=True) == ("ternary-mse", False, "float")
+    assert quantized(qat=True) == ("binary", True, "int8")
+    assert quantized(ternary=True, qat=True) == ("ternary-absmean", True, "int8")
+    assert quantized(qat=True, quantizer="nbit") == ("nbit", True, "int8")
+    assert quantized(ternary=True, qat=True, quantizer="ternary-mse") == ("ternary-mse", True, "int8")
+    assert quantized(ternary=True, qat=True, learnable_scale=True) == ("ternary-learned", True, "int8")
+    assert quantized(qat=True, target_bits=2.0) == (None, True, "int8")
+    assert quantized(qat=True, activations="float")[2] == "float"
 
 
 @pytest.mark.parametrize(

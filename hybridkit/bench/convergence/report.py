@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import html
 import io
 import itertools
@@ -23,6 +22,7 @@ from hybridkit.bench.convergence.summary import curve
 from hybridkit.bench.convergence.trials import Record, Trial
 from hybridkit.bench.machine import Machine
 from hybridkit.bench.tables import TextTable
+from hybridkit.plain import plain
 
 SCHEMA: Final = "hybridkit/convergence/2"
 MINE, OTHERS, ABLATED, CUSTOM = "#D55E00", "#0072B2", "#E69F00", "#009E73"
@@ -149,20 +149,12 @@ def to_json(report: Report) -> dict[str, Any]:
     """Plain values; what is not finite is null."""
     return {
         "schema": SCHEMA,
-        "machine": dataclasses.asdict(report.machine),
+        "machine": plain(report.machine),
         "seeds": list(report.plan.seeds),
-        "numbers": [_plain(dataclasses.asdict(n) | {"met": n.met}) for n in report.numbers],
-        "settings": [_plain(dataclasses.asdict(found)) for found in report.settings],
-        "extras": [_plain(dataclasses.asdict(found)) for found in report.extras],
+        "numbers": [plain(n) | {"met": n.met} for n in report.numbers],
+        "settings": plain(report.settings),
+        "extras": plain(report.extras),
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save(report: Report, folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Base optimizers that nobody needs but the comparison, as recipes."""
+"""Base optimizers that nobody needs but the comparison."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from annotated_types import Gt
 from torch import Tensor
 
 from hybridkit.errors import UsageError
-from hybridkit.optim.optimizers.recipe import NamedParameters, decay_groups
+from hybridkit.optim.optimizers.builder import NamedParameters, decay_groups
 from hybridkit.options import option
 
 

@@ -138,7 +138,7 @@ def run(trial: Trial) -> Record:
         curve=tuple(curve),
         multiplier=progress.multiplier_sum / progress.step if hybrid else None,
         active=progress.active_steps / progress.step if config.constraint is not None else None,
-        error=quantisation_error(trial, trainer) if trial.is_compared else None,
+        error=quantization_error(trial, trainer) if trial.is_compared else None,
     )
 
 
@@ -158,7 +158,7 @@ def part_of(data: Data) -> Data:
     from torch.utils.data import Subset
 
     from hybridkit.tasks.data import in_memory, is_stream, size
-    from hybridkit.tasks.trees import map_tensors
+    from hybridkit.trees import map_tensors
 
     if is_stream(data):
         return list(islice(data, PART))
@@ -168,14 +168,14 @@ def part_of(data: Data) -> Data:
     return Subset(data, range(0, size(data) or 0, step))
 
 
-def quantisation_error(trial: Trial, quantised: Trainer) -> float:
+def quantization_error(trial: Trial, quantized: Trainer) -> float:
     """Train the counterpart of `trial` and compare; infinite where it diverges."""
     from hybridkit.quant.convert import convert
     from hybridkit.training.evaluation import compare
-    from hybridkit.training.packed import packed_twin
+    from hybridkit.training.packed import packed_network
     from hybridkit.training.trainer import DivergedError
 
-    packed = packed_twin(quantised.model, convert(quantised.model))
+    packed = packed_network(quantized.model, convert(quantized.model))
     try:
         full = trained(trial.counterpart())
     except DivergedError:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from hybridkit import __version__
@@ -25,21 +26,22 @@ from hybridkit.exporting.onnx_quantize.comparison import (
     compare,
     run_source,
 )
-from hybridkit.exporting.onnx_quantize.loading import load, quiet, raise_opset
+from hybridkit.exporting.onnx_quantize.loading import load, raise_opset
 from hybridkit.exporting.onnx_quantize.products import find
 from hybridkit.exporting.onnx_quantize.report import LayerReport, OnnxReport
 from hybridkit.exporting.onnx_quantize.selection import choose, make_steps, quantize_layer
 from hybridkit.exporting.onnx_quantize.substitution import lower
 from hybridkit.exporting.protocol import Agreement
+from hybridkit.exporting.quiet import quiet
 from hybridkit.exporting.runtimes import check_runtime, oldest_runtime
+from hybridkit.packing.activations import Activations
 from hybridkit.runtime.session import session
 
 __all__ = ["LayerReport", "OnnxReport", "quantize_onnx"]
 
-Activations = Literal["int8", "float"]
 
-
-@quiet()
+@np.errstate(all="ignore")  # weights that overflow
+@quiet("onnxscript", "onnx_ir")
 def quantize_onnx(
     source: Path,
     output: Path,

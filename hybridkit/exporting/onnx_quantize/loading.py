@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
@@ -53,18 +49,3 @@ def _too_old(path: Path, opset: int, why: str) -> HybridkitError:
         f"cannot raise it{why}; export it anew with opset {MIN_OPSET}, or use "
         "--quantizer nbit without convolutions"
     )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep to themselves what onnx-ir and onnxscript log, and NumPy's warnings of weights that overflow."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with np.errstate(all="ignore"):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

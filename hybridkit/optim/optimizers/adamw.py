@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Gt, Lt
 
-from hybridkit.optim.optimizers.recipe import NamedParameters, decay_groups, fusable
+from hybridkit.optim.optimizers.builder import NamedParameters, decay_groups, fusable
 from hybridkit.options import option
 
 

@@ -10,8 +10,8 @@ from annotated_types import Ge, Lt
 
 from hybridkit.errors import UsageError
 from hybridkit.optim.optimizers.adamw import AdamW
+from hybridkit.optim.optimizers.builder import NamedParameters
 from hybridkit.optim.optimizers.composite import Composite
-from hybridkit.optim.optimizers.recipe import NamedParameters
 from hybridkit.optim.roles import Role, RoleNames, Roles
 from hybridkit.options import option
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hybridkit.optim.optimizers.recipe import NamedParameters, decay_groups, fusable
+from hybridkit.optim.optimizers.builder import NamedParameters, decay_groups, fusable
 from hybridkit.options import option
 
 

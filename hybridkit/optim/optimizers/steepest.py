@@ -13,8 +13,8 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hybridkit.optim.optimizers.builder import NamedParameters
 from hybridkit.optim.optimizers.orthogonal import orthogonalise
-from hybridkit.optim.optimizers.recipe import NamedParameters
 from hybridkit.optim.roles import Role, RoleNames, Roles
 from hybridkit.options import option
 

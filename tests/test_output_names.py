@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hybridkit.exporting.structures import compared, named_outputs, with_outputs, without_caches
+from hybridkit.calls import without_caches
+from hybridkit.trees import compared, named_outputs, with_outputs
 
 A, B, C = (torch.full((2,), float(i)) for i in range(3))
 Pair = namedtuple("Pair", ["left", "right"])

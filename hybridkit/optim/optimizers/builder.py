@@ -1,4 +1,4 @@
-"""What a base optimizer's recipe is, and the parameter groups that all of them start from."""
+"""What builds a base optimizer, and the parameter groups that all of them start from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 NamedParameters = Sequence[tuple[str, Tensor]]
 
 
-class Recipe(Protocol):
+class OptimizerBuilder(Protocol):
     """Builds a `torch.optim.Optimizer` for the parameters of a model.
 
     A strategy of the kind `optimizer` is a class with this method (and, as all strategies, `Options`), or

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridkit.errors import UsageError
-from hybridkit.tasks.trees import floating, main_output, map_tensors, named_tensors, tensors
+from hybridkit.trees import floating, main_output, map_tensors, named_tensors, tensors
 
 LEAVES = st.builds(lambda n: torch.full((2,), float(n)), st.integers(0, 9)) | st.none() | st.integers()
 TREES = st.recursive(
@@ -32,6 +33,23 @@ def test_mapping_keeps_the_structure(tree):
     assert [name for name, _ in before] == [name for name, _ in after]
     assert all(torch.equal(a * 2, b) for (_, a), (_, b) in zip(before, after, strict=True))
     assert map_tensors(lambda tensor: 0, tree) == map_tensors(lambda tensor: 0, doubled)
+
+
+Pair = namedtuple("Pair", ["left", "right"])
+
+
+@dataclass
+class Result:
+    scores: torch.Tensor
+    note: str = "none"
+
+
+def test_named_tuples_and_dataclasses_keep_their_type_and_name_their_parts():
+    tree = {"pair": Pair(torch.ones(1), None), "result": Result(torch.ones(1), "kept")}
+    assert [name for name, _ in named_tensors(tree)] == ["pair.left", "result.scores"]
+    doubled = map_tensors(lambda tensor: tensor * 2, tree)
+    assert doubled["pair"] == Pair(torch.full((1,), 2.0), None)
+    assert doubled["result"] == Result(torch.full((1,), 2.0), "kept")
 
 
 def test_names_say_where_a_tensor_lies():
