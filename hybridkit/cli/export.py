@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hybridkit.cli._shared import ConfigOption, JsonOption, SetOption, emit_json, strategy_options
-from hybridkit.sources.protocol import Code, open_source
+from hybridkit.cli._shared import (
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    emit_json,
+    left_alone_lines,
+    strategy_options,
+)
+from hybridkit.sources.protocol import Code, Source, open_source
 
 if TYPE_CHECKING:
     from hybridkit.exporting import ExportReport
+    from hybridkit.quant.plan import LeftAlone
 
 WHAT, HOW = "What is exported", "How"
 
@@ -112,16 +120,35 @@ def command(
         metadata=metadata,
         options=options.get("exporter"),
     )
+    spared = _left_alone(source)
     if json:
-        emit_json("export", {"report": report, "ratio": report.ratio})
+        emit_json("export", {"report": report, "ratio": report.ratio, "left_alone": spared})
     else:
         _print(report)
+        print(*left_alone_lines(spared), sep="\n", end="\n" if spared else "")
 
 
 def _newest_run() -> str:
     from hybridkit.training.runs import newest_run
 
     return str(newest_run().path)
+
+
+def _left_alone(source: Source) -> tuple[LeftAlone, ...]:
+    """What stays in full precision beside packed layers; nothing where nothing is packed."""
+    from hybridkit.quant.kinds import describe
+    from hybridkit.quant.plan import LeftAlone
+    from hybridkit.quant.prepare import prepared
+
+    if source.packed is None:
+        return ()
+    if done := prepared(source.network):
+        return done.left_alone
+    return tuple(
+        LeftAlone(layer.name, layer.kind, layer.shape, layer.obstacle or "not among the packed layers")
+        for layer in describe(source.network)
+        if layer.name not in source.packed.layers
+    )
 
 
 def _print(report: ExportReport) -> None:

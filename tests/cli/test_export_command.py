@@ -67,12 +67,14 @@ def _at_work(workdir, monkeypatch):
 
 def test_the_newest_run_is_exported_and_verified(capsys):
     assert run(["export", "model.onnx"]) == 0
-    first, second, third, *native = capsys.readouterr().out.splitlines()
+    first, second, third, *native, heading, spared = capsys.readouterr().out.splitlines()
     assert first.startswith("model.onnx: ")
     assert "x smaller than the fp32 ONNX" in first
     assert "bits per weight" in second
     assert third.startswith("Verified on 179 samples")
     assert native == ["Native operators and portable bodies agree bit for bit"] * (library_path() is not None)
+    assert heading.split() == ["Left", "alone", "Shape", "Reason"]
+    assert spared.endswith("10x512  last Linear")
     properties = {p.key: p.value for p in onnx.load("model.onnx").metadata_props}
     assert properties["hybridkit.task"] == "digits"
     assert "accuracy" in properties["hybridkit.metrics"]
