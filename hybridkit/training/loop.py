@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridkit.errors import FileError, InterruptedRun
+from hybridkit.errors import FileError, InterruptedRun, UsageError
 from hybridkit.training.checkpoint import drop_after, keep_recent, latest_step, save_checkpoint, steps
 from hybridkit.training.config import TrainConfig
+from hybridkit.training.distributed import as_launched, launched, processes
 from hybridkit.training.environment import differences, environment
 from hybridkit.training.events import EpochDone, Evaluated, Event, Listener, Saved, Started, StepDone, Warned
 from hybridkit.training.metrics import MetricsLog, cut_back
@@ -58,15 +60,29 @@ def train(
 ) -> TrainResult:
     """Train from the beginning in a new folder under `run_dir` (see `runs_root`).
 
+    Where torchrun or `accelerate launch` has started several processes of this, they train together, and
+    each takes `batch_size` samples of a batch. One of them writes and calls `on_event`.
+
     Raises InterruptedRun after SIGINT, SIGTERM or SIGHUP (the state is saved), DivergedError where the loss
     is not finite, UsageError and FileError for what does not fit together.
     """
-    with interruptible("stopped before the first step; nothing was written"):
-        trainer = Trainer.seeded(config)
-    about = {"environment": environment(config.device), "data": trainer.task.provenance()}
-    sweep_runs(runs_root(run_dir))
-    run = Run.create(runs_root(run_dir), config, about)
-    return _Session(run, trainer, on_event).finish()
+    if config.shard and not launched():
+        raise UsageError(
+            "--shard is for several processes: torchrun --nproc-per-node N -m hybridkit train ..."
+        )
+    config = as_launched(config)
+    with processes(config.device) as world:
+        config = dataclasses.replace(config, processes=world.size)
+        with interruptible("stopped before the first step; nothing was written"):
+            trainer = Trainer.seeded(config)
+
+        def made() -> Run:
+            about = environment(config.device, world.size)
+            sweep_runs(runs_root(run_dir))
+            data = trainer.task.provenance()
+            return Run.create(runs_root(run_dir), config, {"environment": about, "data": data})
+
+        return _Session(world.shared(made), trainer, on_event).finish()
 
 
 def resume(
@@ -89,34 +105,40 @@ def resume(
     config = with_end(recorded, epochs, max_steps)
     if threads is not None:
         config = dataclasses.replace(config, threads=threads)
-    checkpoint = run.checkpoint(step)
-    with interruptible("stopped before the first step; nothing was changed"):
-        try:
-            trainer = Trainer.seeded(config, restored=checkpoint)
-        except FileError as error:
-            raise FileError(f"{run.path}, step {checkpoint.step}: {error}") from None
-    _check_data(run, trainer)
-    run.sweep()
-    cut_back(run.metrics_path, checkpoint.step)
-    drop_after(run.checkpoints, checkpoint.step)
-    if config != recorded:
-        run.amend(config)
-    session = _Session(run, trainer, on_event)
-    changed = differences(run.about().get("environment", {}), environment(config.device))
-    if changed:
-        session.tell(
-            Warned(f"not the machine the run began on ({', '.join(changed)}); bits may differ from here")
-        )
-    return session.finish()
+    with processes(config.device) as world:
+        checkpoint = run.checkpoint(step)
+        with interruptible("stopped before the first step; nothing was changed"):
+            try:
+                trainer = Trainer.seeded(config, restored=checkpoint)
+            except FileError as error:
+                raise FileError(f"{run.path}, step {checkpoint.step}: {error}") from None
+        _check_data(run, trainer)
+
+        def cut() -> None:
+            run.sweep()
+            cut_back(run.metrics_path, checkpoint.step)
+            drop_after(run.checkpoints, checkpoint.step)
+            if config != recorded:
+                run.amend(config)
+
+        world.shared(cut)
+        session = _Session(run, trainer, on_event)
+        changed = differences(run.about().get("environment", {}), environment(config.device, world.size))
+        if changed:
+            session.tell(
+                Warned(f"not the machine the run began on ({', '.join(changed)}); bits may differ from here")
+            )
+        return session.finish()
 
 
 class _Session:
-    """One process's share of a run."""
+    """One process's share of a run. Among several all do the same, and the main one writes and tells."""
 
     def __init__(self, run: Run, trainer: Trainer, on_event: Listener | None) -> None:
         self.run, self.trainer, self.config = run, trainer, trainer.config
-        self.tell: Listener = on_event or _ignore
-        self.log = MetricsLog(run.metrics_path)
+        self.world = trainer.world
+        self.tell: Listener = (self.world.main and on_event) or _ignore
+        self.log = MetricsLog(run.metrics_path if self.world.main else Path(os.devnull))
         self.watch = watch_over(trainer.optimizer)
         self.validation: dict[str, float] = {}  # the latest
 
@@ -124,12 +146,12 @@ class _Session:
         trainer = self.trainer
         self.tell(Started(self.run.path, trainer.progress.step, trainer.total_steps))
         try:
-            with stop_requests() as stop_requested:
+            with stop_requests(once=self.world.size > 1) as stop_requested:
                 while not trainer.done:
                     self._step()
                     improved = self._evaluate_if_due()
                     self._report_epoch_if_ended()
-                    stop = stop_requested()
+                    stop = self.world.any(stop_requested())
                     if stop or improved or self._checkpoint_due():
                         self._save()
                     if stop:
@@ -167,7 +189,8 @@ class _Session:
         if trainer.is_quantized:
             sample = example_batch(trainer.task, DIFFERENCE_SAMPLES)
             with evaluation_weights(trainer.optimizer):
-                metrics |= packed_difference(trainer.task, trainer.model, sample, self.config.device)
+                task, network, device = trainer.task, trainer.whole_network(), self.config.device
+                metrics |= self.world.shared(lambda: packed_difference(task, network, sample, device))
         self.log.write("evaluation", trainer.progress.step, metrics)
         self.tell(Evaluated(trainer.progress.step, metrics))
         if self.config.qat and not trainer.is_quantized:
@@ -194,6 +217,8 @@ class _Session:
             checkpoint = self.trainer.checkpoint()
         except DivergedError as error:
             raise self._with_last_good(error) from None
+        if not self.world.main:
+            return
         self.log.sync()
         path = save_checkpoint(self.run.checkpoints, checkpoint)
         keep_recent(self.run.checkpoints, self.config.keep_checkpoints, {self.trainer.progress.best_step})
@@ -211,7 +236,8 @@ class _Session:
         if config.qat or config.ternary:
             commit = self.run.about().get("environment", {}).get("git_commit")
             with evaluation_weights(trainer.optimizer):
-                packed = pack_run(config, trainer.task, trainer.model, self.run.packed_path, commit)
+                task, network, path = trainer.task, trainer.whole_network(), self.run.packed_path
+                packed = self.world.shared(lambda: pack_run(config, task, network, path, commit))
         test = packed.test.network if packed else trainer.evaluate("test")
         final: dict[str, Any] = {f"test_{name}": value for name, value in test.items()}
         if packed:
