@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from hybridkit.training.config import TrainConfig
 
 PATIENCE: Final = timedelta(hours=6)  # for the one that packs and writes while the others wait
 
+_SAID: Final = "hybridkit/said"  # in the store: how many processes had something to say
 T = TypeVar("T")
 
 
@@ -127,18 +129,18 @@ def processes(device: str) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        with _ending_together(store):
+        with _ending_together(store, World(rank, size)):
             yield world()
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
-def _ending_together(store: Any) -> Iterator[None]:
+def _ending_together(store: Any, here: World) -> Iterator[None]:
     try:
         yield
     except HybridkitError as error:
-        error.said = not _first_to_speak(store)
+        error.said = not _first_to_speak(store, here)
         raise
     except RuntimeError as error:
         if not _is_loss(error):
@@ -147,13 +149,18 @@ def _ending_together(store: Any) -> Iterator[None]:
             "another process of this run has ended, so this one does too; go on from the last checkpoint "
             "with hybridkit train --resume RUN"
         )
-        lost.said = not _first_to_speak(store)
+        lost.said = not _first_to_speak(store, here)
         raise lost from None
 
 
-def _first_to_speak(store: Any) -> bool:
+def _first_to_speak(store: Any, here: World) -> bool:
     try:
-        return int(store.add("hybridkit/said", 1)) == 1
+        place = int(store.add(_SAID, 1))
+        # torchrun keeps the store; without it that is the main process, which lets the others ask first
+        until = time.monotonic() + (here.main and "TORCHELASTIC_RUN_ID" not in os.environ) * 10
+        while time.monotonic() < until and int(store.add(_SAID, 0)) < here.size:
+            time.sleep(0.02)
+        return place == 1
     except RuntimeError:  # the store has gone with the process that kept it
         return True
 
