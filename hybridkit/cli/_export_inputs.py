@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hybridkit.exporting.subject import Subject
     from hybridkit.sources.protocol import Source
 
-# Example sizes of dimensions given by name alone: few samples, but no shorter than a convolution's reach.
+# Example sizes of dimensions given by name alone: few samples, but no shorter than a convolution's kernel.
 _BATCH_EXAMPLE: Final = 2
 _OTHER_EXAMPLE: Final = 32
 _RANDOM_SAMPLES: Final = 16  # to verify on where there is no data
