@@ -1,0 +1,92 @@
+"""Small networks of transformers' families with random weights, and folders as a hub has them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+
+WORDS = 96
+_SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+_TEXT = {**_SMALL, "vocab_size": WORDS, "max_position_embeddings": 64, "pad_token_id": 0}
+_IDS = {"bos_token_id": 1, "eos_token_id": 2}
+
+
+def _decoder(**more):
+    return {**_TEXT, **_IDS, "num_key_value_heads": 2, "head_dim": 16, **more}
+
+
+FAMILIES = {
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**_decoder())),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_decoder())),
+    "gemma3": lambda: transformers.Gemma3ForCausalLM(
+        transformers.Gemma3TextConfig(**_decoder(sliding_window=8, query_pre_attn_scalar=16))
+    ),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=WORDS, n_positions=64, n_embd=64, n_layer=2, n_head=4, **_IDS)
+    ),
+    "bert": lambda: transformers.BertModel(transformers.BertConfig(**_TEXT)),
+    "modernbert": lambda: transformers.ModernBertForMaskedLM(
+        transformers.ModernBertConfig(**_TEXT, **_IDS, local_attention=8, cls_token_id=1, sep_token_id=2)
+    ),
+    "vit": lambda: transformers.ViTForImageClassification(
+        transformers.ViTConfig(**_SMALL, image_size=32, patch_size=8, num_labels=5)
+    ),
+    "whisper": lambda: transformers.WhisperForConditionalGeneration(
+        transformers.WhisperConfig(
+            vocab_size=WORDS,
+            num_mel_bins=16,
+            d_model=64,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=96,
+            decoder_ffn_dim=96,
+            max_source_positions=24,
+            max_target_positions=32,
+            pad_token_id=0,
+            decoder_start_token_id=1,
+            **_IDS,
+        )
+    ),
+    "resnet": lambda: transformers.ResNetForImageClassification(
+        transformers.ResNetConfig(
+            embedding_size=32, hidden_sizes=[32, 64], depths=[1, 2], layer_type="basic", num_labels=5
+        )
+    ),
+}
+
+
+def network(family: str) -> transformers.PreTrainedModel:
+    """The same small network every time."""
+    torch.manual_seed(0)
+    return FAMILIES[family]().eval()
+
+
+def write(family: str, folder: Path, *, tokenizer: bool = True, **how) -> transformers.PreTrainedModel:
+    """Save a network with a tokenizer, a card and a licence; `how` goes to save_pretrained."""
+    made = network(family)
+    made.save_pretrained(folder, **how)
+    (folder / "README.md").write_text("# A model\n")
+    (folder / "LICENSE").write_text("Do as you like.\n")
+    if family in ("vit", "resnet"):
+        processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    elif tokenizer:
+        words_tokenizer().save_pretrained(folder)
+    return made
+
+
+def words_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """One that knows the words w3, w4, ..."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: i for i, word in enumerate(["[PAD]", "[BOS]", "[EOS]", *(f"w{i}" for i in range(3, WORDS))])}
+    made = Tokenizer(models.WordLevel(words, unk_token="[PAD]"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]"
+    )
