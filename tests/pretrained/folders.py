@@ -9,7 +9,7 @@ import torch
 import transformers
 
 WORDS = 96
-_SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+_SMALL = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 96}
 _TEXT = {**_SMALL, "vocab_size": WORDS, "max_position_embeddings": 64, "pad_token_id": 0}
 _IDS = {"bos_token_id": 1, "eos_token_id": 2}
 
@@ -22,14 +22,23 @@ FAMILIES = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**_decoder())),
     "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_decoder())),
     "gemma3": lambda: transformers.Gemma3ForCausalLM(
-        transformers.Gemma3TextConfig(**_decoder(sliding_window=8, query_pre_attn_scalar=16))
+        transformers.Gemma3TextConfig(
+            **_decoder(
+                sliding_window=8,
+                num_hidden_layers=2,
+                layer_types=["sliding_attention", "full_attention"],
+                query_pre_attn_scalar=16,
+            )
+        )
     ),
     "gpt2": lambda: transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=WORDS, n_positions=64, n_embd=64, n_layer=2, n_head=4, **_IDS)
+        transformers.GPT2Config(vocab_size=WORDS, n_positions=64, n_embd=64, n_layer=1, n_head=4, **_IDS)
     ),
     "bert": lambda: transformers.BertModel(transformers.BertConfig(**_TEXT)),
     "modernbert": lambda: transformers.ModernBertForMaskedLM(
-        transformers.ModernBertConfig(**_TEXT, **_IDS, local_attention=8, cls_token_id=1, sep_token_id=2)
+        transformers.ModernBertConfig(
+            **{**_TEXT, "num_hidden_layers": 2}, **_IDS, local_attention=8, cls_token_id=1, sep_token_id=2
+        )
     ),
     "vit": lambda: transformers.ViTForImageClassification(
         transformers.ViTConfig(**_SMALL, image_size=32, patch_size=8, num_labels=5)
@@ -39,8 +48,8 @@ FAMILIES = {
             vocab_size=WORDS,
             num_mel_bins=16,
             d_model=64,
-            encoder_layers=2,
-            decoder_layers=2,
+            encoder_layers=1,
+            decoder_layers=1,
             encoder_attention_heads=4,
             decoder_attention_heads=4,
             encoder_ffn_dim=96,
@@ -84,7 +93,9 @@ def words_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """One that knows the words w3, w4, ..."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = {word: i for i, word in enumerate(["[PAD]", "[BOS]", "[EOS]", *(f"w{i}" for i in range(3, WORDS))])}
+    words = {
+        word: i for i, word in enumerate(["[PAD]", "[BOS]", "[EOS]", *(f"w{i}" for i in range(3, WORDS))])
+    }
     made = Tokenizer(models.WordLevel(words, unk_token="[PAD]"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(

@@ -1,4 +1,4 @@
-"""Small networks of transformers' families, with random weights: quantised, trained, packed, exported, alike."""
+"""Small networks of transformers' families: quantised, trained, packed, exported; the same answers."""
 
 from __future__ import annotations
 
@@ -82,6 +82,7 @@ def test_trained_ternary_packed_and_exported(family, tmp_path):
 def test_a_folder_is_quantised_in_groups_from_its_file(family, tmp_path, capsys):
     """The same bits as from the network in memory, and a table that names every layer."""
     model = write(family, tmp_path / "model")
+    capsys.readouterr()
     assert open_source(str(tmp_path / "model")).streamed()[1] is not None, "it was loaded"
     flags = ["--quantizer", "nbit", "--set", "quantizer.bits=4", "--set", "quantizer.group_size=32"]
     target = tmp_path / "m.hk.safetensors"
