@@ -101,3 +101,40 @@ def words_tokenizer() -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]"
     )
+
+
+def write_gguf(path: Path, family: str = "llama") -> transformers.PreTrainedModel:
+    """A llama as a GGUF file with a vocabulary of bytes and words."""
+    import gguf
+
+    made = network("llama")
+    config = made.config
+    file = gguf.GGUFWriter(path, family)
+    file.add_block_count(config.num_hidden_layers)
+    file.add_context_length(config.max_position_embeddings)
+    file.add_embedding_length(config.hidden_size)
+    file.add_feed_forward_length(config.intermediate_size)
+    file.add_head_count(config.num_attention_heads)
+    file.add_head_count_kv(config.num_key_value_heads)
+    file.add_rope_dimension_count(config.head_dim)
+    file.add_rope_freq_base(10000.0)
+    file.add_layer_norm_rms_eps(config.rms_norm_eps)
+    file.add_vocab_size(WORDS)
+    file.add_tokenizer_model("gpt2")
+    file.add_token_list(["<s>", "</s>", "<unk>", *(chr(33 + i) for i in range(WORDS - 4)), '!"'])
+    file.add_token_types([3, 3, 3, *[1] * (WORDS - 3)])
+    file.add_token_merges(['! "'])
+    file.add_bos_token_id(0)
+    file.add_eos_token_id(1)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in made.state_dict().items():
+        array = tensor
+        if name.endswith(("q_proj.weight", "k_proj.weight")):  # llama.cpp pairs halves of a head otherwise
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            array = tensor.view(heads, 2, config.head_dim // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
+        file.add_tensor(names.get_name(name, try_suffixes=(".weight",)), array.numpy())
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+    return made
