@@ -11,7 +11,10 @@ import typer
 from hybridkit.cli._shared import (
     ConfigOption,
     JsonOption,
+    RemoteOption,
     SetOption,
+    assets_fields,
+    assets_lines,
     emit_json,
     flag,
     left_alone_lines,
@@ -35,8 +38,8 @@ class Flags:
         str | None,
         flag(
             WHAT,
-            "A run, a checkpoint, a packed model, a .safetensors file or package.module:attr "
-            "(default: the newest run).",
+            "A run, a checkpoint, a packed model, a pretrained network (hf:OWNER/NAME, a Hugging Face "
+            "folder or a .gguf file), a .safetensors file or package.module:attr (default: the newest run).",
             "SOURCE",
             name="--from",
         ),
@@ -64,6 +67,7 @@ class Flags:
         ),
     ] = None
     quantizer: Annotated[str | None, flag(WHAT, "Likewise for the run's quantizer.", "NAME")] = None
+    trust_remote_code: RemoteOption = False
     target: Annotated[
         str | None,
         flag(HOW, "onnx, matmulnbits, fp32 or a plugin's (default: by the suffix).", "NAME"),
@@ -96,31 +100,36 @@ def command(
 
     from hybridkit.cli._export_inputs import described
     from hybridkit.exporting import export, target_for
+    from hybridkit.pretrained.assets import travelling
 
     chosen = flags.target or target_for(output)
     text = flags.from_ or (flags.model if flags.model and inputs else None) or _newest_run()
-    source = open_source(text, Code(flags.task, flags.model, also=(flags.quantizer,)), options.get("source"))
+    code = Code(flags.task, flags.model, also=(flags.quantizer,), remote=flags.trust_remote_code)
+    source = open_source(text, code, options.get("source"))
     subject = described(source, flags.model, inputs)
     metadata = {name: value for name, value in source.metadata.items() if not (inputs and name == "inputs")}
-    report = export(
-        source.network,
-        source.packed,
-        output,
-        example_inputs=subject.example_inputs,
-        input_names=subject.input_names,
-        dynamic_axes=subject.dynamic_axes,
-        target=chosen,
-        opset=flags.opset,
-        validation=subject.validation,
-        verify=flags.verify,
-        metadata=metadata,
-        options=options.get("exporter"),
-    )
+    with travelling(source.assets, output) as assets:
+        report = export(
+            source.network,
+            source.packed,
+            output,
+            example_inputs=subject.example_inputs,
+            input_names=subject.input_names,
+            dynamic_axes=subject.dynamic_axes,
+            target=chosen,
+            opset=flags.opset,
+            validation=subject.validation,
+            verify=flags.verify,
+            metadata=metadata | assets,
+            options=options.get("exporter"),
+        )
     spared = _left_alone(source)
     if json:
-        emit_json("export", {"report": report, "ratio": report.ratio, "left_alone": spared})
+        document = {"report": report, "ratio": report.ratio, "left_alone": spared}
+        emit_json("export", document | assets_fields(output))
     else:
         _print(report)
+        print(*assets_lines(output, report.file_bytes), sep="\n", end="")
         print(*left_alone_lines(spared), sep="\n", end="\n" if spared else "")
 
 

@@ -12,7 +12,10 @@ import typer
 from hybridkit.cli._shared import (
     ConfigOption,
     JsonOption,
+    RemoteOption,
     SetOption,
+    assets_fields,
+    assets_lines,
     console,
     emit_json,
     flag,
@@ -39,6 +42,7 @@ _OF_NETWORKS = (
     *("embeddings", "float_dtype"),
 )
 _OF_ONNX = ("include", "exclude", "max_error", "more_bits", "inputs")
+CALIBRATION = 8  # random samples where a pretrained network says its inputs itself
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +106,7 @@ class Flags:
             CODE, "Whose network a .safetensors file holds; or repeats the run's package.module:attr.", "NAME"
         ),
     ] = None
+    trust_remote_code: RemoteOption = False
     include: Annotated[
         list[str] | None, flag(ONNX, "Layers to quantise, as 'encoder*'; repeatable (all).", "PATTERN")
     ] = None
@@ -134,8 +139,9 @@ def command(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A run, one checkpoint of it, a .safetensors file or its .index.json (with --model), "
-            "package.module:attr, or an .onnx file.",
+            help="A run, one checkpoint of it, a pretrained network (hf:OWNER/NAME, a Hugging Face folder, a "
+            ".gguf file), a .safetensors file or its .index.json (with --model), package.module:attr, or an "
+            ".onnx file.",
         ),
     ],
     flags: Flags,
@@ -149,7 +155,7 @@ def command(
     In an ONNX file MatMul, Gemm and Conv with constant weights become packed operators; no torch is needed.
     """
     options = strategy_options(ctx, set_)
-    code = Code(flags.task, flags.model, also=(flags.quantizer,))
+    code = Code(flags.task, flags.model, also=(flags.quantizer,), remote=flags.trust_remote_code)
     found = open_source(source, code, options.get("source"))
     of_onnx = flags.given(*_OF_ONNX)
     if found.onnx is not None:
@@ -165,34 +171,41 @@ def command(
     report = _quantize(found, output, flags, options.get("quantizer"))
     if json:
         document = {"layers": report.layers, "left_alone": report.left_alone}
-        emit_json("quantize", {"path": output, "sizes": _size_fields(report.sizes), **document})
+        sizes = _size_fields(report.sizes)
+        emit_json("quantize", {"path": output, "sizes": sizes, **document, **assets_fields(output)})
     else:
         _print(output, report)
+        print(*assets_lines(output, report.sizes.file_bytes), sep="\n", end="")
 
 
 def _quantize(found: Source, output: Path, flags: Flags, options: Mapping[str, Any] | None) -> FileReport:
+    from hybridkit.pretrained.assets import travelling
     from hybridkit.quant.config import config_from
     from hybridkit.quant.layers import qat_layers
     from hybridkit.quant.post_training import AFTERWARDS, quantize_to_file
 
-    network, weights = found.streamed()
+    # what weighs the errors of layers, where the source itself says it
+    examples = found.examples.draw(CALIBRATION) if flags.target_bits and found.examples else None
+    network, weights = found.streamed() if examples is None else (found.network, None)
     given = flags.given("quantizer") | ({"options": options} if options else {}) | flags.given(*_HOW)
     if qat_layers(network):
         _reject_idle(found.text, given)
     given["overrides"] = _overrides(given.pop("layer", []))
     if (bits := flags.embeddings) and bits.isdecimal():
         given["embeddings"] = int(bits)
-    return quantize_to_file(
-        network,
-        output,
-        config_from(None, AFTERWARDS, **given),
-        metadata={name: value for name, value in found.metadata.items() if name != "metrics"},  # of before
-        codec=flags.codec,
-        float_dtype=flags.float_dtype,
-        compress=flags.compress,
-        weights=weights,
-        example_inputs=_example_inputs(found.task) if weights is None else None,
-    )
+    with travelling(found.assets, output) as assets:
+        metadata = {name: value for name, value in found.metadata.items() if name != "metrics"}  # of before
+        return quantize_to_file(
+            network,
+            output,
+            config_from(None, AFTERWARDS, **given),
+            metadata=metadata | assets,
+            codec=flags.codec,
+            float_dtype=flags.float_dtype,
+            compress=flags.compress,
+            weights=weights,
+            example_inputs=examples or (_example_inputs(found.task) if weights is None else None),
+        )
 
 
 def _example_inputs(task: Task | None) -> Sequence[Tensor] | Mapping[str, Tensor] | None:
