@@ -21,10 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
+from hybridkit.integrations.folders import save_pretrained
 from hybridkit.integrations.rules import Quantization, agree_on_length, check_schedule, hybrid_in
 from hybridkit.optim.hybrid import HybridOptimizer
 from hybridkit.packing.atomic import remove, temporary_beside
 from hybridkit.quant.layers import qat_layers
+from hybridkit.quant.recorded import write_record
 
 SUFFIX = ".hybridkit"
 
@@ -60,7 +62,7 @@ class HybridCallback(Callback):  # type: ignore[misc]
         name = _attribute(pl_module) if self.network is None else self.network
         self._quantization = Quantization(pl_module.get_submodule(name), self.ramp)
         inner = trainer.strategy.checkpoint_io
-        trainer.strategy.checkpoint_io = _Beside(inner, self._quantization, f"{name}." if name else "")
+        trainer.strategy.checkpoint_io = _Beside(inner, self._quantization.network, f"{name}." if name else "")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the optimizer, and tell it how long the run is."""
@@ -99,15 +101,15 @@ def _attribute(module: nn.Module) -> str:
 class _Beside(CheckpointIO):  # type: ignore[misc]
     """Another CheckpointIO, with the quantised network in a folder beside each file."""
 
-    def __init__(self, inner: CheckpointIO, quantization: Quantization, prefix: str) -> None:
-        self.inner, self.quantization, self.prefix = inner, quantization, prefix
+    def __init__(self, inner: CheckpointIO, network: nn.Module, prefix: str) -> None:
+        self.inner, self.network, self.prefix = inner, network, prefix
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self.inner.save_checkpoint(checkpoint, path, storage_options=storage_options)
-        if "://" not in str(path) and qat_layers(self.quantization.network):
+        if "://" not in str(path) and qat_layers(self.network):
             state = checkpoint["state_dict"]
             own = {n.removeprefix(self.prefix): t for n, t in state.items() if n.startswith(self.prefix)}
-            _write(self.quantization, own, Path(path).with_suffix(SUFFIX))
+            _write(self.network, own, Path(path).with_suffix(SUFFIX))
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         return self.inner.load_checkpoint(path, *args, **kwargs)
@@ -120,18 +122,18 @@ class _Beside(CheckpointIO):  # type: ignore[misc]
         self.inner.teardown()
 
 
-def _write(quantization: Quantization, state: Mapping[str, Tensor], folder: Path) -> None:
+def _write(network: Any, state: Mapping[str, Tensor], folder: Path) -> None:
     """Write weights and record into `folder`, which appears whole."""
-    network: Any = quantization.network
     unfinished = temporary_beside(folder)
     unfinished.mkdir(parents=True)
     try:
         if hasattr(network, "save_pretrained"):
-            network.save_pretrained(unfinished, state_dict=dict(state))
+            save_pretrained(network, unfinished, state_dict=dict(state))
         else:
-            stored = {(t.data_ptr(), t.shape): name for name, t in reversed(state.items())}  # tied ones once
-            save_file({name: state[name].contiguous() for name in stored.values()}, unfinished / "model.safetensors")
-        quantization.record(unfinished)
+            names = {(state[n].data_ptr(), state[n].shape): n for n in reversed(state)}  # what is tied once
+            stored = {name: state[name].contiguous() for name in names.values()}
+            save_file(stored, unfinished / "model.safetensors")
+            write_record(network, unfinished)
         remove(folder)
         os.rename(unfinished, folder)
     finally:

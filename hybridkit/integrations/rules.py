@@ -1,9 +1,8 @@
-"""What a trainer of somebody else's has to keep to: one schedule, one length, the ramp, the record."""
+"""What a trainer of somebody else's has to keep to: one schedule, one length, the ramp."""
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,6 @@ from hybridkit.optim.controllers.relative_step import RelativeStep
 from hybridkit.optim.controllers.schedules import WSD, Cosine
 from hybridkit.optim.hybrid import HybridOptimizer
 from hybridkit.quant.layers import qat_layers, set_ramp
-from hybridkit.quant.recorded import write_record
 from hybridkit.training.config import HYBRID_RAMP
 
 _PLANNED = (RelativeStep, Cosine, WSD, AuxNN)
@@ -89,7 +87,3 @@ class Quantization:
         if not _known(steps):
             raise UsageError("a ramp needs to know the length of the run; tell the trainer, or say ramp=0")
         set_ramp(self.network, min((step + 1) / (share * steps), 1.0))
-
-    def record(self, folder: str | os.PathLike[str]) -> None:
-        """Write into `folder`, beside the weights, how they are quantised, if they are."""
-        write_record(self.network, folder)

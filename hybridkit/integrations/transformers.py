@@ -17,8 +17,10 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hybridkit.errors import UsageError
+from hybridkit.integrations.folders import tied_steps
 from hybridkit.integrations.rules import Quantization, agree_on_length, check_schedule, hybrid_in
 from hybridkit.quant.layers import qat_layers
+from hybridkit.quant.recorded import write_record
 
 
 class HybridCallback(TrainerCallback):  # type: ignore[misc]
@@ -93,8 +95,9 @@ class HybridCallback(TrainerCallback):  # type: ignore[misc]
     def _recording(self, save_model: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(save_model)
         def save(output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-            save_model(output_dir, *args, **kwargs)
+            with tied_steps(self.trainer.model):
+                save_model(output_dir, *args, **kwargs)
             if self.trainer.args.should_save:
-                self.quantization.record(output_dir or self.trainer.args.output_dir)
+                write_record(self.trainer.model, output_dir or self.trainer.args.output_dir)
 
         return save

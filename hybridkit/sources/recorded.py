@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,11 +27,14 @@ def recorded_in(folder: Path, trusted: Container[str]) -> Recorded | None:
 
 
 def as_recorded(
-    network: nn.Module, folder: Path, weights: Mapping[str, Tensor], trusted: Container[str]
+    network: nn.Module,
+    folder: Path,
+    open_weights: Callable[[], Mapping[str, Tensor]],
+    trusted: Container[str],
 ) -> nn.Module:
     """`network`, which has the latent weights of `folder`, fake-quantised in place as it trained.
 
-    weights: the tensors in the folder, from which the quantizers' learned parameters come. A folder without a
+    open_weights: gives the tensors in the folder, among them what the quantizers learned. A folder without a
     record leaves the network as it is. Raises FileError where a learned parameter is missing.
     """
     record = recorded_in(folder, trusted)
@@ -40,6 +43,7 @@ def as_recorded(
     record.apply_(network)
     own: dict[str, Tensor] = network.state_dict(keep_vars=True)
     learned = {name: tensor for name, tensor in own.items() if "quantizer_parameters" in name.split(".")}
+    weights = open_weights() if learned else {}
     held = {id(tensor): weights[name] for name, tensor in learned.items() if name in weights}
     for name, tensor in learned.items():
         if id(tensor) not in held or held[id(tensor)].shape != tensor.shape:

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 import hybridkit
 from hybridkit.errors import FileError, UsageError
+from hybridkit.integrations.folders import save_pretrained
 from hybridkit.integrations.transformers import HybridCallback
 from hybridkit.quant.checkpoint import open_tensors
 from hybridkit.quant.convert import convert
@@ -140,7 +141,7 @@ def test_a_checkpoint_packs_as_it_trained(tmp_path, blocks, how, tied):
     trainer.train()
     folder = tmp_path / "checkpoint-4"
     latent = LlamaForCausalLM.from_pretrained(folder)
-    restored = as_recorded(latent, folder, open_tensors(folder / "model.safetensors"), ())
+    restored = as_recorded(latent, folder, lambda: open_tensors(folder / "model.safetensors"), ())
     tokens = torch.arange(32).view(1, 32)
     with torch.no_grad():
         expected = network.eval()(tokens).logits
@@ -161,17 +162,16 @@ def test_a_checkpoint_of_the_ramp_says_so(tmp_path, blocks):
     trainer.train()
     folder = tmp_path / "checkpoint-2"
     latent = LlamaForCausalLM.from_pretrained(folder)
-    restored = as_recorded(latent, folder, open_tensors(folder / "model.safetensors"), ())
+    restored = as_recorded(latent, folder, lambda: open_tensors(folder / "model.safetensors"), ())
     with pytest.raises(UsageError, match="on the ramp"):
         convert(restored)
 
 
 def test_a_checkpoint_without_what_was_learned_is_refused(tmp_path):
     network = hybridkit.prepare_qat(tiny_llama(), quantizer="ternary-learned")
-    network.save_pretrained(tmp_path)
-    hybridkit.quant.recorded.write_record(network, tmp_path)
+    save_pretrained(network, tmp_path)
     with pytest.raises(FileError, match=r"lack .*quantizer_parameters"):
-        as_recorded(tiny_llama(), tmp_path, {}, ())
+        as_recorded(tiny_llama(), tmp_path, dict, ())
 
 
 def test_plain_quantised_training_with_the_trainers_own_optimizer(tmp_path, blocks):
