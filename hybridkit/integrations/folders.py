@@ -14,7 +14,7 @@ from hybridkit.quant.recorded import write_record
 
 
 def save_pretrained(network: Any, folder: str | os.PathLike[str], **how: Any) -> None:
-    """`network.save_pretrained(folder, **how)`, and beside the weights hybridkit.json: how they are quantised."""
+    """`network.save_pretrained(folder, **how)`, and beside the weights how they are quantised."""
     with tied_steps(network):
         network.save_pretrained(folder, **how)
     write_record(network, folder)

@@ -32,8 +32,9 @@ SUFFIX = ".hybridkit"
 
 
 class HybridCallback(Callback):  # type: ignore[misc]
-    """Observes the loss for a HybridOptimizer, sets the ramp, and writes the quantised network beside checkpoints.
+    """Observes the loss for a HybridOptimizer, sets the ramp, writes the network beside checkpoints.
 
+    For networks with fake-quantised layers or without, with a HybridOptimizer or another optimizer.
     The loss is what Lightning differentiates, its mean over accumulated batches and over processes. Beside
     NAME.ckpt, which is a pickle, lies a folder NAME.hybridkit with the network's weights as safetensors and
     hybridkit.json; what has `save_pretrained` is written by it.
@@ -62,7 +63,9 @@ class HybridCallback(Callback):  # type: ignore[misc]
         name = _attribute(pl_module) if self.network is None else self.network
         self._quantization = Quantization(pl_module.get_submodule(name), self.ramp)
         inner = trainer.strategy.checkpoint_io
-        trainer.strategy.checkpoint_io = _Beside(inner, self._quantization.network, f"{name}." if name else "")
+        trainer.strategy.checkpoint_io = _Beside(
+            inner, self._quantization.network, f"{name}." if name else ""
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the optimizer, and tell it how long the run is."""
@@ -130,8 +133,8 @@ def _write(network: Any, state: Mapping[str, Tensor], folder: Path) -> None:
         if hasattr(network, "save_pretrained"):
             save_pretrained(network, unfinished, state_dict=dict(state))
         else:
-            names = {(state[n].data_ptr(), state[n].shape): n for n in reversed(state)}  # what is tied once
-            stored = {name: state[name].contiguous() for name in names.values()}
+            once = {(t.data_ptr(), t.shape): name for name, t in state.items()}  # what is tied
+            stored = {name: state[name].contiguous() for name in once.values()}
             save_file(stored, unfinished / "model.safetensors")
             write_record(network, unfinished)
         remove(folder)

@@ -32,32 +32,34 @@ def check_schedule(optimizer: HybridOptimizer | None, remedy: str) -> None:
 
     To be called where the trainer has a schedule; `remedy` says how it is taken out.
     """
+    name = type(optimizer.controller).__name__ if optimizer is not None else ""
     if optimizer is not None and isinstance(optimizer.controller, _PLANNED):
         raise UsageError(
-            f"two schedules would multiply: the trainer's, and the one of {type(optimizer.controller).__name__}; "
+            f"two schedules would multiply: the trainer's, and the one of {name}; "
             f"{remedy}, or make the optimizer with lr_controller=None"
         )
 
 
 def agree_on_length(optimizer: HybridOptimizer | None, done: int, steps: float) -> None:
-    """Make the plan of an optimizer that was told no length `steps` long; UsageError where it was another one.
+    """Make the plan of an optimizer that was told no length `steps` long.
 
     done: steps that the trainer has taken; the optimizer may have taken fewer, where gradient scaling skipped
-    some, and not more. `steps` is infinite, or below 1, where the trainer does not know it.
+    some. `steps` is infinite, or below 1, where the trainer does not know it. Raises UsageError for an
+    optimizer that has taken more steps, or plans another number of them.
     """
     if optimizer is None:
         return
     if optimizer.step_number > done:
         raise UsageError(
-            f"the optimizer has taken {optimizer.step_number} steps and the trainer {done}; make a new one for "
-            "each run"
+            f"the optimizer has taken {optimizer.step_number} steps and the trainer {done}; make a new one "
+            "for each run"
         )
     if not _known(steps):
         return
     if optimizer.max_steps not in (0, steps):
         raise UsageError(
-            f"the optimizer plans {optimizer.max_steps} steps and the trainer takes {steps:g}; leave max_steps "
-            "out of hybrid_optimizer, then it is the trainer's"
+            f"the optimizer plans {optimizer.max_steps} steps and the trainer takes {steps:g}; leave "
+            "max_steps out of hybrid_optimizer, then it is the trainer's"
         )
     optimizer.max_steps = int(steps)
 

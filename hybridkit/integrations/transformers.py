@@ -24,7 +24,7 @@ from hybridkit.quant.recorded import write_record
 
 
 class HybridCallback(TrainerCallback):  # type: ignore[misc]
-    """Observes the loss for a HybridOptimizer, sets the ramp, and records in checkpoints how they are quantised.
+    """Observes the loss for a HybridOptimizer, sets the ramp, notes in checkpoints how they are quantised.
 
     The loss is what `trainer.training_step` returns: what is differentiated, label smoothing and a loss
     function of the user's included, summed over the batches of a step, its mean over the processes. Works

@@ -164,7 +164,8 @@ class HybridOptimizer(Optimizer):
         """Tell the loss of the coming step; nothing is synchronised.
 
         Several calls before one step (gradient accumulation, a step that gradient scaling skipped) are
-        averaged, and a closure's loss is then left out. `cluster_id` is the batch's data cluster (-1: mixed), `histogram` its share per cluster.
+        averaged, and a closure's loss is then left out. `cluster_id` is the batch's data cluster (-1: mixed),
+        `histogram` its share per cluster.
         """
         self._observed.add(loss, cluster_id, histogram)
 

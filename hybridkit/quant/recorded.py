@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from torch import nn
 
-from hybridkit.errors import FileError
+from hybridkit.errors import FileError, UsageError
 from hybridkit.packing.atomic import atomic_file
 from hybridkit.quant.config import FP32, QuantConfig, QuantizerSpec
 from hybridkit.quant.layers import qat_layers, set_ramp
@@ -50,7 +50,10 @@ class Recorded:
 
         Learned steps start from its weights. Raises FileError where the layers are not those of the record.
         """
-        prepare_qat_(network, self._config_for(network))
+        try:
+            prepare_qat_(network, self._config_for(network))
+        except UsageError as error:
+            raise FileError(f"{RECORD} does not fit; is it the same network? ({error})") from None
         if (found := Recorded.of(network)) is None or found.layers != self.layers:
             raise FileError(f"{RECORD} tells of other layers than this network's; is it the same network?")
         set_ramp(network, self.ramp)
@@ -116,7 +119,7 @@ def read_record(folder: str | os.PathLike[str]) -> Recorded | None:
     layers, ramp = document.get("layers"), document.get("ramp")
     if not isinstance(layers, dict) or not all(isinstance(name, str) for name in layers.values()):
         raise FileError(f"{path} is damaged: its layers are no table of quantizers")
-    if type(ramp) not in (int, float) or not 0 <= ramp <= 1:
+    if not isinstance(ramp, int | float) or isinstance(ramp, bool) or not 0 <= ramp <= 1:
         raise FileError(f"{path} is damaged: a ramp goes from 0 to 1")
     try:
         return Recorded(QuantConfig.from_json(document.get("quantization")), layers, float(ramp))

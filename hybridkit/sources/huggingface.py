@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class PretrainedNetwork(Source):
     """A pretrained network: `hf:FOLDER`, `hf:OWNER/NAME`, a folder with a config.json, or NAME.gguf.
 
-    The network is the one that the configuration names; a hybridkit.json beside it says how it was quantised as
-    it trained in another project's loop. Its own code runs under --trust-remote-code alone.
+    The network is the one that the configuration names; a hybridkit.json beside it says how it was quantised
+    as it trained in another project's loop. Its own code runs under --trust-remote-code alone.
     """
 
     def matches(self, text: str) -> bool:
@@ -45,7 +45,9 @@ class PretrainedNetwork(Source):
         found = self._found
         with torch.random.fork_rng(devices=[]):
             network = found.network()
-        return as_recorded(network, found.folder, partial(open_checkpoint, found.folder, self.text), self.code)
+        return as_recorded(
+            network, found.folder, partial(open_checkpoint, found.folder, self.text), self.code
+        )
 
     def streamed(self) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
         if recorded_in(self._found.folder, self.code):

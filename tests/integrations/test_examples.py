@@ -1,4 +1,4 @@
-"""The examples of docs/integrations.md: each trains ternary weights on real text, and its checkpoint packs."""
+"""The examples of docs/integrations.md train ternary weights on real text, and their checkpoints pack."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
 @pytest.fixture
 def example(tmp_path, monkeypatch):
     """Runs an example of the page in a folder of its own and gives its variables."""
-    for name, code in re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL):
+    for name, code in re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL):
         (tmp_path / name).write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -1,13 +1,10 @@
-"""The Trainer of transformers with the callback: what is observed, what is refused, what is saved, resumed."""
+"""The Trainer of transformers with the callback: what is observed, refused, saved and resumed."""
 
 from __future__ import annotations
 
-import itertools
-from pathlib import Path
-
 import pytest
 import torch
-from conftest import tiny_llama
+from tiny_llama import tiny_llama
 from torch import nn
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -104,7 +101,13 @@ def test_the_ramp_goes_by_the_trainers_steps(tmp_path, blocks):
 
 @pytest.mark.parametrize("quantizer", ["ternary-absmean", "ternary-learned"])
 def test_a_run_that_was_resumed_has_the_losses_of_one_that_did_not_stop(tmp_path, blocks, quantizer):
-    how = {"save_strategy": "steps", "save_steps": 3, "max_steps": 7, "gradient_accumulation_steps": 2, "seed": 5}
+    how = {
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "max_steps": 7,
+        "gradient_accumulation_steps": 2,
+        "seed": 5,
+    }
 
     def fresh() -> Trainer:
         network = hybridkit.prepare_qat(tiny_llama(attention_dropout=0.1), quantizer=quantizer)
