@@ -247,7 +247,9 @@ class Pretrained:
             for name in getattr(config, "architectures", None) or ():
                 if isinstance(found := getattr(transformers, str(name), None), type):
                     return found
-            return transformers.AutoModel
+            causal, masked = transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM
+            decodes = type(config) in causal._model_mapping and type(config) not in masked._model_mapping
+            return causal if self.gguf and decodes else transformers.AutoModel  # a GGUF file names no class
 
     def _judge(self, network: Any, missing: Any, misfits: list[str]) -> None:
         """Raise FileError for weights of the body that are absent or misshapen; name those that are drawn."""

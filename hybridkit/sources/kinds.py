@@ -80,11 +80,15 @@ class PackedFile(Source):
 
     @cached_property
     def assets(self) -> Assets | None:
-        from hybridkit.pretrained.assets import assets_in, beside
+        from hybridkit.pretrained import is_pretrained, open_pretrained
+        from hybridkit.pretrained.assets import assets_in, assets_of, beside
 
         said, path = self.metadata.get("assets"), Path(self.text)
         if not isinstance(said, Mapping):
             return None
+        if self.code.model and is_pretrained(self.code.model):  # in place of what was lost
+            found = open_pretrained(self.code.model, trust_remote_code=self.code.remote)
+            return assets_of(found, self.network)
         in_run = path.with_name("assets")
         folder = in_run if not beside(path).is_dir() and in_run.is_dir() else beside(path)
         return assets_in(folder, str(said.get("sha256")))
@@ -98,19 +102,15 @@ class PackedFile(Source):
     @property
     def _pretrained(self) -> Callable[[], nn.Module] | None:
         """What makes the network that the assets describe: the task that the file names, if it names one."""
-        if self.code.model or self.code.task or self.assets is None:
+        if self.code.model or self.assets is None:
             return None
         from hybridkit.pretrained import open_pretrained
         from hybridkit.tasks.resolve import make_model
-        from hybridkit.training.config import TrainConfig
-        from hybridkit.training.network import configured_task
 
-        assert self.assets.folder is not None
         place = str(self.assets.folder)
         if (task := self._said("task")) is None:
             return open_pretrained(place, trust_remote_code=self.code.remote).network
-        config = {"task": task, "model": place, "trust_remote_code": self.code.remote}
-        return partial(make_model, configured_task(TrainConfig.from_json(config)), place)
+        return partial(make_model, self._made(task), place)
 
     def streamed(self) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
         raise UsageError(f"{self.text} is packed already; hybridkit export --from takes it")
@@ -123,11 +123,18 @@ class PackedFile(Source):
 
     @cached_property
     def task(self) -> Task | None:
-        from hybridkit.tasks.resolve import make_task
+        # its data are elsewhere, where the file is one of a pretrained network
+        name = self.code.task if self.metadata.get("assets") else self._said("task")
+        return self._made(name) if name else None
 
-        # whose data are elsewhere, where the file is one of a pretrained network
-        name = self.code.task if self.assets else self._said("task")
-        return make_task(name) if name else None
+    def _made(self, task: str) -> Task:
+        from hybridkit.training.config import TrainConfig
+        from hybridkit.training.network import configured_task
+
+        config: dict[str, Any] = {"task": task, "trust_remote_code": self.code.remote}
+        if self.metadata.get("assets") and not self.code.model and self.assets:
+            config["model"] = str(self.assets.folder)
+        return configured_task(TrainConfig.from_json(config))
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
@@ -294,7 +301,9 @@ def _maker(source: Source, model: str | None) -> Callable[[], nn.Module] | None:
     from hybridkit.registry import import_target
     from hybridkit.tasks.resolve import import_model, make_model
 
-    if model == source.code.model and model and is_pretrained(model):
+    if model and is_pretrained(model):
+        if model != source.code.model:
+            raise UsageError(f"{source.text} is of {model}, and its assets are lost; say --model {model}")
         return open_pretrained(model, trust_remote_code=source.code.remote).fresh
     if model and ":" in model:
         import_target(model)
