@@ -74,6 +74,11 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
         "run": ("sources.kinds:RunFolder", "a run, or one of its checkpoints"),
         "module": ("sources.kinds:Module", "a network of one's own, package.module:attribute"),
     },
+    "metric_sink": {
+        "tensorboard": ("sinks.tensorboard:TensorBoard", "event files in the run folder"),
+        "wandb": ("sinks.wandb:WandB", "Weights & Biases, online or offline"),
+        "mlflow": ("sinks.mlflow:MLflow", "MLflow's tracking server, database or folder"),
+    },
 }
 
 

@@ -3,6 +3,8 @@
 runs/digits-20260131-120000-s0/
   config.json            resolved configuration, environment, where the data came from
   metrics.jsonl          what was logged
+  history.jsonl          what happened: starts, interruptions, warnings
+  sinks/                 what metric sinks keep
   checkpoints/           see checkpoint.py
   model.hk.safetensors   the packed model, once a quantised run has ended
 """
@@ -78,6 +80,16 @@ class Run:
     def metrics_path(self) -> Path:
         """The log."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def history_path(self) -> Path:
+        """What happened."""
+        return self.path / "history.jsonl"
+
+    @property
+    def sinks(self) -> Path:
+        """The folder of what metric sinks keep."""
+        return self.path / "sinks"
 
     @property
     def checkpoints(self) -> Path:
