@@ -77,7 +77,7 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
     "metric_sink": {
         "tensorboard": ("sinks.tensorboard:TensorBoard", "event files in the run folder"),
         "wandb": ("sinks.wandb:WandB", "Weights & Biases, online or offline"),
-        "mlflow": ("sinks.mlflow:MLflow", "MLflow's tracking server, database or folder"),
+        "mlflow": ("sinks.mlflow:MLflow", "a run on MLflow's tracking server or in its database"),
     },
 }
 

@@ -45,10 +45,8 @@ Settings = dict[Kind, dict[str, Any]]
 
 _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _CONFIG_TABLES = "hybridkit.config_tables"
-_NAME_OPTION = {
-    "exporter": "target",
-    "metric_sink": "sink",
-}  # the option that names a strategy, where it is not its kind
+# The option that names a strategy, where it is not its kind.
+_NAME_OPTION = {"exporter": "target", "metric_sink": "sink"}
 
 
 def left_alone_lines(layers: Sequence[LeftAlone]) -> list[str]:

@@ -31,7 +31,7 @@ class MLflow:
     class Options:
         """Options of `mlflow`."""
 
-        tracking_uri: str = option("", "server, database or folder (MLFLOW_TRACKING_URI, else MLflow's own)")
+        tracking_uri: str = option("", "server or database (MLFLOW_TRACKING_URI, else MLflow's own)")
         experiment: str = option("hybridkit", "the experiment there, made if there is none")
 
     def __init__(self, options: Options | None = None) -> None:
@@ -98,7 +98,6 @@ class MLflow:
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in table.items():
-        found |= (
-            _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-        )
+        path = f"{prefix}{name}"
+        found |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
     return found

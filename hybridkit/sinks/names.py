@@ -25,8 +25,8 @@ def sink_options(names: Sequence[str], settings: Mapping[str, Any]) -> Options:
     """The options of each sink, from settings `NAME.OPTION`; `OPTION` alone where there is one sink.
 
     A table under a sink's name, as config files have it, is a setting for each of its entries. Sinks without
-    one are left out. Raises UsageError for an unknown sink, an option that it does not have, a value that does
-    not fit, or a setting for a sink that was not asked for.
+    one are left out. Raises UsageError for an unknown sink, an option that it does not have, a value that
+    does not fit, or a setting for a sink that was not asked for.
     """
     options: Options = {}
     by_setting = {_setting(name): name for name in names}

@@ -21,6 +21,7 @@ from hybridkit.tasks.supervised import SupervisedTask, accuracy
 
 VALIDATION, TEST = 5, 5  # percent of the bytes, taken from the end of the text
 PROMPT, WRITTEN = 64, 64  # bytes of a sample
+MARK = "\N{BLACK RIGHT-POINTING TRIANGLE}"  # between what the model was given and what it wrote
 
 
 class Text(SupervisedTask):
@@ -71,8 +72,8 @@ class Text(SupervisedTask):
         prompt = window[: min(PROMPT, len(window))]
         device = next(model.parameters()).device
         tokens = continued(model, prompt.long().to(device)[None], WRITTEN, self.options.sequence_length)
-        told, added = bytes(prompt.tolist()), bytes(tokens[0, len(prompt) :].tolist())
-        return f"{told.decode(errors='replace')}\N{BLACK RIGHT-POINTING TRIANGLE}{added.decode(errors='replace')}"
+        parts = tokens[0, : len(prompt)], tokens[0, len(prompt) :]
+        return MARK.join(bytes(part.tolist()).decode(errors="replace") for part in parts)
 
     def provenance(self) -> dict[str, Any]:
         """What every supervised task records, and the number of files and the window length."""

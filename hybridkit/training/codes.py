@@ -21,7 +21,7 @@ Codes = dict[str, Tensor]  # int8 [N, K] by layer; one byte per quantised weight
 
 
 def observable_layers(model: nn.Module) -> dict[str, QATLayer]:
-    """The quantised layers whose weights are whole in this process; none where they are sharded over ranks."""
+    """The quantised layers whose weights are whole in this process; none where ranks hold shards."""
     layers = qat_layers(model)
     return {} if any(hasattr(layer.weight, "full_tensor") for layer in layers.values()) else layers
 
