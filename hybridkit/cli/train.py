@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 # What can be given with --resume, besides code that the run's configuration names.
 _WITH_RESUME = frozenset(
-    ("epochs", "max_steps", "threads", "sink", "run_dir", "resume", "from_")
-    + ("save_metrics", "metrics_out", "json")
+    (
+        *("epochs", "max_steps", "threads", "sink", "run_dir", "resume", "from_"),
+        *("save_metrics", "metrics_out", "json"),
+    )
 )
 
 

@@ -92,8 +92,9 @@ def resume(
     bit for bit; a difference is reported as a warning. `epochs` or `max_steps` move the end, `sink` replaces
     the metric sinks. `trusted`: see `Run.config`. Raises as `train` does.
     """
-    recorded = run.config(trusted)
+    recorded = run.recorded()
     config = with_sinks(with_end(recorded, epochs, max_steps), sink)
+    run.check(config, trusted)
     if threads is not None:
         config = dataclasses.replace(config, threads=threads)
     checkpoint = run.checkpoint(step)

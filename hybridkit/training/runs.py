@@ -125,8 +125,12 @@ class Run:
         package.module:attribute, that text must be in `trusted`, or UsageError says which flag repeats it.
         """
         config = self.recorded()
-        check_named(named_targets(config), trusted, f"{self.path}: the run's")
+        self.check(config, trusted)
         return config
+
+    def check(self, config: TrainConfig, trusted: Container[str]) -> None:
+        """Raise UsageError where `config`, out of this run's file, names code that is not in `trusted`."""
+        check_named(named_targets(config), trusted, f"{self.path}: the run's")
 
     def amend(self, config: TrainConfig) -> None:
         """Record a changed configuration, as a resumed run with another end has."""
