@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from hybridkit.cli._shared import JsonOption, emit_json
-from hybridkit.errors import FileError
 
 
 def command(
@@ -39,11 +38,8 @@ def command(
         from hybridkit.packing.atomic import atomic_file
         from hybridkit.report.page import page
 
-        try:
-            with atomic_file(path) as file:
-                file.write(page(report).encode())
-        except OSError as error:
-            raise FileError(f"{path}: the page cannot be written ({error.strerror or error})") from None
+        with atomic_file(path) as file:
+            file.write(page(report).encode())
     if json:
         from dataclasses import asdict
 

@@ -80,7 +80,7 @@ def _layers(report: Report) -> str:
     return _section(
         f"Layers after step {report.layer_steps[-1]:,}",
         "<p class='soft'>Share of weights with the code zero; squared relative error of the packed weights "
-        f"against the latent ones. Small lines: each layer over the evaluations of steps {steps}, each in its "
+        f"against the latent ones. Small lines: the evaluations of steps {steps}, each line in its "
         f"own scale.</p><div class='scroll'><table class='layers'>{_table_head(heads)}{rows}</table></div>",
     )
 
@@ -174,9 +174,9 @@ def _bullets(sentences: Iterable[str]) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
-    )
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
 
 
 def _spaced(name: str) -> str:
