@@ -96,7 +96,7 @@ class Memory:
             import torch
 
             self._next = now + self.EVERY
-            if torch.cuda.is_initialized():
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 self._text = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB CUDA"
             else:
                 self._text = f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB"
