@@ -78,6 +78,11 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
         "run": ("sources.kinds:RunFolder", "a run, or one of its checkpoints"),
         "module": ("sources.kinds:Module", "a network of one's own, package.module:attribute"),
     },
+    "metric_sink": {
+        "tensorboard": ("sinks.tensorboard:TensorBoard", "event files in the run folder"),
+        "wandb": ("sinks.wandb:WandB", "Weights & Biases, online or offline"),
+        "mlflow": ("sinks.mlflow:MLflow", "a run on MLflow's tracking server or in its database"),
+    },
 }
 
 

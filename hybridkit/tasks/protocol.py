@@ -36,7 +36,9 @@ class Task(Protocol):
 
     A task may also have `forward(model, batch) -> output`, where the model is not simply called with
     `inputs`, and `collate(samples) -> batch`, where samples of a dataset differ in length, so that torch's
-    default cannot put them together.
+    default cannot put them together. A language model's task may have `sample(model) -> str`: text that the
+    model writes, such as its greedy continuation of a validation prompt. It is called at every evaluation, in
+    evaluation mode without gradients, on the model's device, and logged; it should take less time than that.
     """
 
     name: str

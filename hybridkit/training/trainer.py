@@ -49,6 +49,7 @@ from hybridkit.training.objective import Objective
 from hybridkit.training.progress import Progress
 from hybridkit.training.schema import RandomStates, RunState, rehearse
 from hybridkit.training.weights import load_weights
+from hybridkit.training.workload import workload
 
 Part = Literal["train", "validation", "test"]
 
@@ -148,6 +149,7 @@ class Trainer:
         except NotFiniteError:
             raise DivergedError(f"the gradient is not finite {where}") from None
         values = {**self._last_step(), "loss": value, "cluster_id": fed.cluster_id}
+        values |= workload(self.task, fed.batch)
         self.progress.count(values, first_of_epoch=self.progress.step % self.feed.steps_per_epoch == 0)
         return {"epoch": self.epoch, **values, "seconds": time.perf_counter() - started}
 
