@@ -14,19 +14,21 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hybridkit.exporting.subject import Subject
+    from hybridkit.pretrained.examples import Examples
     from hybridkit.sources.protocol import Source
 
 # Example sizes of dimensions given by name alone: few samples, but no shorter than a convolution's reach.
 _BATCH_EXAMPLE: Final = 2
 _OTHER_EXAMPLE: Final = 32
 _RANDOM_SAMPLES: Final = 16  # to verify on where there is no data
+_SHORT: Final = 5  # tokens
 _DIMENSION: Final = re.compile(
     r"(?P<label>[A-Za-z_]\w*)(=(?P<size>0*[1-9]\d*))?|(?P<number>0*[1-9]\d*)", re.ASCII
 )
 
 
 def described(source: Source, model: str | None, inputs: Sequence[str]) -> Subject:
-    """The inputs of a source's network: those of --input where there are any, else its task's.
+    """The inputs of a source's network: those of --input where there are any, else its task's, or its own.
 
     Raises UsageError where neither says them, or --input contradicts the task of the source.
     """
@@ -38,12 +40,25 @@ def described(source: Source, model: str | None, inputs: Sequence[str]) -> Subje
             "--task takes, its task says"
         )
     network, task = source.network, source.task
+    if task is None and source.examples is not None:
+        return _of_examples(source.examples)
     if task is None:
         raise UsageError(f"{source.text}: say the inputs of {type(network).__name__} with --input NAME:SHAPE")
 
     from hybridkit.exporting.subject import subject_of
 
     return subject_of(task)
+
+
+def _of_examples(examples: Examples) -> Subject:
+    """Random inputs, verified on long sentences and on short ones."""
+    from hybridkit.exporting import Validation
+    from hybridkit.exporting.subject import EXAMPLES, Subject
+
+    traced = examples.draw(EXAMPLES)
+    batches = [examples.draw(_RANDOM_SAMPLES, seed=1), examples.draw(3, _SHORT, seed=2)]
+    axes = [examples.axes[name] for name in traced]
+    return Subject(traced, list(traced), axes, Validation(batches=batches))
 
 
 def parse_input(text: str) -> tuple[str, torch.dtype | None, list[int], dict[int, str]]:

@@ -56,6 +56,22 @@ def left_alone_lines(layers: Sequence[LeftAlone]) -> list[str]:
     return [f"{a:<{name}}  {b:>{shape}}  {c}" for a, b, c in rows] if layers else []
 
 
+def assets_fields(product: Path) -> dict[str, Any]:
+    """What a JSON document says of the assets beside a product; nothing where there are none."""
+    from hybridkit.pretrained.assets import beside, size_of
+
+    size = size_of(product)
+    return {"assets": {"path": beside(product), "bytes": size}} if size else {}
+
+
+def assets_lines(product: Path, file_bytes: int) -> list[str]:
+    """The line about the assets beside a product of `file_bytes`, and an end of line; none without them."""
+    if not (found := assets_fields(product)):
+        return []
+    size, path = found["assets"]["bytes"], found["assets"]["path"]
+    return [f"Assets: {path} ({size:,} bytes); everything included {file_bytes + size:,} bytes", ""]
+
+
 def _printable(text: str) -> str:
     """`text`, which may come out of a file, without what would move a terminal's cursor."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
@@ -190,6 +206,16 @@ JsonOption = Annotated[
         "--json",
         help="Print one JSON document on stdout and everything else on stderr.",
         rich_help_panel="Configuration",
+    ),
+]
+
+
+RemoteOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run code that lies in a pretrained network's own folder.",
+        rich_help_panel="Code that a file names",
     ),
 ]
 

@@ -10,7 +10,10 @@ import typer
 from hybridkit.cli._shared import (
     ConfigOption,
     JsonOption,
+    RemoteOption,
     SetOption,
+    assets_fields,
+    assets_lines,
     emit_json,
     left_alone_lines,
     strategy_options,
@@ -32,8 +35,8 @@ def command(
         typer.Option(
             "--from",
             metavar="SOURCE",
-            help="A run, a checkpoint, a packed model, a .safetensors file or package.module:attr "
-            "(default: the newest run).",
+            help="A run, a checkpoint, a packed model, a pretrained network (hf:OWNER/NAME, a Hugging Face "
+            "folder or a .gguf file), a .safetensors file or package.module:attr (default: the newest run).",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -69,6 +72,7 @@ def command(
         str | None,
         typer.Option(metavar="NAME", help="Likewise for the run's quantizer.", rich_help_panel=WHAT),
     ] = None,
+    trust_remote_code: RemoteOption = False,
     target: Annotated[
         str | None,
         typer.Option(
@@ -100,31 +104,37 @@ def command(
 
     from hybridkit.cli._export_inputs import described
     from hybridkit.exporting import export, target_for
+    from hybridkit.pretrained.assets import travelling
 
     chosen = target or target_for(output)
     text = from_ or (model if model and input_ else None) or _newest_run()
-    source = open_source(text, Code(task, model, also=(quantizer,)), options.get("source"))
+    source = open_source(
+        text, Code(task, model, (quantizer,), remote=trust_remote_code), options.get("source")
+    )
     subject = described(source, model, input_ or ())
     metadata = {name: value for name, value in source.metadata.items() if not (input_ and name == "inputs")}
-    report = export(
-        source.network,
-        source.packed,
-        output,
-        example_inputs=subject.example_inputs,
-        input_names=subject.input_names,
-        dynamic_axes=subject.dynamic_axes,
-        target=chosen,
-        opset=opset,
-        validation=subject.validation,
-        verify=verify,
-        metadata=metadata,
-        options=options.get("exporter"),
-    )
+    with travelling(source.assets, output) as assets:
+        report = export(
+            source.network,
+            source.packed,
+            output,
+            example_inputs=subject.example_inputs,
+            input_names=subject.input_names,
+            dynamic_axes=subject.dynamic_axes,
+            target=chosen,
+            opset=opset,
+            validation=subject.validation,
+            verify=verify,
+            metadata=metadata | assets,
+            options=options.get("exporter"),
+        )
     spared = _left_alone(source)
     if json:
-        emit_json("export", {"report": report, "ratio": report.ratio, "left_alone": spared})
+        document = {"report": report, "ratio": report.ratio, "left_alone": spared}
+        emit_json("export", document | assets_fields(output))
     else:
         _print(report)
+        print(*assets_lines(output, report.file_bytes), sep="\n", end="")
         print(*left_alone_lines(spared), sep="\n", end="\n" if spared else "")
 
 

@@ -12,7 +12,10 @@ import typer
 from hybridkit.cli._shared import (
     ConfigOption,
     JsonOption,
+    RemoteOption,
     SetOption,
+    assets_fields,
+    assets_lines,
     console,
     emit_json,
     left_alone_lines,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 HOW, FILE, CODE, ONNX = "How", "The file", "Code that a file names", "ONNX files"
 DEFAULT_OUTPUT = Path("model.hk.safetensors")
+CALIBRATION = 8  # random samples where a pretrained network says its inputs itself
 
 
 def command(
@@ -39,8 +43,9 @@ def command(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A run, one checkpoint of it, a .safetensors file or its .index.json (with --model), "
-            "package.module:attr, or an .onnx file.",
+            help="A run, one checkpoint of it, a pretrained network (hf:OWNER/NAME, a Hugging Face folder, a "
+            ".gguf file), a .safetensors file or its .index.json (with --model), package.module:attr, or an "
+            ".onnx file.",
         ),
     ],
     output: Annotated[
@@ -127,6 +132,7 @@ def command(
             rich_help_panel=CODE,
         ),
     ] = None,
+    trust_remote_code: RemoteOption = False,
     include: Annotated[
         list[str] | None,
         typer.Option(
@@ -168,7 +174,9 @@ def command(
     """
     options = strategy_options(ctx, set_)
     of_onnx = _said(include=include, exclude=exclude, max_error=max_error, more_bits=more_bits, inputs=inputs)
-    found = open_source(source, Code(task, model, also=(quantizer,)), options.get("source"))
+    found = open_source(
+        source, Code(task, model, (quantizer,), remote=trust_remote_code), options.get("source")
+    )
     if found.onnx is not None:
         from hybridkit.cli import _quantize_onnx
 
@@ -186,7 +194,9 @@ def command(
     from hybridkit.quant.layers import qat_layers
     from hybridkit.quant.post_training import AFTERWARDS, quantize_to_file
 
-    network, weights = found.streamed()
+    # what weighs the errors of layers, where the source itself says it
+    examples = found.examples.draw(CALIBRATION) if target_bits and found.examples else None
+    network, weights = found.streamed() if examples is None else (found.network, None)
     flags: dict[str, Any] = {
         "quantizer": quantizer,
         "options": options.get("quantizer"),
@@ -202,22 +212,28 @@ def command(
         _reject_idle(source, given)
     given["overrides"] = _overrides(given.pop("layer", []))
     how = config_from(None, AFTERWARDS, **given)
-    report = quantize_to_file(
-        network,
-        output,
-        how,
-        metadata={name: value for name, value in found.metadata.items() if name != "metrics"},  # of before
-        codec=codec,
-        float_dtype=float_dtype,
-        compress=compress,
-        weights=weights,
-        example_inputs=_example_inputs(found.task) if weights is None else None,
-    )
+    from hybridkit.pretrained.assets import travelling
+
+    with travelling(found.assets, output) as assets:
+        metadata = {name: value for name, value in found.metadata.items() if name != "metrics"}  # of before
+        report = quantize_to_file(
+            network,
+            output,
+            how,
+            metadata=metadata | assets,
+            codec=codec,
+            float_dtype=float_dtype,
+            compress=compress,
+            weights=weights,
+            example_inputs=examples or (_example_inputs(found.task) if weights is None else None),
+        )
     if json:
         document = {"layers": report.layers, "left_alone": report.left_alone}
-        emit_json("quantize", {"path": output, "sizes": _size_fields(report.sizes), **document})
+        sizes = _size_fields(report.sizes)
+        emit_json("quantize", {"path": output, "sizes": sizes, **document, **assets_fields(output)})
     else:
         _print(output, report)
+        print(*assets_lines(output, report.sizes.file_bytes), sep="\n", end="")
 
 
 def _example_inputs(task: Task | None) -> Sequence[Tensor] | Mapping[str, Tensor] | None:

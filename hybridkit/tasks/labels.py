@@ -65,7 +65,10 @@ class Labels:
 
 
 def with_head(found: Pretrained, head: Head, names: Sequence[str]) -> Any:
-    """The network of `found` with a head for the classes `names`: its own where that has as many outputs."""
+    """The network of `found` with a head for the classes `names`: its own where that has as many outputs.
+
+    A new one is drawn from the global generator.
+    """
     config = found.config
     named: dict[str, Any] = {
         "id2label": dict(enumerate(names)),
@@ -80,10 +83,13 @@ def with_head(found: Pretrained, head: Head, names: Sequence[str]) -> Any:
         if all(str(name).startswith("LABEL_") for name in config.id2label.values()):
             return found.network(head, **named)
         return found.network(head)
-    listed = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-    had = f"its own knows {config.num_labels}" if trained else "it has none"
-    say(f"{found.text}: a new head for {len(names)} classes ({listed}); {had}")
-    return found.network(head, ignore_mismatched_sizes=True, **named)
+    if trained:
+        listed = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+        say(
+            f"{found.text}: its head knows {config.num_labels} classes, the data have {len(names)} ({listed}): "
+            "it gets a new one"
+        )
+    return found.network(head, **named)
 
 
 class Confusion:

@@ -109,6 +109,8 @@ class ImageClassification(PretrainedTask):
         return Splits(rows["train"], rows["validation"], rows["test"])
 
     def _network(self, found: Pretrained) -> Any:
+        if not found.has_weights:  # what belongs to a network that had its head
+            return found.network("image-classification")
         return with_head(found, "image-classification", self.labels.names)
 
     @cached_property

@@ -40,7 +40,7 @@ def configured_task(config: TrainConfig) -> Task:
         options["data_dir"] = config.data_dir
     if takes_pretrained(config.task):
         options |= {"model": config.model or ""}
-        options |= {"trust_remote_code": getattr(config, "trust_remote_code", False)}
+        options |= {"trust_remote_code": config.trust_remote_code}
     return make_task(config.task, options)
 
 
@@ -53,9 +53,7 @@ def takes_pretrained(task: str) -> bool:
 def check_teacher_given(config: TrainConfig, task: Task) -> None:
     """Raise UsageError where nothing would be learned: the task's loss says nothing, and no teacher does."""
     if config.teacher is None and getattr(task, "needs_teacher", False):
-        raise UsageError(
-            f"task {config.task}: the data have no labels to learn from: say --teacher NETWORK"
-        )
+        raise UsageError(f"task {config.task}: the data have no labels to learn from: say --teacher NETWORK")
 
 
 def model_name(config: TrainConfig, task: Task) -> str:

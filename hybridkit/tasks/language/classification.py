@@ -49,6 +49,8 @@ class TextClassification(SentenceTask):
         return Splits(rows["train"], rows["validation"].longest_first, rows["test"].longest_first)
 
     def _network(self, found: Pretrained) -> Any:
+        if not found.has_weights:  # what belongs to a network that had its head
+            return self._prepared(found, found.network("text-classification"))
         return self._prepared(found, with_head(found, "text-classification", self.labels.names))
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

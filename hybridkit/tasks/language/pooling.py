@@ -30,7 +30,6 @@ class SentenceEncoder(nn.Module):
         super().__init__()
         self.encoder: Any = encoder
         self.pooling, self.normalize = pooling, normalize
-        self.config = encoder.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """`embedding`, float [batch, hidden], of tokens int64 [batch, sequence]."""
