@@ -86,8 +86,8 @@ def with_head(found: Pretrained, head: Head, names: Sequence[str]) -> Any:
     if trained:
         listed = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
         say(
-            f"{found.text}: its head knows {config.num_labels} classes, the data have {len(names)} ({listed}): "
-            "it gets a new one"
+            f"{found.text}: its head knows {config.num_labels} classes, the data have {len(names)} "
+            f"({listed}): it gets a new one"
         )
     return found.network(head, **named)
 
