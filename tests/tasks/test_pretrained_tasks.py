@@ -21,7 +21,7 @@ from hybridkit.testing import TaskContract
 from hybridkit.training.config import resolve
 from hybridkit.training.network import configured_task
 
-WORDS = "import def return class data batch tensor with None self from list".split()
+WORDS = ["import", "def", "return", "class", "data", "batch", "tensor", "with", "None", "self", "from"]
 FLAGS = ("--ternary", "--qat", "--batch-size", "4", "--threads", "1")
 
 
@@ -84,7 +84,7 @@ def way(request, tiny, tmp_path):
 
 
 def test_from_a_folder_to_an_exported_file(way, tmp_path, capsys):
-    task, flags, output = way
+    _, flags, output = way
     runs = ["--run-dir", str(tmp_path / "runs"), "--json"]
     assert hybridkit(["train", *flags, *FLAGS, *runs, "--max-steps", "10", "--eval-every", "5"]) == 0
     found = json.loads(capsys.readouterr().out)
