@@ -247,6 +247,8 @@ def _reading(where: str) -> Iterator[None]:
         said = re.sub(r"\s+", " ", str(cause)).strip() or type(cause).__name__
         if isinstance(cause, UnicodeDecodeError):
             said = f"it is not text: {said}"
+        elif isinstance(cause, datasets.table.CastError):
+            said = "its files do not have the same columns"
         raise FileError(f"{where}: the data cannot be read ({said})") from None
     finally:
         if silent:

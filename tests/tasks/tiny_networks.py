@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -28,6 +28,7 @@ def byte_level(folder: Path, vocabulary: int = 300) -> None:
     """A byte-level BPE with an end and nothing to pad with, as GPT-2 has."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<|endoftext|>"]
     made.train_from_iterator(
@@ -65,7 +66,9 @@ def llama(folder: Path) -> str:
 
 def gpt2(folder: Path) -> str:
     byte_level(folder)
-    config = GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=64)
+    config = GPT2Config(
+        vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0
+    )
     return _saved(GPT2LMHeadModel, config, folder)
 
 
@@ -85,3 +88,8 @@ def _saved(network, config, folder: Path) -> str:
     torch.manual_seed(0)
     network(config).save_pretrained(folder)
     return str(folder)
+
+
+def network() -> torch.nn.Module:
+    """One of the user's own: `tiny_networks:network`."""
+    return GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=64))

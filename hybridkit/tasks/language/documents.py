@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from hybridkit.errors import FileError
 
-PIECE: Final = 1 << 15  # characters that are tokenised at once
+PIECE: Final = 1 << 14  # characters that are tokenised at once
 
 
 class Piece(NamedTuple):

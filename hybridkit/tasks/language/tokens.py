@@ -30,7 +30,7 @@ from hybridkit.packing.atomic import remove, sweep, sync, temporary_beside
 from hybridkit.tasks.language.documents import Piece
 
 VERSION: Final = 1  # of what tokens.bin holds for one key
-TOGETHER: Final = 32  # pieces that the tokenizer gets at once
+TOGETHER: Final = 16  # pieces that the tokenizer gets at once
 MARK: Final = 4_096  # tokens between two marks at least
 
 
