@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hybridkit.builtins import hybridkit_strategies
 from hybridkit.cli import run as hybridkit
 from hybridkit.packing.model import PackedModel
 from hybridkit.runtime.modules import load_packed
@@ -19,7 +20,7 @@ from hybridkit.tasks.data import first
 from hybridkit.tasks.protocol import named_inputs
 from hybridkit.testing import TaskContract
 from hybridkit.training.config import resolve
-from hybridkit.training.network import configured_task
+from hybridkit.training.network import configured_task, takes_pretrained
 
 WORDS = ["import", "def", "return", "class", "data", "batch", "tensor", "with", "None", "self", "from"]
 FLAGS = ("--ternary", "--qat", "--batch-size", "4", "--threads", "1")
@@ -71,6 +72,11 @@ WAYS = {
     "text-embedding": ("bert", scored, "embedding"),
     "image-classification": ("vit", images, "logits"),
 }
+
+
+def test_no_task_is_forgotten():
+    tasks = [s.name for s in hybridkit_strategies() if s.kind == "task"]
+    assert {name for name in tasks if takes_pretrained(name)} == set(WAYS)
 
 
 @pytest.fixture(params=[*WAYS, "gpt2"])
