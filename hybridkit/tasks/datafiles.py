@@ -60,13 +60,16 @@ class DataFiles:
 def find_files(where: str, kinds: Collection[Kind], suffixes: Collection[str] = ()) -> DataFiles:
     """The data that lie at `where`, a folder or a file, of one of `kinds`.
 
-    A folder is of the kind that most of its files are of; hidden ones, a README and a licence do not count.
+    A folder is of the kind that most of its files are of; hidden and empty ones, a README and a licence do
+    not count.
     suffixes: those of text files; a file named by itself is text whatever its suffix, if it is nothing else.
     Files or folders called train, validation (valid, val, dev) and test are those parts, if there is one for
     training; else all are for training. Raises FileError where there is nothing.
     """
     root = Path(where).expanduser()
     if root.is_file():
+        if not root.stat().st_size:
+            raise FileError(f"{root} is empty")
         alone = _kind(root, kinds, suffixes) or ("text" if "text" in kinds else None)
         if alone is None:
             raise FileError(f"{root}: expected {_wanted(kinds, suffixes)}")
@@ -76,7 +79,7 @@ def find_files(where: str, kinds: Collection[Kind], suffixes: Collection[str] = 
     found: dict[Kind, list[Path]] = {}
     for path in root.rglob("*"):
         of_kind = _kind(path, kinds, suffixes)
-        if of_kind and not _hidden(path.relative_to(root)) and path.is_file():
+        if of_kind and not _hidden(path.relative_to(root)) and path.is_file() and path.stat().st_size:
             found.setdefault(of_kind, []).append(path)
     if not found:
         raise FileError(f"{root} holds no data that this task reads: {_wanted(kinds, suffixes)}")

@@ -37,6 +37,10 @@ class Labels:
         self.names: list[str] = (
             list(own) if own else _in_order({_text(x) for x in found["train"] if not _none(x)})
         )
+        if len(self.names) < 2:
+            raise FileError(
+                f"{where}: {column} is {', '.join(self.names) or 'never there'}; give two classes at least"
+            )
         numbers: dict[Any, int] = {i: i for i in range(len(own))} if own else {}
         numbers |= {} if own else {name: i for i, name in enumerate(self.names)}
         self.parts: dict[Part, NDArray[np.int64]] = {}

@@ -38,7 +38,8 @@ class Task(Protocol):
     `inputs`, and `collate(samples) -> batch`, where samples of a dataset differ in length, so that torch's
     default cannot put them together; `meter() -> Meter`, for what is no mean over batches, such as F1;
     `from_pretrained(text) -> nn.Module`, the network that `hf:OWNER/NAME`, a folder or a GGUF file names,
-    with the head of the task; and `needs_teacher`, True where its loss alone teaches nothing.
+    with the head of the task; `needs_teacher`, True where its loss alone teaches nothing; and
+    `samples_at_once`, how many samples a file is verified on at once, where they are large.
     """
 
     name: str

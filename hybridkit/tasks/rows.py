@@ -53,7 +53,10 @@ class Rows:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.table.__getitems__(self.places[list(indices)].tolist())
+        try:
+            rows: list[dict[str, Any]] = self.table.__getitems__(self.places[list(indices)].tolist())
+        except OSError as error:  # an image is opened only now
+            raise FileError(f"a sample cannot be read ({' '.join(str(error).split())})") from None
         if self.labels is not None:
             rows = [row | {"label": self.labels[i].item()} for row, i in zip(rows, indices, strict=True)]
         return rows

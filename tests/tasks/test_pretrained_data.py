@@ -84,13 +84,13 @@ def test_what_datasets_saved(classify, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([{"words": "a", "label": 1}] * 9, {}, "has no column called text"),
+        ([{"words": "a", "label": 1}, {"words": "a", "label": 2}] * 9, {}, "has no column called text"),
         (ROWS, {"text_column": "body"}, "has no column 'body'; it has text, label"),
         ([{"text": "a b"}] * 9, {}, "has no column called label"),
-        ([{"text": 3, "label": 1}] * 9, {}, "column 'text' holds int64, not text"),
+        ([{"text": 3, "label": 1}, {"text": 3, "label": 2}] * 9, {}, "column 'text' holds int64, not text"),
         ([*ROWS, {"text": "x", "label": None}], {}, "row 40 of the train data has no label"),
         (ROWS[:2], {}, "too few"),
-        ([{"text": "a\0b", "label": 1}] * 9, {}, "NUL"),
+        ([{"text": "a\0b", "label": 1}, {"text": "c", "label": 2}] * 9, {}, "NUL"),
     ],
 )
 def test_tables_that_do_not_fit_get_one_line(rows, options, message, classify, tmp_path):
@@ -125,6 +125,32 @@ def test_files_that_are_not_what_they_are_called(classify, tiny, tmp_path):
             made.splits()
 
 
+def test_images_that_are_none(tiny, tmp_path):
+    task = make_task("image-classification", {"model": tiny("vit"), "data_dir": str(tmp_path)})
+    with pytest.raises(FileError, match="images in one folder per class"):
+        task.splits()
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for i in range(9):
+            (tmp_path / label / f"{i}.png").write_bytes(b"no image")
+    splits = task.splits()
+    assert (len(splits.train), len(splits.test)) == (14, 2)
+    with pytest.raises(FileError, match="a sample cannot be read"):
+        splits.train[0]
+    one = make_task("image-classification", {"model": tiny("vit"), "data_dir": str(tmp_path / "a")})
+    with pytest.raises(FileError, match="label is a; give two classes at least"):
+        one.splits()
+
+
+@pytest.mark.parametrize("text", ["", "\n \n\n"])
+def test_text_without_a_word(text, tiny, tmp_path):
+    (tmp_path / "a.txt").write_text(text)
+    for task in ("causal-lm", "text-embedding"):
+        made = make_task(task, {"model": tiny("bert"), "data_dir": str(tmp_path)})
+        with pytest.raises(FileError, match=r"too few|holds no|no training data"):
+            made.splits()
+
+
 def test_nothing_there(classify, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileError, match="holds no data that this task reads: text"):
@@ -138,13 +164,13 @@ def test_nothing_there(classify, tmp_path):
 def test_a_folder_is_what_most_of_its_files_are(tmp_path):
     for name in ("a.py", "b.py", "c/d.py", "e.json", ".git/x.json", ".git/y.json", "README.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("x")
     found = find_files(str(tmp_path), ("text", "tables"), (".py", ".md"))
     assert found.kind == "text"
     assert found.names() == ["README.md", "a.py", "b.py", "c/d.py"]
     (tmp_path / "table").mkdir()
     for name in ("table/README.md", "table/train.jsonl"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("x")
     found = find_files(str(tmp_path / "table"), ("text", "tables"), (".py", ".md"))
     assert (found.kind, found.names()) == ("tables", ["train.jsonl"])
 
@@ -152,12 +178,12 @@ def test_a_folder_is_what_most_of_its_files_are(tmp_path):
 def test_a_source_tree_with_a_folder_of_tests_is_all_for_training(tmp_path):
     for name in ("test/a.py", "b.py", "test_c.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("x")
     found = find_files(str(tmp_path), ("text",), (".py",))
     assert found.names() == ["b.py", "test/a.py", "test_c.py"]
     assert list(found.parts) == ["train"]
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "d.py").touch()
+    (tmp_path / "train" / "d.py").write_text("x")
     found = find_files(str(tmp_path), ("text",), (".py",))
     assert {part: len(files) for part, files in found.parts.items()} == {"train": 1, "test": 1}
 

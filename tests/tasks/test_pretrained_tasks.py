@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,20 @@ def test_from_a_folder_to_an_exported_file(way, tmp_path, capsys):
         expected = network(**inputs)[output]
     (got,) = session.run(None, {name: x.numpy() for name, x in inputs.items()})
     np.testing.assert_allclose(got, expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["text-classification", "text-embedding"])
+def test_a_packed_file_needs_neither_data_nor_the_models_folder(task, tiny, tmp_path, capsys):
+    family, data, output = WAYS[task]
+    (tmp_path / "data").mkdir()
+    model = shutil.copytree(tiny(family), tmp_path / "model")
+    flags = ["--task", task, "--model", str(model), *data(tmp_path / "data"), "--max-steps", "2"]
+    assert hybridkit(["train", *flags, *FLAGS, "--run-dir", str(tmp_path / "runs"), "--json"]) == 0
+    run = json.loads(capsys.readouterr().out)["run"]
+    shutil.rmtree(tmp_path / "data")
+    shutil.rmtree(model)
+    assert hybridkit(["export", str(tmp_path / "m.onnx"), "--from", f"{run}/model.hk.safetensors"]) == 0
+    assert [x.name for x in onnxruntime.InferenceSession(tmp_path / "m.onnx").get_outputs()] == [output]
 
 
 def recorded(run: str) -> dict:

@@ -27,6 +27,7 @@ from hybridkit.tasks.rows import column, is_named, is_saved, open_tables
 
 TEXTS = ("text", "content", "document", "sentence", "code")
 BLOCK = 256  # tokens
+AT_ONCE = 2_048  # tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +59,11 @@ class CorpusTask(TextTask):
     def sequence_length(self) -> int:
         """Tokens of a block, all that the network sees included."""
         return self._longest(self.options.sequence_length, BLOCK)
+
+    @property
+    def samples_at_once(self) -> int:
+        """How many blocks a file is verified on at once: the logits of `AT_ONCE` tokens are large enough."""
+        return max(1, AT_ONCE // self.sequence_length)
 
     def _network(self, found: Pretrained) -> Any:
         return self._prepared(found, found.network(self.head))
