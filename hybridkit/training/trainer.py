@@ -38,6 +38,7 @@ from hybridkit.training.evaluation import evaluate
 from hybridkit.training.feed import Feed, Sampled, Streamed
 from hybridkit.training.network import (
     Allocation,
+    check_teacher_given,
     configured_task,
     example_batch,
     fresh_network,
@@ -86,6 +87,7 @@ class Trainer:
         """`own`: `config` as a restored run has it, see `Run.own`; its task and model are made of that."""
         self.config, self.own = config, own or config
         self.task: Task = configured_task(self.own)
+        check_teacher_given(config, self.task)
         state = run_state(restored) if restored else None
         self.model, self.allocation = self._network(restored, state)
         started = time.perf_counter()
@@ -206,7 +208,11 @@ class Trainer:
         if is_stream(data):
             return Streamed(data, config.batch_size, config.max_steps, collate)
         return Sampled(
-            data, make_sampler(config.sampler, self.labels, config.batch_size, config.seed), collate
+            data,
+            make_sampler(
+                config.sampler, self.labels, config.batch_size, config.seed, getattr(data, "lengths", None)
+            ),
+            collate,
         )
 
     def _restored_labels(self, state: RunState) -> Any:
