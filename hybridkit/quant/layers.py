@@ -22,7 +22,7 @@ from hybridkit.packing.layers import LayerKind
 from hybridkit.quant.config import Compute
 from hybridkit.quant.kinds import is_transposed, kind_of
 from hybridkit.quant.product import Bilinear, Convolution, MatMul, blended_product, quantized_product
-from hybridkit.quant.protocol import QuantizedTensor, Quantizer
+from hybridkit.quant.protocol import QuantizedTensor, Quantizer, Relaxed, relaxed
 
 
 class QATLayer(nn.Module):
@@ -109,6 +109,11 @@ class QATLayer(nn.Module):
         parameters = dict(self.quantizer_parameters.items())
         return self.quantizer.fake_quantize(self.weight_matrix(), quantized, **parameters).view(shape)
 
+    def relaxed_weight(self, quantized: QuantizedTensor) -> Relaxed:
+        """What stands for the weight [N, K] where the ramp is below 1."""
+        parameters = dict(self.quantizer_parameters.items())
+        return relaxed(self.quantizer, self.weight_matrix(), quantized, self.ramp, **parameters)
+
     def product(self, op: Bilinear, x: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's output for x, in x's type.
 
@@ -120,12 +125,15 @@ class QATLayer(nn.Module):
             dtype = out = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
         with torch.autocast(x.device.type, enabled=False):
             quantized = self.quantized_weight()
-            fake, int8 = self.fake_weight(quantized), self.activations == "int8"
+            int8 = self.activations == "int8"
             if self.ramp >= 1:
-                y = quantized_product(op, x.to(dtype), fake, quantized, int8)
+                y = quantized_product(op, x.to(dtype), self.fake_weight(quantized), quantized, int8)
             else:
-                weight = self.oriented_weight().float()
-                y = blended_product(op, x.to(dtype), weight, fake, int8, self.ramp)
+                soft = self.relaxed_weight(quantized)
+                weight = soft.weight.view(self.oriented_weight().shape)
+                y = blended_product(op, x.to(dtype), weight, int8, self.ramp)
+                if soft.bias is not None:
+                    y = y + soft.bias.sum(dim=1).reshape(-1, *[1] * op.trailing)
             if bias is not None:
                 y = y + bias.float().reshape(-1, *[1] * op.trailing)
             return y.to(out)
@@ -203,9 +211,8 @@ class QATEmbedding(QATLayer, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """The rows at `input`, [...] gives [..., K], in the weight's type."""
-        fake = self.fake_weight(self.quantized_weight())
-        if self.ramp < 1:
-            fake = torch.lerp(self.weight.float(), fake, self.ramp)
+        quantized = self.quantized_weight()
+        fake = self.fake_weight(quantized) if self.ramp >= 1 else self.relaxed_weight(quantized).weight
         rows = F.embedding(input, fake, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
         return rows.to(self.weight.dtype)
 

@@ -144,14 +144,12 @@ def quantized_product(
     return result
 
 
-def blended_product(
-    op: Bilinear, x: Tensor, weight: Tensor, fake_weight: Tensor, int8: bool, ramp: float
-) -> Tensor:
-    """Between full precision (ramp 0) and quantised (ramp 1): weight and activations are mixed linearly."""
+def blended_product(op: Bilinear, x: Tensor, weight: Tensor, int8: bool, ramp: float) -> Tensor:
+    """Between full precision (ramp 0) and quantised (ramp 1): `weight` is there, activations are mixed."""
     if int8:
         codes, scale = int8_activations(x, op.reduced)
         x = x + ramp * (codes * scale - x).detach()
-    return op.multiply(x, torch.lerp(weight, fake_weight, ramp).to(x.dtype)).float()
+    return op.multiply(x, weight.to(x.dtype)).float()
 
 
 class _QuantizedProduct(Function):

@@ -119,7 +119,7 @@ class TrainConfig:
         Flag(
             QUANT,
             "Share of the run from full-precision to quantised weights "
-            f"({{default}}; {HYBRID_RAMP} with --hybrid).",
+            f"({{default}}; {HYBRID_RAMP} with --hybrid and for quantizers that anneal).",
         ),
     ] = 0.0
 
@@ -223,6 +223,8 @@ def resolve(
             given.setdefault("ramp", HYBRID_RAMP)
     _reject_idle(given, qat=qat, ternary=ternary)
     quantizer = _choose_quantizer(ternary, qat, quantizer, learnable_scale, given.get("target_bits"))
+    if qat and quantizer is not None and _anneals(quantizer):
+        given.setdefault("ramp", HYBRID_RAMP)
     if given.get("clusterer", "none") != "none":
         given.setdefault("sampler", "balanced")
     config = TrainConfig(
@@ -258,6 +260,14 @@ def _is_registered(kind: str, name: str) -> bool:
     except UsageError:
         return False
     return True
+
+
+def _anneals(quantizer: str) -> bool:
+    """Whether it comes to its codes along a ramp, without which it would be an ordinary one."""
+    from hybridkit.quant.protocol import anneals
+    from hybridkit.registry import registry
+
+    return anneals(registry().load("quantizer", quantizer))
 
 
 def _choose_quantizer(
