@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from hybridkit.errors import FileError, UsageError
 from hybridkit.hookspecs import KINDS, Kind
 from hybridkit.options import Flag, nearest
-from hybridkit.quant.config import QuantConfig
+from hybridkit.quant.config import QuantConfig, parse_granularity
 
 HYBRID_DEFAULTS = {
     "optimizer": "steepest",
@@ -123,6 +123,13 @@ class TrainConfig:
         ),
     ] = 0.0
 
+    granularity: Annotated[
+        str, Flag(QUANT, "What has a scale: tensor, {default} (default), group:SIZE.", "NAME")
+    ] = "channel"
+    insert_norms: Annotated[
+        bool, Flag(QUANT, "A norm before each quantised linear layer that has none; changes the function.")
+    ] = False
+
     init_from: Annotated[Name, Flag(START, "Start from these weights.", "RUN|FILE|MODULE:ATTR")] = None
     teacher: Annotated[Name, Flag(START, "Learn from this network's output too.", "RUN|FILE|MODULE:ATTR")] = (
         None
@@ -148,6 +155,7 @@ class TrainConfig:
             _check(f.name, getattr(self, f.name))
         if self.epochs is None and self.max_steps is None:
             raise UsageError("a run needs an end: give epochs or max_steps")
+        parse_granularity(self.granularity)
         if self.qat and self.quantizer is None and self.target_bits is None:
             raise UsageError("qat needs a quantizer")
 
@@ -163,8 +171,10 @@ class TrainConfig:
         options = self.strategy_options("quantizer")
         return QuantConfig(
             weights={"quantizer": name, **options} if options else name,
+            granularity=self.granularity,
             activations=self.activations,
             quantize_all=self.quantize_all,
+            insert_norms=self.insert_norms,
         )
 
     def total_steps(self, steps_per_epoch: int) -> int:
@@ -300,6 +310,13 @@ def _reject_idle(given: Mapping[str, Any], *, qat: bool, ternary: bool) -> None:
         raise UsageError("--quantize-all needs --qat or --ternary")
     if given.get("ramp") and not qat:
         raise UsageError("--ramp needs --qat")
+    if given.get("insert_norms") and not qat:
+        raise UsageError("--insert-norms needs --qat: the norms have to be trained")
+    if given.get("granularity", "channel") != "channel":
+        if not (qat or ternary):
+            raise UsageError("--granularity needs --qat or --ternary")
+        if "target_bits" in given:
+            raise UsageError("--target-bits chooses the granularity of every layer; drop --granularity")
     if "teacher" not in given and ("temperature" in given or "alpha" in given):
         raise UsageError("--temperature and --alpha need --teacher")
     if given.get("sampler") == "per-cluster" and given.get("clusterer", "none") == "none":
