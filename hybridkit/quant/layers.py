@@ -242,6 +242,18 @@ def qat_layers(model: nn.Module) -> dict[str, QATLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, QATLayer)}
 
 
+def latent_weights(model: nn.Module) -> list[Tensor]:
+    """The parameters that are quantised in the forward, each once."""
+    weights = [layer.weight for layer in qat_layers(model).values() if isinstance(layer.weight, nn.Parameter)]
+    return list(dict.fromkeys(weights))
+
+
+def scale_parameters(model: nn.Module) -> list[Tensor]:
+    """What quantizers learn, each once."""
+    layers = qat_layers(model).values()
+    return list(dict.fromkeys(p for layer in layers for p in layer.quantizer_parameters.parameters()))
+
+
 def set_ramp(model: nn.Module, value: float) -> None:
     """Set how far every layer is from full precision (0) to quantised (1); UsageError outside [0, 1]."""
     if not 0 <= value <= 1:

@@ -130,6 +130,11 @@ class TrainConfig:
         bool, Flag(QUANT, "A norm before each quantised linear layer that has none; changes the function.")
     ] = False
 
+    no_latent_decay: Annotated[bool, Flag(QUANT, "No weight decay on weights that are quantised.")] = False
+    scale_lr: Annotated[
+        Annotated[float, Gt(0)] | None, Flag(QUANT, "Rate of learned scales, times the learning rate (1).")
+    ] = None
+
     init_from: Annotated[Name, Flag(START, "Start from these weights.", "RUN|FILE|MODULE:ATTR")] = None
     teacher: Annotated[Name, Flag(START, "Learn from this network's output too.", "RUN|FILE|MODULE:ATTR")] = (
         None
@@ -312,6 +317,9 @@ def _reject_idle(given: Mapping[str, Any], *, qat: bool, ternary: bool) -> None:
         raise UsageError("--ramp needs --qat")
     if given.get("insert_norms") and not qat:
         raise UsageError("--insert-norms needs --qat: the norms have to be trained")
+    for name in ("no_latent_decay", "scale_lr"):
+        if given.get(name) and not qat:
+            raise UsageError(f"--{name.replace('_', '-')} needs --qat")
     if given.get("granularity", "channel") != "channel":
         if not (qat or ternary):
             raise UsageError("--granularity needs --qat or --ternary")

@@ -10,6 +10,7 @@ import torch
 
 from hybridkit.errors import UsageError
 from hybridkit.packing.model import PackedModel
+from hybridkit.quant.layers import qat_layers
 from hybridkit.runtime.modules import load_packed
 from hybridkit.sources.protocol import Code, open_source
 from hybridkit.tasks.protocol import forward
@@ -66,10 +67,34 @@ def test_scales_of_groups_are_stored_as_trained(tmp_path: Path, flags: dict[str,
         assert layer.scale.shape == (layer.shape[0], -(-layer.shape[1] // 24))
 
 
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_latent_weights_decay_and_scales_move_as_they_are_told(tmp_path: Path, hybrid: bool) -> None:
+    flags = {"ternary": True, "learnable_scale": True, "weight_decay": 0.5, "optimizer": "adamw"}
+    config = resolve(max_steps=4, qat=True, hybrid=hybrid, no_latent_decay=True, scale_lr=0.1, **flags)
+    trainer = Trainer.seeded(config)
+    settings = {
+        id(p): (group["weight_decay"], group["lr"])
+        for group in trainer.optimizer.param_groups
+        for p in group["params"]
+    }
+    layers = qat_layers(trainer.model)
+    for name, parameter in trainer.model.named_parameters():
+        layer = layers.get(name.partition(".quantizer_parameters")[0].removesuffix(".weight"))
+        latent = layer is not None and parameter is layer.weight
+        learned = layer is not None and not latent and "quantizer_parameters" in name
+        decay = 0.5 if parameter.ndim > 1 and not latent else 0.0
+        assert settings[id(parameter)] == (decay, pytest.approx(config.lr * (0.1 if learned else 1.0)))
+    assert len(settings) == len(list(trainer.model.parameters()))
+    check_run(tmp_path, **flags, hybrid=hybrid, no_latent_decay=True, scale_lr=0.1, ramp=0.0)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ({"insert_norms": True}, "--insert-norms needs --qat"),
+        ({"no_latent_decay": True}, "--no-latent-decay needs --qat"),
+        ({"scale_lr": 0.1}, "--scale-lr needs --qat"),
+        ({"scale_lr": 0.0, "qat": True}, "scale-lr is 0.0"),
         ({"granularity": "group:64"}, "--granularity needs"),
         ({"granularity": "group:0", "qat": True}, "at least one weight"),
         ({"granularity": "row", "qat": True}, "no granularity"),
