@@ -57,6 +57,12 @@ def add_adapter(layer: nn.Module, K: int, N: int, rank: int) -> Adapter:
     return adapter
 
 
+def adapter_names(model: nn.Module) -> list[str]:
+    """The names of the parameters of adapters."""
+    own = {id(p) for module in model.modules() if isinstance(module, Adapter) for p in module.parameters()}
+    return [name for name, p in model.named_parameters() if id(p) in own]
+
+
 def attach(layer: nn.Module, name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """What `shapes`, by names of tensors, say was beside the layer called `name`, with weights of its own."""
     prefix = f"{name}." if name else ""

@@ -209,7 +209,7 @@ class PackedEmbedding(_Packed):
         if embedding.max_norm is not None:
             raise UsageError(f"layer {layer.name!r}: an embedding with max_norm cannot be packed")
         result = cls(layer, embedding.weight.device)
-        result.dtype = embedding.weight.dtype
+        result.dtype = getattr(embedding, "weight_dtype", embedding.weight.dtype)  # frozen codes are int8
         return result
 
     def forward(self, indices: Tensor) -> Tensor:

@@ -134,6 +134,10 @@ class TrainConfig:
     scale_lr: Annotated[
         Annotated[float, Gt(0)] | None, Flag(QUANT, "Rate of learned scales, times the learning rate (1).")
     ] = None
+    trainable: Annotated[
+        Name,
+        Flag(QUANT, "Freeze codes; train these: scales,norms,biases,adapters[:RANK],rest.", "WHAT"),
+    ] = None
 
     init_from: Annotated[Name, Flag(START, "Start from these weights.", "RUN|FILE|MODULE:ATTR")] = None
     teacher: Annotated[Name, Flag(START, "Learn from this network's output too.", "RUN|FILE|MODULE:ATTR")] = (
@@ -161,6 +165,12 @@ class TrainConfig:
         if self.epochs is None and self.max_steps is None:
             raise UsageError("a run needs an end: give epochs or max_steps")
         parse_granularity(self.granularity)
+        if self.trainable is not None:
+            from hybridkit.quant.frozen import parse_trainable
+
+            parse_trainable(self.trainable)
+            if self.ramp:
+                raise UsageError("--trainable freezes the codes, to which no ramp leads; drop --ramp")
         if self.qat and self.quantizer is None and self.target_bits is None:
             raise UsageError("qat needs a quantizer")
 
@@ -234,11 +244,13 @@ def resolve(
     if hybrid:
         asked = "data_clusters" in given or given.get("sampler", "shuffle") != "shuffle"
         given = {**HYBRID_DEFAULTS, **({"clusterer": HYBRID_CLUSTERER} if asked else {}), **given}
-        if qat:
+        if qat and "trainable" not in given:
             given.setdefault("ramp", HYBRID_RAMP)
     _reject_idle(given, qat=qat, ternary=ternary)
+    if "trainable" in given and ternary and not learnable_scale:
+        quantizer = quantizer or "ternary-mse"  # codes that nothing will move: those of least error
     quantizer = _choose_quantizer(ternary, qat, quantizer, learnable_scale, given.get("target_bits"))
-    if qat and quantizer is not None and _anneals(quantizer):
+    if qat and quantizer is not None and "trainable" not in given and _anneals(quantizer):
         given.setdefault("ramp", HYBRID_RAMP)
     if given.get("clusterer", "none") != "none":
         given.setdefault("sampler", "balanced")
@@ -317,7 +329,7 @@ def _reject_idle(given: Mapping[str, Any], *, qat: bool, ternary: bool) -> None:
         raise UsageError("--ramp needs --qat")
     if given.get("insert_norms") and not qat:
         raise UsageError("--insert-norms needs --qat: the norms have to be trained")
-    for name in ("no_latent_decay", "scale_lr"):
+    for name in ("no_latent_decay", "scale_lr", "trainable"):
         if given.get(name) and not qat:
             raise UsageError(f"--{name.replace('_', '-')} needs --qat")
     if given.get("granularity", "channel") != "channel":

@@ -27,6 +27,7 @@ from hybridkit.optim.base import build_base_optimizer
 from hybridkit.optim.factory import hybrid_optimizer
 from hybridkit.optim.groups import Apart
 from hybridkit.optim.hybrid import HybridOptimizer
+from hybridkit.quant.attachments import adapter_names
 from hybridkit.quant.layers import latent_weights, scale_parameters, set_ramp
 from hybridkit.sources.protocol import Code, Source, open_source
 from hybridkit.tasks.data import Data, first, is_stream, on, size
@@ -242,6 +243,8 @@ class Trainer:
             "momentum": config.momentum,
             "example_inputs": self.task.inputs(on(example_batch(self.task), config.device)),
             "apart": apart(config, self.model),
+            # begins at zero, where a relative step in the spectral norm would stay
+            "roles": dict.fromkeys(adapter_names(self.model), "vector"),
         }
         if not config.uses_hybrid_optimizer:
             options = config.strategy_options("optimizer")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,10 +90,55 @@ def test_latent_weights_decay_and_scales_move_as_they_are_told(tmp_path: Path, h
 
 
 @pytest.mark.parametrize(
+    "flags",
+    [
+        {"ternary": True},
+        {"ternary": True, "insert_norms": True, "granularity": "group:24", "hybrid": True},
+        {"ternary": True, "learnable_scale": True},
+        {"quantizer": "nbit", "quantize_all": True},
+    ],
+)
+def test_frozen_codes_with_adapters(tmp_path: Path, flags: dict[str, Any]) -> None:
+    packed = check_run(tmp_path, trainable="scales,norms,biases,adapters:2", **flags)
+    start = Trainer.seeded(resolve(max_steps=4, qat=True, trainable="scales", **flags))
+    for name, layer in qat_layers(start.model).items():
+        first = layer.quantized_weight()
+        assert np.array_equal(packed.layers[name].unpack(), first.codes.numpy())
+        assert not np.array_equal(packed.layers[name].scale, first.scale.numpy())
+        assert packed.tensors[f"{name}.adapter.down"].shape == (2, layer.weight.shape[1])
+        assert packed.tensors[f"{name}.adapter.up"].any()
+
+
+def test_codes_come_from_a_file_a_trained_run_or_a_frozen_one(tmp_path: Path) -> None:
+    """To the bit: what a packed file, or a run that trained ternary weights, computed with."""
+    base = resolve(max_steps=3, qat=True, ternary=True)
+    run = train(base, run_dir=tmp_path / "trained").run
+    trained = PackedModel.load(next(run.path.glob("*.hk.safetensors")))
+    file = str(next(run.path.glob("*.hk.safetensors")))
+    cheap = {"max_steps": 2, "qat": True, "ternary": True, "trainable": "scales,rest"}
+    for start, quantizer in ((file, None), (str(run.path), "ternary-absmean")):
+        trainer = Trainer.seeded(resolve(**cheap, init_from=start, quantizer=quantizer))
+        for name, layer in qat_layers(trainer.model).items():
+            found = layer.quantized_weight()
+            assert np.array_equal(found.codes.numpy(), trained.layers[name].unpack())
+            assert np.array_equal(found.scale.numpy(), trained.layers[name].scale)
+    frozen = train(resolve(**cheap, init_from=file), run_dir=tmp_path / "frozen").run
+    again = Trainer.seeded(resolve(**cheap, init_from=str(frozen.path)))
+    for name, tensor in frozen.checkpoint(None).model.items():
+        assert torch.equal(again.model.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         ({"insert_norms": True}, "--insert-norms needs --qat"),
         ({"no_latent_decay": True}, "--no-latent-decay needs --qat"),
+        ({"trainable": "scales"}, "--trainable needs --qat"),
+        ({"trainable": "scals", "qat": True}, "did you mean 'scales'"),
+        ({"trainable": "norms:3", "qat": True}, "cannot be trained"),
+        ({"trainable": "adapters:0", "qat": True}, "a rank of 1 or more, not '0'"),
+        ({"trainable": "adapters:x", "qat": True}, "a rank of 1 or more"),
+        ({"trainable": "scales", "qat": True, "ramp": 0.5}, "drop --ramp"),
         ({"scale_lr": 0.1}, "--scale-lr needs --qat"),
         ({"scale_lr": 0.0, "qat": True}, "scale-lr is 0.0"),
         ({"granularity": "group:64"}, "--granularity needs"),
