@@ -36,6 +36,8 @@ class _Seen:
             self.normalised.append(output)
 
     def layer(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not args:  # called by the argument's name, which no hook of ours changes
+            return
         x = args[0]
         found = self.inputs.setdefault(module, _Input())
         found.squares += float(x.double().square().sum())
