@@ -78,6 +78,10 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
     "source": {  # in the order in which they are asked
         "onnx": ("sources.kinds:OnnxFile", "an ONNX file, to be quantised as it is"),
         "packed": ("sources.kinds:PackedFile", "a packed model, NAME.hk.safetensors"),
+        "pretrained": (
+            "sources.huggingface:PretrainedNetwork",
+            "a pretrained network: hf:OWNER/NAME, a Hugging Face folder, NAME.gguf",
+        ),
         "weights": ("sources.kinds:WeightsFile", "weights alone, NAME.safetensors, in one file or several"),
         "run": ("sources.kinds:RunFolder", "a run, or one of its checkpoints"),
         "module": ("sources.kinds:Module", "a network of one's own, package.module:attribute"),

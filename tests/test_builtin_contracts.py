@@ -127,6 +127,14 @@ class TestSources(testing.SourceContract):
         save_file(network().state_dict(), folder / "model.safetensors")
         return str(folder / "model.safetensors")
 
+    def _pretrained(self, folder):
+        from transformers import BertConfig, BertModel
+
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        BertModel(BertConfig(vocab_size=9, max_position_embeddings=9, **sizes)).save_pretrained(folder / "m")
+        return str(folder / "m")
+
     def _run(self, folder):
         config = resolve(max_steps=1, ternary=True, threads=1)
         return str(train(config, run_dir=folder).run.path)

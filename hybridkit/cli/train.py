@@ -20,6 +20,7 @@ from hybridkit.cli._shared import (
 )
 from hybridkit.cli._train_report import document, print_result, watched
 from hybridkit.errors import UsageError
+from hybridkit.sources.protocol import Code
 from hybridkit.training.config import QUANT, RUN, TrainConfig, resolve
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 # What can be given with --resume, besides code that the run's configuration names.
 _WITH_RESUME = frozenset(
-    ("epochs", "max_steps", "threads", "run_dir", "resume", "from_", "save_metrics", "metrics_out", "json")
+    (
+        *("epochs", "max_steps", "threads", "run_dir", "resume", "from_", "save_metrics", "metrics_out"),
+        *("json", "trust_remote_code"),
+    )
 )
 
 
@@ -137,7 +141,10 @@ def _resume(
             epochs=flags["epochs"],
             max_steps=flags["max_steps"],
             threads=flags["threads"],
-            trusted={value for value in flags.values() if isinstance(value, str) and ":" in value},
+            trusted=Code(
+                also=[value for value in flags.values() if isinstance(value, str) and ":" in value],
+                remote=flags["trust_remote_code"],
+            ),
             on_event=listener,
         ),
     )

@@ -53,6 +53,7 @@ class _Packed(nn.Module):
     tiles = 0  # the layout of its tiles; 0 for a layer that reads rows
     group = 1  # of a convolution
     positions = 1  # positions of a convolution's kernel
+    transposed = False  # whether the original stores its weight with the inputs first
 
     codes: Tensor
     scale: Tensor
@@ -68,9 +69,22 @@ class _Packed(nn.Module):
         self.code_kind, self.bits = _CODES[name]
         self.group_size = layer.group_size
         self.N, self.K = layer.matrix_shape
+        self.shape = layer.shape
         self.activations = layer.activations
         self.register_buffer("codes", torch.from_numpy(np.require(codes, requirements="W")).to(device))
         self.register_buffer("scale", torch.from_numpy(np.require(layer.scale, requirements="W")).to(device))
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantised weight as the original had it, made anew: networks look at its type or device.
+
+        An operator makes it, so that an exported graph can have it, too.
+        """
+        operator = getattr(torch.ops.hybridkit, f"{self.code_kind}_embedding")
+        form = (self.bits, self.group_size) if self.code_kind == "nbit" else (0,)
+        rows = torch.arange(self.N, device=self.codes.device)
+        weight: Tensor = operator(rows, self._rows(), self.scale, self.K, self.N, *form).view(self.shape)
+        return weight.t() if self.transposed else weight
 
     @property
     def _code_arguments(self) -> tuple[int, ...]:
@@ -323,7 +337,11 @@ def _packed_module(name: str, layer: PackedLayer, module: nn.Module) -> nn.Modul
     kind = "linear" if is_transposed(module) else None
     for own, (original, packed) in _PACKED.items():
         if (own == kind or isinstance(module, original)) and (own == layer.kind or name != layer.name):
-            return packed.from_packed(layer, module)
+            made = packed.from_packed(layer, module)
+            made.transposed = is_transposed(module)
+            for constant in getattr(module, "__constants__", ()):  # stride, in_features, padding_idx, ...
+                setattr(made, constant, getattr(module, constant))
+            return made
     raise UsageError(
         f"layer {name!r} is packed as {layer.kind}, the module has a {type(module).__name__} there"
     )

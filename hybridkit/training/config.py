@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from hybridkit.errors import FileError, UsageError
 from hybridkit.hookspecs import KINDS, Kind
 from hybridkit.options import Flag, nearest
+from hybridkit.pretrained import PREFIX
 from hybridkit.quant.config import QuantConfig, parse_granularity
 
 HYBRID_DEFAULTS = {
@@ -147,6 +148,9 @@ class TrainConfig:
     alpha: Annotated[
         float, Ge(0), Le(1), Flag(START, "Share of the task's own loss beside the teacher's ({default}).")
     ] = 0.5
+    trust_remote_code: Annotated[
+        bool, Flag(START, "Run code that lies in a pretrained network's own folder.")
+    ] = False
 
     seed: Annotated[int, Ge(0), Le(2**63 - 1), Flag(RUN, "Seed of everything random ({default}).")] = 0
     threads: Annotated[
@@ -272,7 +276,8 @@ def named_targets(config: TrainConfig) -> dict[str, str]:
     found = {}
     for name in (*KINDS, "model", "teacher"):
         value = getattr(config, name, None)
-        if value is not None and ":" in value and not _is_registered(name, value):
+        pretrained = name in ("model", "teacher") and str(value).startswith(PREFIX)
+        if value is not None and ":" in value and not (pretrained or _is_registered(name, value)):
             found[name] = value
     return found
 

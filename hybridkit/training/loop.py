@@ -66,6 +66,7 @@ def train(
     about = {"environment": environment(config.device), "data": trainer.task.provenance()}
     sweep_runs(runs_root(run_dir))
     run = Run.create(runs_root(run_dir), config, about)
+    run.keep_assets(trainer.model)
     return _Session(run, trainer, on_event).finish()
 
 
@@ -92,7 +93,7 @@ def resume(
     checkpoint = run.checkpoint(step)
     with interruptible("stopped before the first step; nothing was changed"):
         try:
-            trainer = Trainer.seeded(config, restored=checkpoint)
+            trainer = Trainer.seeded(config, restored=checkpoint, own=run.own(config))
         except FileError as error:
             raise FileError(f"{run.path}, step {checkpoint.step}: {error}") from None
     _check_data(run, trainer)

@@ -68,20 +68,25 @@ class Trainer:
     """
 
     @classmethod
-    def seeded(cls, config: TrainConfig, *, restored: Checkpoint | None = None) -> Trainer:
+    def seeded(
+        cls, config: TrainConfig, *, restored: Checkpoint | None = None, own: TrainConfig | None = None
+    ) -> Trainer:
         """A trainer in a process made ready for it: global generators seeded, torch's threads set."""
         check_device(config.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         seed_everything(config.seed)
-        trainer = cls(config, restored=restored)
+        trainer = cls(config, restored=restored, own=own)
         if restored is None:
             random.seed(config.seed)  # again: modules imported on the way may have drawn from it (rich does)
         return trainer
 
-    def __init__(self, config: TrainConfig, *, restored: Checkpoint | None = None) -> None:
-        self.config = config
-        self.task: Task = configured_task(config)
+    def __init__(
+        self, config: TrainConfig, *, restored: Checkpoint | None = None, own: TrainConfig | None = None
+    ) -> None:
+        """`own`: `config` as a restored run has it, see `Run.own`; its task and model are made of that."""
+        self.config, self.own = config, own or config
+        self.task: Task = configured_task(self.own)
         state = run_state(restored) if restored else None
         self.model, self.allocation = self._network(restored, state)
         started = time.perf_counter()
@@ -185,15 +190,15 @@ class Trainer:
         if restored is None or state is None:
             start = self.config.init_from
             return fresh_network(self.config, self.task, self._open(start).weights() if start else None)
-        fresh = make_model(self.task, self.config.model)
+        fresh = make_model(self.task, self.own.model)
         model = rebuilt(self.config, self.task, fresh, restored.model, state)
         return model.to(self.config.device), state.allocation
 
     def _open(self, text: str) -> Source:
         """What --init-from or --teacher means; weights alone are those of a network like the run's."""
         named = named_targets(self.config).values()
-        make = partial(make_model, self.task, self.config.model)
-        return open_source(text, Code(also=named, otherwise=make))
+        make = partial(make_model, self.task, self.own.model)
+        return open_source(text, Code(also=named, otherwise=make, remote=self.config.trust_remote_code))
 
     def _feed(self) -> Feed:
         """Batches by cluster where the data can be indexed, else as they come."""
