@@ -187,7 +187,9 @@ def _layer_source(
         if not layer.quantizer_parameters:
             return weight, quantize_rows(layer.quantizer, weight, name)
         _check_finite(weight, name)
-        return weight, layer.quantized_weight()
+        made = layer.quantized_weight()
+        frozen = not weight.is_floating_point()  # then the weight is the codes, and the trained one is this
+        return made.dequantize().view(weight.shape) if frozen else weight, made
 
     return layer_source(
         layer.quantizer,

@@ -14,7 +14,7 @@ from hybridkit.errors import FileError, UsageError
 from hybridkit.hookspecs import KINDS, Kind
 from hybridkit.options import Flag, nearest
 from hybridkit.pretrained import PREFIX
-from hybridkit.quant.config import QuantConfig
+from hybridkit.quant.config import QuantConfig, parse_granularity
 
 HYBRID_DEFAULTS = {
     "optimizer": "steepest",
@@ -120,9 +120,25 @@ class TrainConfig:
         Flag(
             QUANT,
             "Share of the run from full-precision to quantised weights "
-            f"({{default}}; {HYBRID_RAMP} with --hybrid).",
+            f"({{default}}; {HYBRID_RAMP} with --hybrid and for quantizers that anneal).",
         ),
     ] = 0.0
+
+    granularity: Annotated[
+        str, Flag(QUANT, "What has a scale: tensor, {default} (default), group:SIZE.", "NAME")
+    ] = "channel"
+    insert_norms: Annotated[
+        bool, Flag(QUANT, "A norm before each quantised linear layer that has none; changes the function.")
+    ] = False
+
+    no_latent_decay: Annotated[bool, Flag(QUANT, "No weight decay on weights that are quantised.")] = False
+    scale_lr: Annotated[
+        Annotated[float, Gt(0)] | None, Flag(QUANT, "Rate of learned scales, times the learning rate (1).")
+    ] = None
+    trainable: Annotated[
+        Name,
+        Flag(QUANT, "Freeze codes; train these: scales,norms,biases,adapters[:RANK],rest.", "WHAT"),
+    ] = None
 
     init_from: Annotated[Name, Flag(START, "Start from these weights.", "RUN|FILE|MODULE:ATTR")] = None
     teacher: Annotated[Name, Flag(START, "Learn from this network's output too.", "RUN|FILE|MODULE:ATTR")] = (
@@ -156,6 +172,13 @@ class TrainConfig:
             _check(f.name, getattr(self, f.name))
         if self.epochs is None and self.max_steps is None:
             raise UsageError("a run needs an end: give epochs or max_steps")
+        parse_granularity(self.granularity)
+        if self.trainable is not None:
+            from hybridkit.quant.frozen import parse_trainable
+
+            parse_trainable(self.trainable)
+            if self.ramp:
+                raise UsageError("--trainable freezes the codes, to which no ramp leads; drop --ramp")
         if self.qat and self.quantizer is None and self.target_bits is None:
             raise UsageError("qat needs a quantizer")
 
@@ -171,8 +194,10 @@ class TrainConfig:
         options = self.strategy_options("quantizer")
         return QuantConfig(
             weights={"quantizer": name, **options} if options else name,
+            granularity=self.granularity,
             activations=self.activations,
             quantize_all=self.quantize_all,
+            insert_norms=self.insert_norms,
         )
 
     def total_steps(self, steps_per_epoch: int) -> int:
@@ -227,11 +252,15 @@ def resolve(
     if hybrid:
         asked = "data_clusters" in given or given.get("sampler", "shuffle") != "shuffle"
         given = {**HYBRID_DEFAULTS, **({"clusterer": HYBRID_CLUSTERER} if asked else {}), **given}
-        if qat:
+        if qat and "trainable" not in given:
             given.setdefault("ramp", HYBRID_RAMP)
     given["sink"], chosen = _sinks(given.get("sink", ()), options or {})
     _reject_idle(given, qat=qat, ternary=ternary)
+    if "trainable" in given and ternary and not learnable_scale:
+        quantizer = quantizer or "ternary-mse"  # codes that nothing will move: those of least error
     quantizer = _choose_quantizer(ternary, qat, quantizer, learnable_scale, given.get("target_bits"))
+    if qat and quantizer is not None and "trainable" not in given and _anneals(quantizer):
+        given.setdefault("ramp", HYBRID_RAMP)
     if given.get("clusterer", "none") != "none":
         given.setdefault("sampler", "balanced")
     config = TrainConfig(
@@ -301,6 +330,14 @@ def _is_registered(kind: str, name: str) -> bool:
     return True
 
 
+def _anneals(quantizer: str) -> bool:
+    """Whether it comes to its codes along a ramp, without which it would be an ordinary one."""
+    from hybridkit.quant.protocol import anneals
+    from hybridkit.registry import registry
+
+    return anneals(registry().load("quantizer", quantizer))
+
+
 def _choose_quantizer(
     ternary: bool, qat: bool, quantizer: str | None, learnable_scale: bool, target_bits: float | None
 ) -> str | None:
@@ -331,6 +368,16 @@ def _reject_idle(given: Mapping[str, Any], *, qat: bool, ternary: bool) -> None:
         raise UsageError("--quantize-all needs --qat or --ternary")
     if given.get("ramp") and not qat:
         raise UsageError("--ramp needs --qat")
+    if given.get("insert_norms") and not qat:
+        raise UsageError("--insert-norms needs --qat: the norms have to be trained")
+    for name in ("no_latent_decay", "scale_lr", "trainable"):
+        if given.get(name) and not qat:
+            raise UsageError(f"--{name.replace('_', '-')} needs --qat")
+    if given.get("granularity", "channel") != "channel":
+        if not (qat or ternary):
+            raise UsageError("--granularity needs --qat or --ternary")
+        if "target_bits" in given:
+            raise UsageError("--target-bits chooses the granularity of every layer; drop --granularity")
     if "teacher" not in given and ("temperature" in given or "alpha" in given):
         raise UsageError("--temperature and --alpha need --teacher")
     if given.get("sampler") == "per-cluster" and given.get("clusterer", "none") == "none":
