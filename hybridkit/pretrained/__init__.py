@@ -135,9 +135,9 @@ class Pretrained:
     @property
     def has_weights(self) -> bool:
         """False for the assets of a run or a packed model, which hold none; networks have fresh ones then."""
-        from hybridkit.pretrained.assets import RECORD
+        from hybridkit.pretrained.weights import NO_WEIGHTS
 
-        return not (self.folder / RECORD).is_file()
+        return not (self.folder / NO_WEIGHTS).is_file()
 
     def network(
         self, head: Head | None = None, *, dtype: torch.dtype | Literal["auto"] | None = None, **options: Any

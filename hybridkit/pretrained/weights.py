@@ -16,6 +16,7 @@ from hybridkit.quant.checkpoint import TensorFiles, open_tensors
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+NO_WEIGHTS: Final = "hybridkit-assets.json"  # a folder with this file holds none by design: see assets.py
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 _PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
