@@ -119,6 +119,7 @@ class Confusion:
 
 def macro_f1(labels: Tensor, guessed: Tensor, weights: Tensor | None = None) -> float:
     """The mean over classes that are there of 2 tp / (2 tp + fp + fn); labels, guesses: int64 [samples]."""
+    labels, guessed = labels.cpu(), guessed.cpu()
     weights = torch.ones(len(labels), dtype=torch.float64) if weights is None else weights
     scores = []
     for number in set(labels.tolist()) | set(guessed.tolist()):
