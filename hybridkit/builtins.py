@@ -42,6 +42,14 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
         "ternary-absmean": ("quant.ternary:TernaryAbsmean", "ternary, scale = mean |w| (BitNet b1.58)"),
         "ternary-mse": ("quant.ternary:TernaryMSE", "ternary, threshold and scale of least squared error"),
         "ternary-learned": ("quant.ternary:TernaryLearned", "ternary, learned step (LSQ, ParetoQ)"),
+        "ternary-softmax": (
+            "quant.annealed:TernarySoftmax",
+            "ternary at the end of a ramp, by a softmax that cools down (Hestia)",
+        ),
+        "ternary-deadzone": (
+            "quant.annealed:TernaryDeadzone",
+            "ternary, zeros act as a bias along the ramp (Tequila)",
+        ),
         "binary": ("quant.binary:Binary", "1-bit, scaled sign"),
         "nbit": ("quant.nbit:NBit", "2, 4 or 8 bits, symmetric, optionally in groups"),
     },
@@ -91,6 +99,11 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
         "weights": ("sources.kinds:WeightsFile", "weights alone, NAME.safetensors, in one file or several"),
         "run": ("sources.kinds:RunFolder", "a run, or one of its checkpoints"),
         "module": ("sources.kinds:Module", "a network of one's own, package.module:attribute"),
+    },
+    "metric_sink": {
+        "tensorboard": ("sinks.tensorboard:TensorBoard", "event files in the run folder"),
+        "wandb": ("sinks.wandb:WandB", "Weights & Biases, online or offline"),
+        "mlflow": ("sinks.mlflow:MLflow", "a run on MLflow's tracking server or in its database"),
     },
 }
 

@@ -19,6 +19,7 @@ from hybridkit.packing.codecs import codec
 from hybridkit.packing.layers import PackedLayer
 from hybridkit.packing.model import PackedModel
 from hybridkit.packing.tiles import tile, untile
+from hybridkit.quant.attachments import attach, attached_names
 from hybridkit.quant.fast_path import close_fast_paths
 from hybridkit.quant.kinds import is_transposed
 from hybridkit.runtime import ops  # defines torch.ops.hybridkit
@@ -222,7 +223,7 @@ class PackedEmbedding(_Packed):
         if embedding.max_norm is not None:
             raise UsageError(f"layer {layer.name!r}: an embedding with max_norm cannot be packed")
         result = cls(layer, embedding.weight.device)
-        result.dtype = embedding.weight.dtype
+        result.dtype = getattr(embedding, "weight_dtype", embedding.weight.dtype)  # frozen codes are int8
         return result
 
     def forward(self, indices: Tensor) -> Tensor:
@@ -259,11 +260,13 @@ def load_packed(module: nn.Module, packed: PackedModel, *, tiled: bool = True) -
             )
         return module.eval()
     replacements: dict[int, nn.Module] = {}
+    shapes = {name: tuple(array.shape) for name, array in packed.tensors.items()}
     for name, layer in layers.items():
         if name not in modules:
             raise UsageError(f"the packed model has a layer {name!r}, the module has not")
         if id(modules[name]) not in replacements:
             replacements[id(modules[name])] = _packed_module(name, layer, modules[name])
+            attach(replacements[id(modules[name])], name, shapes)
     _share(layers, {name: replacements[id(modules[name])] for name in layers})
     if tiled:
         _tile_all(m for m in replacements.values() if isinstance(m, _Packed))
@@ -364,7 +367,10 @@ def _load_tensors(
     given |= {alias: given[name] for alias, name in packed.tied.items() if name in given}
     replaced = tuple(f"{name}." if name else "" for name in layers)
     biases = {f"{name}bias" for name in replaced}
-    wanted = {name for name in module.state_dict() if name in biases or not name.startswith(replaced)}
+    beside = set().union(*(attached_names(name) for name in layers))
+    kept = biases | beside
+    wanted = {name for name in module.state_dict() if name in kept or not name.startswith(replaced)}
+    wanted |= beside & result.state_dict().keys()
     if missing := wanted - set(given):
         raise UsageError(f"the packed model lacks {_listed(missing)}")
     if extra := set(given) - wanted:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from hybridkit.errors import FileError
 from hybridkit.pretrained import Pretrained, is_pretrained, open_pretrained
 from hybridkit.sources.protocol import Source
+from hybridkit.sources.recorded import as_recorded, recorded_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 class PretrainedNetwork(Source):
     """A pretrained network: `hf:FOLDER`, `hf:OWNER/NAME`, a folder with a config.json, or NAME.gguf.
 
-    The network is the one that the configuration names. Its own code runs under --trust-remote-code alone.
+    The network is the one that the configuration names; a hybridkit.json beside it says how it was quantised
+    as it trained in another project's loop. Its own code runs under --trust-remote-code alone.
     """
 
     def matches(self, text: str) -> bool:
@@ -38,10 +40,18 @@ class PretrainedNetwork(Source):
     def network(self) -> nn.Module:
         import torch
 
+        from hybridkit.pretrained.weights import open_checkpoint
+
+        found = self._found
         with torch.random.fork_rng(devices=[]):
-            return self._found.network()
+            network = found.network()
+        return as_recorded(
+            network, found.folder, partial(open_checkpoint, found.folder, self.text), self.code
+        )
 
     def streamed(self) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
+        if recorded_in(self._found.folder, self.code):
+            return self.network, None
         return self._streamed
 
     @cached_property

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.sources.protocol import Source, check_named
+from hybridkit.sources.recorded import recorded_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from hybridkit.packing.model import PackedModel
     from hybridkit.pretrained.assets import Assets
     from hybridkit.pretrained.examples import Examples
+    from hybridkit.quant.recorded import Recorded
     from hybridkit.tasks.protocol import Task
     from hybridkit.training.runs import Run
 
@@ -153,7 +155,8 @@ class PackedFile(Source):
 class WeightsFile(Source):
     """Weights alone: a .safetensors file, or the .index.json of several; nothing in them is unpickled.
 
-    Their network is --model package.module:attribute, or one of --task.
+    Their network is --model package.module:attribute, or one of --task; a hybridkit.json beside them says
+    how it was quantised as it trained.
     """
 
     def matches(self, text: str) -> bool:
@@ -173,6 +176,8 @@ class WeightsFile(Source):
 
         with torch.random.fork_rng(devices=[]):  # nobody sees what these weights replace
             network = self._make()
+        if self._record is not None:
+            network = self._record.apply_(network)
         load_weights(network, self.weights(), self.text)
         return network.eval()
 
@@ -181,6 +186,8 @@ class WeightsFile(Source):
 
         from hybridkit.training.weights import check_weights
 
+        if self._record is not None:
+            return self.network, None
         make = self._make
         try:
             with torch.device("meta"):
@@ -190,6 +197,10 @@ class WeightsFile(Source):
         if any(tensor.is_meta for tensor in network.state_dict().values()):
             return network, check_weights(network, self.weights(), self.text)
         return self.network, None
+
+    @cached_property
+    def _record(self) -> Recorded | None:
+        return recorded_in(Path(self.text).parent, self.code)
 
     @cached_property
     def _make(self) -> Callable[[], nn.Module]:
@@ -249,7 +260,7 @@ class RunFolder(Source):
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
-        from hybridkit.training.metrics import read_records
+        from hybridkit.training.metrics import numbers, read_records
         from hybridkit.training.packed import about
 
         run, _ = self._found
@@ -258,7 +269,7 @@ class RunFolder(Source):
         return {
             **about(run.recorded(), self.task, commit),
             "run": run.path.name,
-            "metrics": measured[-1] if measured else {},
+            "metrics": numbers(measured[-1]) if measured else {},
         }
 
     @cached_property

@@ -38,8 +38,11 @@ class Task(Protocol):
     `inputs`, and `collate(samples) -> batch`, where samples of a dataset differ in length, so that torch's
     default cannot put them together; `meter() -> Meter`, for what is no mean over batches, such as F1;
     `from_pretrained(text) -> nn.Module`, the network that `hf:OWNER/NAME`, a folder or a GGUF file names,
-    with the head of the task; `needs_teacher`, True where its loss alone teaches nothing; and
-    `samples_at_once`, how many samples a file is verified on at once, where they are large.
+    with the head of the task; `needs_teacher`, True where its loss alone teaches nothing;
+    `samples_at_once`, how many samples a file is verified on at once, where they are large; and
+    `sample(model) -> str`, text that a language model writes, such as its greedy continuation of a validation
+    prompt. It is called at every evaluation, in evaluation mode without gradients, on the model's device, and
+    logged; it should take less time than that.
     """
 
     name: str

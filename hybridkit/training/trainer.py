@@ -25,8 +25,10 @@ from hybridkit.clustering.samplers import make_sampler
 from hybridkit.errors import FileError, HybridkitError, NotFiniteError, UsageError
 from hybridkit.optim.base import build_base_optimizer
 from hybridkit.optim.factory import hybrid_optimizer
+from hybridkit.optim.groups import Apart
 from hybridkit.optim.hybrid import HybridOptimizer
-from hybridkit.quant.layers import set_ramp
+from hybridkit.quant.attachments import adapter_names
+from hybridkit.quant.layers import latent_weights, scale_parameters, set_ramp
 from hybridkit.sources.protocol import Code, Source, open_source
 from hybridkit.tasks.data import Data, first, is_stream, on, size
 from hybridkit.tasks.protocol import Task, collate_of, forward
@@ -50,6 +52,7 @@ from hybridkit.training.objective import Objective
 from hybridkit.training.progress import Progress
 from hybridkit.training.schema import RandomStates, RunState, rehearse
 from hybridkit.training.weights import load_weights
+from hybridkit.training.workload import workload
 
 Part = Literal["train", "validation", "test"]
 
@@ -150,6 +153,7 @@ class Trainer:
         except NotFiniteError:
             raise DivergedError(f"the gradient is not finite {where}") from None
         values = {**self._last_step(), "loss": value, "cluster_id": fed.cluster_id}
+        values |= workload(self.task, fed.batch)
         self.progress.count(values, first_of_epoch=self.progress.step % self.feed.steps_per_epoch == 0)
         return {"epoch": self.epoch, **values, "seconds": time.perf_counter() - started}
 
@@ -251,6 +255,9 @@ class Trainer:
             "weight_decay": config.weight_decay,
             "momentum": config.momentum,
             "example_inputs": self.task.inputs(on(example_batch(self.task), config.device)),
+            "apart": apart(config, self.model),
+            # begins at zero, where a relative step in the spectral norm would stay
+            "roles": dict.fromkeys(adapter_names(self.model), "vector"),
         }
         if not config.uses_hybrid_optimizer:
             options = config.strategy_options("optimizer")
@@ -296,6 +303,16 @@ class Trainer:
         self.optimizer.load_state_dict(state.optimizer)
         self.progress = state.progress
         state.random.restore()
+
+
+def apart(config: TrainConfig, model: nn.Module) -> list[Apart]:
+    """The parameters that --no-latent-decay and --scale-lr treat otherwise."""
+    found = []
+    if config.no_latent_decay:
+        found.append(Apart(latent_weights(model), decayed=False))
+    if config.scale_lr is not None:
+        found.append(Apart(scale_parameters(model), lr_factor=config.scale_lr))
+    return found
 
 
 def has_modes(optimizer: Any) -> bool:
