@@ -62,7 +62,7 @@ def compare(
             first = first or feed
             got = [torch.from_numpy(np.asarray(array)) for array in runner.run(outputs, feed)]
             wanted = dict(zip(outputs, named_outputs(expected).values(), strict=True))
-            tally.add(wanted, dict(zip(outputs, got, strict=True)), batch)
+            tally.add(*_seen(arguments, wanted, dict(zip(outputs, got, strict=True))), batch)
             if validation.loss is not None:
                 found = with_outputs(expected, got)
                 tally.add_losses(*(float(validation.loss(output, batch)) for output in (found, expected)))
@@ -72,6 +72,27 @@ def compare(
     del runner  # one session in memory at a time
     give_back_memory()
     return tally.result(margins, check_native(path, first) if tally.samples else None)
+
+
+def _seen(
+    arguments: Inputs, *outputs: Mapping[str, Tensor]
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """The outputs without the positions that the mask hides from an encoder or a decoder.
+
+    What stands there means nothing, and differs between runtimes where a query sees no key at all.
+    """
+    mask = arguments.get("attention_mask") if isinstance(arguments, Mapping) else None
+    if mask is None or mask.dim() != 2 or bool(mask.all()):
+        return outputs[0], outputs[1]
+    hidden = mask == 0
+    first, second = (
+        {
+            n: x.masked_fill(hidden[..., None], 0) if x.shape[:2] == mask.shape and x.dim() == 3 else x
+            for n, x in found.items()
+        }
+        for found in outputs
+    )
+    return first, second
 
 
 def check_gate(found: Verification, gate: Gate, path: Path) -> None:

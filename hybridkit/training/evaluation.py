@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
 from hybridkit.tasks.data import Batch, Data, count, in_order, on
-from hybridkit.tasks.protocol import Task, collate_of, forward
+from hybridkit.tasks.protocol import Task, collate_of, forward, meter_of
 from hybridkit.training.distributed import World, world
 from hybridkit.trees import floating, main_output
 
@@ -43,6 +43,7 @@ class Means:
         self.task = task
         self.sums: dict[str, float] = {}
         self.samples = 0
+        self.meter = meter_of(task)
 
     def add(self, output: Any, batch: Batch) -> None:
         """Add the model's output on one batch."""
@@ -51,6 +52,8 @@ class Means:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value) * samples
         self.samples += samples
+        if self.meter:
+            self.meter.add(output, batch, values)
 
     def of_all(self, world: World) -> Means:
         """The sums of all processes of a run."""
@@ -69,7 +72,8 @@ class Means:
             raise UsageError(
                 f"task {self.task.name!r}: a part of its data that is measured on holds no sample"
             )
-        return {name: total / self.samples for name, total in self.sums.items()}
+        means = {name: total / self.samples for name, total in self.sums.items()}
+        return means | (self.meter.result() if self.meter else {})
 
 
 def evaluate(
@@ -77,9 +81,12 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss and metrics of `model` on `data`, means over the samples; the model's mode is left as it was.
 
-    The processes of a run take every other batch, and all get the means over all.
+    The processes of a run take every other batch, and all get the means over all. Where the task has a meter,
+    which wants to see every batch, each takes all.
     """
     means, here = Means(task), world()
+    if means.meter is not None:
+        here = World()
     with measuring(model):
         turns = in_order(data, batch_size, collate_of(task))
         while turn := list(islice(turns, here.size)):

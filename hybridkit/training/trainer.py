@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -26,9 +26,11 @@ from hybridkit.clustering.samplers import make_sampler
 from hybridkit.errors import FileError, HybridkitError, NotFiniteError, UsageError
 from hybridkit.optim.base import build_base_optimizer
 from hybridkit.optim.factory import hybrid_optimizer
+from hybridkit.optim.groups import Apart
 from hybridkit.optim.hybrid import HybridOptimizer
-from hybridkit.optim.roles import Roles, parameter_roles
-from hybridkit.quant.layers import set_ramp
+from hybridkit.optim.roles import Role, Roles, parameter_roles
+from hybridkit.quant.attachments import adapter_names
+from hybridkit.quant.layers import latent_weights, scale_parameters, set_ramp
 from hybridkit.sources.protocol import Code, Source, open_source
 from hybridkit.tasks.data import Data, first, is_stream, on, size
 from hybridkit.tasks.protocol import Task, collate_of
@@ -39,9 +41,10 @@ from hybridkit.training.distillation import check_teacher
 from hybridkit.training.distributed import world
 from hybridkit.training.engine import Engine
 from hybridkit.training.evaluation import evaluate
-from hybridkit.training.feed import Feed, Sampled, Streamed, StreamedAhead, origin
+from hybridkit.training.feed import Fed, Feed, Sampled, Streamed, StreamedAhead, origin
 from hybridkit.training.network import (
     Allocation,
+    check_teacher_given,
     configured_task,
     example_batch,
     fresh_network,
@@ -54,6 +57,7 @@ from hybridkit.training.objective import Objective
 from hybridkit.training.progress import Progress
 from hybridkit.training.schema import RandomStates, RunState, rehearse
 from hybridkit.training.weights import load_weights
+from hybridkit.training.workload import workload
 
 Part = Literal["train", "validation", "test"]
 
@@ -71,22 +75,28 @@ class Trainer:
     """
 
     @classmethod
-    def seeded(cls, config: TrainConfig, *, restored: Checkpoint | None = None) -> Trainer:
+    def seeded(
+        cls, config: TrainConfig, *, restored: Checkpoint | None = None, own: TrainConfig | None = None
+    ) -> Trainer:
         """A trainer in a process made ready for it: global generators seeded, torch's threads set."""
         check_device(config.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         seed_everything(config.seed)
-        trainer = cls(config, restored=restored)
+        trainer = cls(config, restored=restored, own=own)
         if restored is None:
             random.seed(config.seed)  # again: modules imported on the way may have drawn from it (rich does)
             if not trainer.world.main:
                 seed_everything(config.seed + trainer.world.rank)  # equal weights, other dropout
         return trainer
 
-    def __init__(self, config: TrainConfig, *, restored: Checkpoint | None = None) -> None:
-        self.config, self.world = config, world()
-        self.task: Task = configured_task(config)
+    def __init__(
+        self, config: TrainConfig, *, restored: Checkpoint | None = None, own: TrainConfig | None = None
+    ) -> None:
+        """`own`: `config` as a restored run has it, see `Run.own`; its task and model are made of that."""
+        self.config, self.own, self.world = config, own or config, world()
+        self.task: Task = configured_task(self.own)
+        check_teacher_given(config, self.task)
         state = run_state(restored) if restored else None
         self.model, self.allocation = self._network(restored, state)
         started = time.perf_counter()
@@ -100,7 +110,9 @@ class Trainer:
             rehearse(self.optimizer, state.optimizer)
             load_weights(self.model, restored.model, "the checkpoint")  # the rehearsal has moved them
         # what parameters are for does not show in pieces of them
-        roles = parameter_roles(self.model, self._example_inputs()) if config.shard else None
+        roles: Roles | None = None
+        if config.shard:
+            roles = parameter_roles(self.model, self._example_inputs(), self._adapter_roles())
         self.engine = Engine(config, self.task, self.model, self.world)
         if restored or self.engine.sharded:
             self.optimizer = self._optimizer(roles)
@@ -160,8 +172,17 @@ class Trainer:
         except NotFiniteError:
             raise DivergedError(f"the gradient is not finite {where}") from None
         values = {**self._last_step(), **measured, "loss": value, "cluster_id": cluster_id}
+        values |= self._workload(fed)
         self.progress.count(values, first_of_epoch=self.progress.step % self.steps_per_epoch == 0)
         return {"epoch": self.epoch, **values, "seconds": time.perf_counter() - started}
+
+    def _workload(self, fed: Sequence[Fed]) -> dict[str, int]:
+        """Samples and tokens of the step, of all processes."""
+        parts = [workload(self.task, one.batch) for one in fed if one.own]
+        if self.world.size > 1:
+            parts = [part for each in self.world.gathered(parts) for part in each]
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: sum(part.get(name, 0) for part in parts) for name in names}
 
     def _batches_due(self) -> int:
         """How many batches the next step takes: the last one of an epoch takes what is left."""
@@ -184,7 +205,7 @@ class Trainer:
         if not self.engine.sharded:
             return self.model
         checkpoint = self.checkpoint()
-        return restore_network(self.config, checkpoint)[1] if self.world.main else self.model
+        return restore_network(self.own, checkpoint)[1] if self.world.main else self.model
 
     def checkpoint(self) -> Checkpoint:
         """Everything needed to go on. Raises DivergedError where a weight is not finite.
@@ -227,15 +248,15 @@ class Trainer:
         if restored is None or state is None:
             start = self.config.init_from
             return fresh_network(self.config, self.task, self._open(start).weights() if start else None)
-        fresh = make_model(self.task, self.config.model)
+        fresh = make_model(self.task, self.own.model)
         model = rebuilt(self.config, self.task, fresh, restored.model, state)
         return model.to(self.config.device), state.allocation
 
     def _open(self, text: str) -> Source:
         """What --init-from or --teacher means; weights alone are those of a network like the run's."""
         named = named_targets(self.config).values()
-        make = partial(make_model, self.task, self.config.model)
-        return open_source(text, Code(also=named, otherwise=make))
+        make = partial(make_model, self.task, self.own.model)
+        return open_source(text, Code(also=named, otherwise=make, remote=self.config.trust_remote_code))
 
     def _feed(self) -> Feed:
         """Batches by cluster where the data can be indexed, else as they come."""
@@ -245,7 +266,8 @@ class Trainer:
             most = config.max_steps and config.max_steps * config.accumulate
             stream = Streamed(data, size, most, collate, **part)
             return StreamedAhead(stream, config.seed) if config.workers else stream
-        sampler = make_sampler(config.sampler, self.labels, size, config.seed)
+        lengths = getattr(data, "lengths", None)
+        sampler = make_sampler(config.sampler, self.labels, size, config.seed, lengths)
         return Sampled(data, sampler, collate, workers=config.workers, **part)
 
     def _restored_labels(self, state: RunState) -> Any:
@@ -282,6 +304,10 @@ class Trainer:
     def _example_inputs(self) -> Inputs:
         return self.task.inputs(on(example_batch(self.task), self.config.device))
 
+    def _adapter_roles(self) -> Roles:
+        """They begin at zero, where a relative step in the spectral norm would stay."""
+        return dict.fromkeys(adapter_names(self.model), Role.VECTOR)
+
     def _optimizer(self, roles: Roles | None = None) -> torch.optim.Optimizer:
         config, recorded = self.config, self.parameter_clusters
         settings: dict[str, Any] = {
@@ -289,7 +315,8 @@ class Trainer:
             "weight_decay": config.weight_decay,
             "momentum": config.momentum,
             "example_inputs": self._example_inputs() if roles is None else None,
-            "roles": roles,
+            "apart": apart(config, self.model),
+            "roles": roles or self._adapter_roles(),
         }
         if not config.uses_hybrid_optimizer:
             options = config.strategy_options("optimizer")
@@ -350,6 +377,16 @@ class Trainer:
             saved[self.world.rank].restore()
         else:
             seed_everything((self.config.seed + self.world.rank + 1000 * state.progress.step) % 2**63)
+
+
+def apart(config: TrainConfig, model: nn.Module) -> list[Apart]:
+    """The parameters that --no-latent-decay and --scale-lr treat otherwise."""
+    found = []
+    if config.no_latent_decay:
+        found.append(Apart(latent_weights(model), decayed=False))
+    if config.scale_lr is not None:
+        found.append(Apart(scale_parameters(model), lr_factor=config.scale_lr))
+    return found
 
 
 def has_modes(optimizer: Any) -> bool:
