@@ -24,6 +24,7 @@ from hybridkit.quant.frozen_codes import FrozenCodes, follow_gain
 from hybridkit.quant.kinds import is_transposed, kind_of
 from hybridkit.quant.product import Bilinear, Convolution, MatMul, blended_product, quantized_product
 from hybridkit.quant.protocol import QuantizedTensor, Quantizer, Relaxed, relaxed
+from hybridkit.quant.straight import is_straight_through
 
 
 class QATLayer(nn.Module):
@@ -121,6 +122,12 @@ class QATLayer(nn.Module):
         parameters = dict(self.quantizer_parameters.items())
         return self.quantizer.fake_quantize(self.weight_matrix(), quantized, **parameters).view(shape)
 
+    def _carrier(self, quantized: QuantizedTensor) -> Tensor:
+        """What carries the gradient to the latent weight, [N, K...]; products do not look at its values."""
+        if not torch.is_grad_enabled() or is_straight_through(self.quantizer):
+            return self.oriented_weight().float()
+        return self.fake_weight(quantized)
+
     def relaxed_weight(self, quantized: QuantizedTensor) -> Relaxed:
         """What stands for the weight [N, K] where the ramp is below 1."""
         parameters = dict(self.quantizer_parameters.items())
@@ -152,7 +159,7 @@ class QATLayer(nn.Module):
 
     def _quantized(self, op: Bilinear, x: Tensor, quantized: QuantizedTensor, int8: bool) -> Tensor:
         if not isinstance(self.quantizer, FrozenCodes) or quantized.group_size:
-            return quantized_product(op, x, self.fake_weight(quantized), quantized, int8)
+            return quantized_product(op, x, self._carrier(quantized), quantized, int8)
         y = quantized_product(op, x, self.oriented_weight(), quantized, int8)
         return follow_gain(y, self.quantizer_parameters["gain"], op.trailing)
 

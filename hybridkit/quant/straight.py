@@ -33,3 +33,8 @@ class StraightThrough:
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor) -> Tensor:
         """The dequantised weight; identity as gradient."""
         return straight_through(weight, quantized)
+
+
+def is_straight_through(quantizer: object) -> bool:
+    """Whether the gradient to the weight is the identity, and nothing is learned."""
+    return getattr(type(quantizer), "fake_quantize", None) is StraightThrough.fake_quantize
