@@ -81,12 +81,11 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss and metrics of `model` on `data`, means over the samples; the model's mode is left as it was.
 
-    The processes of a run take every other batch, and all get the means over all. Where the task has a meter,
-    which wants to see every batch, each takes all.
+    The processes of a run take every other batch, and all get the means over all. A task's meter sees the
+    whole part: with one, every process measures everything.
     """
-    means, here = Means(task), world()
-    if means.meter is not None:
-        here = World()
+    means = Means(task)
+    here = World() if means.meter else world()
     with measuring(model):
         turns = in_order(data, batch_size, collate_of(task))
         while turn := list(islice(turns, here.size)):

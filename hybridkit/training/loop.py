@@ -143,9 +143,8 @@ def resume(
 
 
 def _sinks(config: TrainConfig, world: World) -> Sinks:
-    """The run's, in the process that writes."""
-    names = config.sink if world.main else ()
-    return Sinks(names, config.strategy_options("metric_sink") if names else {})
+    """The metric sinks of the process that writes; the others have none."""
+    return Sinks(config.sink if world.main else (), config.strategy_options("metric_sink"))
 
 
 class _Session:
@@ -157,10 +156,11 @@ class _Session:
         self.run, self.trainer, self.config = run, trainer, trainer.config
         self.world = trainer.world
         self.listener: Listener = (self.world.main and on_event) or _ignore
-        self.log, self.sinks = MetricsLog(run.metrics_path if self.world.main else Path(os.devnull)), sinks
+        self.log = MetricsLog(run.metrics_path if self.world.main else Path(os.devnull))
+        self.sinks = sinks
         self.logged = logged  # the last step that earlier processes logged
         self.watch = watch_over(trainer.optimizer)
-        # codes are of whole weights
+        # pieces of a layer have no codes
         self.layers = {} if trainer.engine.sharded else codes.observable_layers(trainer.model)
         self.by_layer: dict[str, Any] = {}  # what the latest step did to each quantised layer
         self.validation: dict[str, float] = {}  # the latest
@@ -256,16 +256,18 @@ class _Session:
 
     def _sample(self) -> dict[str, str]:
         """Text that the network writes, where the task has it do so."""
-        trainer = self.trainer
-        if not self.world.main or trainer.engine.sharded:  # pieces of a network write nothing
-            return {}
-        with evaluation_weights(trainer.optimizer):
+        network = self.trainer.whole_network()
+
+        def text() -> str | None:
             try:
-                text = written(trainer.task, trainer.model)
+                return written(self.trainer.task, network)
             except Exception as error:  # a stranger's code; a run is worth more than a sample
                 self.tell(Warned(f"the task's sample failed: {type(error).__name__}: {error}"))
-                return {}
-        return {} if text is None else {"sample": text}
+                return None
+
+        with evaluation_weights(self.trainer.optimizer):
+            found = self.world.shared(text)
+        return {} if found is None else {"sample": found}
 
     def _evaluate_if_due(self) -> bool:
         trainer = self.trainer

@@ -28,7 +28,7 @@ from hybridkit.optim.base import build_base_optimizer
 from hybridkit.optim.factory import hybrid_optimizer
 from hybridkit.optim.groups import Apart
 from hybridkit.optim.hybrid import HybridOptimizer
-from hybridkit.optim.roles import Role, Roles, parameter_roles
+from hybridkit.optim.roles import Roles, parameter_roles
 from hybridkit.quant.attachments import adapter_names
 from hybridkit.quant.layers import latent_weights, scale_parameters, set_ramp
 from hybridkit.sources.protocol import Code, Source, open_source
@@ -177,12 +177,10 @@ class Trainer:
         return {"epoch": self.epoch, **values, "seconds": time.perf_counter() - started}
 
     def _workload(self, fed: Sequence[Fed]) -> dict[str, int]:
-        """Samples and tokens of the step, of all processes."""
-        parts = [workload(self.task, one.batch) for one in fed if one.own]
-        if self.world.size > 1:
-            parts = [part for each in self.world.gathered(parts) for part in each]
-        names = dict.fromkeys(name for part in parts for name in part)
-        return {name: sum(part.get(name, 0) for part in parts) for name in names}
+        """Samples and tokens of the step's batches, in all processes."""
+        found = [workload(self.task, one.batch) for one in fed]
+        sums = self.world.sums([sum(one[name] for one in found) for name in found[0]])
+        return {name: int(total) for name, total in zip(found[0], sums, strict=True)}
 
     def _batches_due(self) -> int:
         """How many batches the next step takes: the last one of an epoch takes what is left."""
@@ -316,7 +314,8 @@ class Trainer:
             "momentum": config.momentum,
             "example_inputs": self._example_inputs() if roles is None else None,
             "apart": apart(config, self.model),
-            "roles": roles or self._adapter_roles(),
+            # an adapter begins at zero, where a relative step in the spectral norm would stay
+            "roles": {**(roles or {}), **dict.fromkeys(adapter_names(self.model), "vector")},
         }
         if not config.uses_hybrid_optimizer:
             options = config.strategy_options("optimizer")
