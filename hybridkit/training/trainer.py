@@ -110,9 +110,7 @@ class Trainer:
             rehearse(self.optimizer, state.optimizer)
             load_weights(self.model, restored.model, "the checkpoint")  # the rehearsal has moved them
         # what parameters are for does not show in pieces of them
-        roles: Roles | None = None
-        if config.shard:
-            roles = parameter_roles(self.model, self._example_inputs(), self._adapter_roles())
+        roles = parameter_roles(self.model, self._example_inputs()) if config.shard else None
         self.engine = Engine(config, self.task, self.model, self.world)
         if restored or self.engine.sharded:
             self.optimizer = self._optimizer(roles)
@@ -179,7 +177,9 @@ class Trainer:
     def _workload(self, fed: Sequence[Fed]) -> dict[str, int]:
         """Samples and tokens of the step's batches, in all processes."""
         found = [workload(self.task, one.batch) for one in fed]
-        sums = self.world.sums([sum(one[name] for one in found) for name in found[0]])
+        weights = [min(one.own, 1) for one in fed]  # 0: it stands in for a sample that there is not
+        counts = [sum(w * one[name] for w, one in zip(weights, found, strict=True)) for name in found[0]]
+        sums = self.world.sums(counts)
         return {name: int(total) for name, total in zip(found[0], sums, strict=True)}
 
     def _batches_due(self) -> int:
@@ -301,10 +301,6 @@ class Trainer:
 
     def _example_inputs(self) -> Inputs:
         return self.task.inputs(on(example_batch(self.task), self.config.device))
-
-    def _adapter_roles(self) -> Roles:
-        """They begin at zero, where a relative step in the spectral norm would stay."""
-        return dict.fromkeys(adapter_names(self.model), Role.VECTOR)
 
     def _optimizer(self, roles: Roles | None = None) -> torch.optim.Optimizer:
         config, recorded = self.config, self.parameter_clusters
