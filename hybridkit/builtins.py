@@ -74,6 +74,20 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
             "28 x 28 clothing images, small convolutional net",
         ),
         "text": ("tasks.text:Text", "byte-level language model on a file or folder"),
+        "causal-lm": ("tasks.language.causal:CausalLM", "pretrained network: the next token of a corpus"),
+        "masked-lm": ("tasks.language.masked:MaskedLM", "pretrained network: covered tokens of a corpus"),
+        "text-classification": (
+            "tasks.language.classification:TextClassification",
+            "pretrained network: classes of texts, or of pairs",
+        ),
+        "text-embedding": (
+            "tasks.language.embedding:TextEmbedding",
+            "pretrained network: vectors of sentences, from a teacher or scored pairs",
+        ),
+        "image-classification": (
+            "tasks.vision:ImageClassification",
+            "pretrained network: classes of images, one folder each",
+        ),
     },
     "source": {  # in the order in which they are asked
         "onnx": ("sources.kinds:OnnxFile", "an ONNX file, to be quantised as it is"),
@@ -85,6 +99,11 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
         "weights": ("sources.kinds:WeightsFile", "weights alone, NAME.safetensors, in one file or several"),
         "run": ("sources.kinds:RunFolder", "a run, or one of its checkpoints"),
         "module": ("sources.kinds:Module", "a network of one's own, package.module:attribute"),
+    },
+    "metric_sink": {
+        "tensorboard": ("sinks.tensorboard:TensorBoard", "event files in the run folder"),
+        "wandb": ("sinks.wandb:WandB", "Weights & Biases, online or offline"),
+        "mlflow": ("sinks.mlflow:MLflow", "a run on MLflow's tracking server or in its database"),
     },
 }
 

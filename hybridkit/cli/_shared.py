@@ -54,7 +54,8 @@ Settings = dict[Kind, dict[str, Any]]
 
 _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _CONFIG_TABLES = "hybridkit.config_tables"
-_NAME_OPTION = {"exporter": "target"}  # the option that names a strategy, where it is not its kind
+# The option that names a strategy, where it is not its kind.
+_NAME_OPTION = {"exporter": "target", "metric_sink": "sink"}
 
 
 def left_alone_lines(layers: Sequence[LeftAlone]) -> list[str]:
@@ -151,6 +152,7 @@ def apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
     if path is None or ctx.resilient_parsing:
         return path
     parameters = {option_name(p): p.name for p in ctx.command.params if p.name not in ("config", "set_")}
+    lists = {p.name for p in ctx.command.params if getattr(p, "multiple", False)}
     defaults: dict[str, Any] = {}
     tables: Settings = {}
     for key, value in read_config(path).items():
@@ -164,6 +166,9 @@ def apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
             tables[kind] = table
         else:
             defaults[_parameter(name, parameters, key, path)] = value
+    for name in lists & defaults.keys():
+        if isinstance(defaults[name], str):
+            defaults[name] = [defaults[name]]
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     ctx.meta[_CONFIG_TABLES] = tables
     return path

@@ -260,7 +260,7 @@ class RunFolder(Source):
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
-        from hybridkit.training.metrics import read_records
+        from hybridkit.training.metrics import numbers, read_records
         from hybridkit.training.packed import about
 
         run, _ = self._found
@@ -269,7 +269,7 @@ class RunFolder(Source):
         return {
             **about(run.recorded(), self.task, commit),
             "run": run.path.name,
-            "metrics": measured[-1] if measured else {},
+            "metrics": numbers(measured[-1]) if measured else {},
         }
 
     @cached_property

@@ -52,7 +52,7 @@ def check_named(named: Mapping[str, str], allowed: Container[str], whose: str) -
     """Raise UsageError for a package.module:attribute, by flag, that a file names and the user does not."""
     for name, target in named.items():
         if target not in allowed:
-            flag = name.replace("_", "-")
+            flag = name.partition("[")[0].replace("_", "-")
             raise UsageError(
                 f"{whose} {flag} is {target!r}, and code that only a file names is never imported; "
                 f"say --{flag} {target}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -161,6 +161,10 @@ class TrainConfig:
     eval_every: Annotated[Count | None, Flag(RUN, "Steps between evaluations (an epoch).")] = None
     checkpoint_every: Count = 100  # steps; an epoch's end counts too
     keep_checkpoints: Count = 3
+    sink: Annotated[
+        list[str],
+        Flag(RUN, "Log to tensorboard, wandb, mlflow or a plugin's too; repeatable, or with commas.", "NAME"),
+    ] = field(default_factory=list)
     options: dict[Kind, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -250,6 +254,7 @@ def resolve(
         given = {**HYBRID_DEFAULTS, **({"clusterer": HYBRID_CLUSTERER} if asked else {}), **given}
         if qat and "trainable" not in given:
             given.setdefault("ramp", HYBRID_RAMP)
+    given["sink"], chosen = _sinks(given.get("sink", ()), options or {})
     _reject_idle(given, qat=qat, ternary=ternary)
     if "trainable" in given and ternary and not learnable_scale:
         quantizer = quantizer or "ternary-mse"  # codes that nothing will move: those of least error
@@ -264,21 +269,52 @@ def resolve(
         qat=qat,
         quantizer=quantizer,
         activations=activations or ("int8" if qat else "float"),  # type: ignore[arg-type]
-        options={kind: dict(table) for kind, table in (options or {}).items() if table},
+        options={kind: dict(table) for kind, table in chosen.items() if table},
         **given,
     )
     _check_strategies(config)
     return config
 
 
+def _sinks(
+    given: str | Iterable[str], options: Mapping[Kind, Mapping[str, Any]]
+) -> tuple[list[str], Mapping[Kind, Mapping[str, Any]]]:
+    """The metric sinks, and all options with those of the sinks by name, checked."""
+    from hybridkit.sinks.names import sink_names, sink_options
+
+    names = sink_names(given)
+    return names, {**options, "metric_sink": sink_options(names, options.get("metric_sink", {}))}
+
+
+def with_sinks(config: TrainConfig, given: Iterable[str] | None) -> TrainConfig:
+    """`config` with other metric sinks, where some are given; `none` stands for no sink.
+
+    Options of sinks that are no more are dropped. Raises UsageError for unknown names.
+    """
+    if given is None:
+        return config
+    from hybridkit.sinks.names import sink_names, sink_options
+
+    names = sink_names(given)
+    kept = {n: table for n, table in config.strategy_options("metric_sink").items() if n in names}
+    options = {**config.options, "metric_sink": sink_options(names, kept)}
+    return dataclasses.replace(config, sink=names, options={k: v for k, v in options.items() if v})
+
+
 def named_targets(config: TrainConfig) -> dict[str, str]:
-    """The fields that name Python code (`package.module:attribute`) rather than a registered strategy."""
+    """The fields that name Python code (`package.module:attribute`) rather than a registered strategy.
+
+    An item of a list is `field[index]`.
+    """
     found = {}
     for name in (*KINDS, "model", "teacher"):
         value = getattr(config, name, None)
         pretrained = name in ("model", "teacher") and str(value).startswith(PREFIX)
         if value is not None and ":" in value and not (pretrained or _is_registered(name, value)):
             found[name] = value
+    for i, value in enumerate(config.sink):
+        if ":" in value and not _is_registered("metric_sink", value):
+            found[f"sink[{i}]"] = value
     return found
 
 
@@ -356,7 +392,7 @@ def _check_strategies(config: TrainConfig) -> None:
         if name is not None:
             registry().load(kind, name)
     for kind in config.options:
-        if getattr(config, kind, None) is None:
+        if kind != "metric_sink" and getattr(config, kind, None) is None:
             raise UsageError(f"options were set for the {kind.replace('_', '-')}, but the run has none")
     if config.ternary and config.quantizer is not None:
         from hybridkit.quant.plan import make_quantizer

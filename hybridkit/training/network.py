@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from hybridkit.errors import FileError
+from hybridkit.errors import FileError, UsageError
+from hybridkit.options import describe_options
 from hybridkit.quant.layers import set_ramp
+from hybridkit.registry import registry
 from hybridkit.tasks.data import Batch, first
 from hybridkit.tasks.protocol import Task, collate_of
 from hybridkit.tasks.resolve import make_model, make_task
@@ -36,7 +38,22 @@ def configured_task(config: TrainConfig) -> Task:
     options = config.strategy_options("task")
     if config.data_dir is not None:
         options["data_dir"] = config.data_dir
+    if takes_pretrained(config.task):
+        options |= {"model": config.model or ""}
+        options |= {"trust_remote_code": config.trust_remote_code}
     return make_task(config.task, options)
+
+
+def takes_pretrained(task: str) -> bool:
+    """Whether the networks of a task are pretrained ones, which it has to know: its options say so."""
+    known = describe_options(found) if callable(found := registry().load("task", task)) else {}
+    return {"model", "trust_remote_code"} <= set(known)
+
+
+def check_teacher_given(config: TrainConfig, task: Task) -> None:
+    """Raise UsageError where nothing would be learned: the task's loss says nothing, and no teacher does."""
+    if config.teacher is None and getattr(task, "needs_teacher", False):
+        raise UsageError(f"task {config.task}: the data have no labels to learn from: say --teacher NETWORK")
 
 
 def model_name(config: TrainConfig, task: Task) -> str:

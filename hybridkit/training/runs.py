@@ -3,6 +3,8 @@
 runs/digits-20260131-120000-s0/
   config.json            resolved configuration, environment, where the data came from
   metrics.jsonl          what was logged
+  history.jsonl          what happened: starts, interruptions, warnings
+  sinks/                 what metric sinks keep
   checkpoints/           see checkpoint.py
   assets/                what belongs to a pretrained network beside its weights
   model.hk.safetensors   the packed model, once a quantised run has ended
@@ -81,6 +83,16 @@ class Run:
         return self.path / "metrics.jsonl"
 
     @property
+    def history_path(self) -> Path:
+        """What happened."""
+        return self.path / "history.jsonl"
+
+    @property
+    def sinks(self) -> Path:
+        """The folder of what metric sinks keep."""
+        return self.path / "sinks"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
@@ -134,9 +146,13 @@ class Run:
         Likewise for the code of a pretrained network (`Code.remote`).
         """
         config = self.recorded()
+        self.check(config, trusted)
+        return config
+
+    def check(self, config: TrainConfig, trusted: Container[str]) -> None:
+        """Raise UsageError where `config`, out of this run's file, names code that is not in `trusted`."""
         check_named(named_targets(config), trusted, f"{self.path}: the run's")
         self._check_remote(config, trusted)
-        return config
 
     def _check_remote(self, config: TrainConfig, trusted: Container[str]) -> None:
         if config.trust_remote_code and not getattr(trusted, "remote", False):

@@ -40,6 +40,7 @@ from hybridkit.training.evaluation import evaluate
 from hybridkit.training.feed import Feed, Sampled, Streamed
 from hybridkit.training.network import (
     Allocation,
+    check_teacher_given,
     configured_task,
     example_batch,
     fresh_network,
@@ -51,6 +52,7 @@ from hybridkit.training.objective import Objective
 from hybridkit.training.progress import Progress
 from hybridkit.training.schema import RandomStates, RunState, rehearse
 from hybridkit.training.weights import load_weights
+from hybridkit.training.workload import workload
 
 Part = Literal["train", "validation", "test"]
 
@@ -87,6 +89,7 @@ class Trainer:
         """`own`: `config` as a restored run has it, see `Run.own`; its task and model are made of that."""
         self.config, self.own = config, own or config
         self.task: Task = configured_task(self.own)
+        check_teacher_given(config, self.task)
         state = run_state(restored) if restored else None
         self.model, self.allocation = self._network(restored, state)
         started = time.perf_counter()
@@ -150,6 +153,7 @@ class Trainer:
         except NotFiniteError:
             raise DivergedError(f"the gradient is not finite {where}") from None
         values = {**self._last_step(), "loss": value, "cluster_id": fed.cluster_id}
+        values |= workload(self.task, fed.batch)
         self.progress.count(values, first_of_epoch=self.progress.step % self.feed.steps_per_epoch == 0)
         return {"epoch": self.epoch, **values, "seconds": time.perf_counter() - started}
 
@@ -206,7 +210,11 @@ class Trainer:
         if is_stream(data):
             return Streamed(data, config.batch_size, config.max_steps, collate)
         return Sampled(
-            data, make_sampler(config.sampler, self.labels, config.batch_size, config.seed), collate
+            data,
+            make_sampler(
+                config.sampler, self.labels, config.batch_size, config.seed, getattr(data, "lengths", None)
+            ),
+            collate,
         )
 
     def _restored_labels(self, state: RunState) -> Any:
