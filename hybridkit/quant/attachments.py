@@ -19,7 +19,8 @@ from torch import Tensor, nn
 EPS: Final = 1e-6
 NORM: Final = "input_norm"
 ADAPTER: Final = "adapter"
-NAMES: Final = (f"{NORM}.weight", f"{ADAPTER}.down", f"{ADAPTER}.up")  # in the layer's state dictionary
+ADAPTER_NAMES: Final = (f"{ADAPTER}.down", f"{ADAPTER}.up")  # in the layer's state dictionary
+NAMES: Final = (f"{NORM}.weight", *ADAPTER_NAMES)
 
 
 class Adapter(nn.Module):

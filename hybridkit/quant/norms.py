@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,10 +20,10 @@ _NORMS: Final = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._N
 
 @dataclass(slots=True)
 class _Input:
-    """What a layer was given: its squares, and whether any of it did not come out of a norm."""
+    """What a layer was given: how large its rows are, and whether any of it did not come out of a norm."""
 
-    squares: float = 0.0
-    count: int = 0
+    sizes: float = 0.0
+    rows: int = 0
     raw: bool = False
 
 
@@ -40,8 +41,9 @@ class _Seen:
             return
         x = args[0]
         found = self.inputs.setdefault(module, _Input())
-        found.squares += float(x.double().square().sum())
-        found.count += x.numel()
+        size = x.double().square().mean(dim=-1).sqrt()
+        found.sizes += float(size.sum())
+        found.rows += size.numel()
         places = {tensor.untyped_storage().data_ptr() for tensor in self.normalised}
         found.raw |= x.untyped_storage().data_ptr() not in places
 
@@ -54,8 +56,9 @@ def insert_norms_(layers: Mapping[str, nn.Module], model: nn.Module, example_inp
     which is where BitNet's SubLN is (BitDistill, arXiv 2510.13998, section 3.1); every other projection is
     behind the block's own norm, so that all have normalised inputs as in arXiv 2505.08823.
 
-    The weight begins at the root mean square of what the layer was given: a row of that size goes through
-    unchanged, another is scaled to that size, which is all that the norm does to the function at first.
+    The weight begins at the mean size of the rows that the layer was given (their root mean square): a row of
+    that size goes through unchanged, another is scaled to that size, which is all that the norm does to the
+    function at first, and of all such scales the one that moves those rows least.
     """
     linear = {name: m for name, m in layers.items() if kind_of(m) == "linear" and not hasattr(m, NORM)}
     seen = _Seen()
@@ -73,8 +76,8 @@ def insert_norms_(layers: Mapping[str, nn.Module], model: nn.Module, example_inp
             continue
         weight = module.get_parameter("weight")
         width = weight.shape[0 if is_transposed(module) else 1]
-        gain = (found.squares / max(found.count, 1)) ** 0.5
-        insert_norm(module, width, gain or 1.0).to(weight.device, weight.dtype)
+        gain = found.sizes / max(found.rows, 1)
+        insert_norm(module, width, gain if 0 < gain < math.inf else 1.0).to(weight.device, weight.dtype)
         inserted.append(name)
     return inserted
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.options import describe_options
+from hybridkit.quant.attachments import ADAPTER_NAMES
 from hybridkit.quant.layers import set_ramp
 from hybridkit.registry import registry
 from hybridkit.tasks.data import Batch, first
@@ -72,6 +73,10 @@ def fresh_network(
     # A full-precision file goes in before quantisation (learned scales start from the weights), a quantised
     # run's file after it.
     frozen = weights is not None and config.trainable is not None and _has_codes(model, weights)
+    adapters: dict[str, torch.Tensor] = {}  # of a packed file, whose codes are weights here
+    if weights is not None and config.trainable is not None and not frozen:
+        adapters = {name: weights[name] for name in weights if name.endswith(ADAPTER_NAMES)}
+        weights = {name: weights[name] for name in weights if name not in adapters}
     late = (
         weights is not None
         and config.qat
@@ -86,8 +91,9 @@ def fresh_network(
     if weights is not None and late:
         load_weights(model, weights, f"--init-from {config.init_from}")
     restrict(config, model)
-    if weights is not None and frozen:
-        load_weights(model, weights, f"--init-from {config.init_from}")
+    if weights is not None and (frozen or adapters):
+        rest = weights if frozen else {**model.state_dict(), **adapters}
+        load_weights(model, rest, f"--init-from {config.init_from}")
     return model.to(config.device), allocation
 
 

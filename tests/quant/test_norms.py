@@ -108,6 +108,15 @@ def test_at_first_a_row_of_usual_size_goes_through_and_others_are_scaled_to_it()
     torch.testing.assert_close(latent(7 * rows), plain(rows), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("value", [0.0, float("nan"), 3e38])
+def test_inputs_without_a_size_leave_the_weight_at_one(value):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    rows = torch.full((2, 4), value)
+    prepare_qat_(model, QuantConfig(insert_norms=True), example_inputs=(rows,))
+    expected = 3e38 if value == 3e38 else 1.0
+    torch.testing.assert_close(model[0].input_norm.weight, torch.full((4,), expected))
+
+
 def test_training_packing_and_export_give_the_same_answers(tmp_path):
     model = made(nn.RMSNorm)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

@@ -128,6 +128,19 @@ def test_codes_come_from_a_file_a_trained_run_or_a_frozen_one(tmp_path: Path) ->
         assert torch.equal(again.model.state_dict()[name], tensor)
 
 
+def test_adapters_go_on_from_a_packed_file(tmp_path: Path) -> None:
+    flags = {"qat": True, "ternary": True, "insert_norms": True, "trainable": "scales,adapters:2"}
+    run = train(resolve(max_steps=3, **flags), run_dir=tmp_path).run
+    file = next(run.path.glob("*.hk.safetensors"))
+    again = Trainer.seeded(resolve(max_steps=3, init_from=str(file), **flags))
+    source = open_source(str(run.path), Code())
+    batch = example_batch(again.task, 8)
+    expected = forward(again.task, source.network, batch)
+    torch.testing.assert_close(forward(again.task, again.model.eval(), batch), expected)
+    with pytest.raises(UsageError, match="adapter"):
+        Trainer.seeded(resolve(max_steps=3, init_from=str(file), **{**flags, "trainable": "scales"}))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
