@@ -14,6 +14,7 @@ from hybridkit.errors import FileError, UsageError
 from hybridkit.hookspecs import KINDS, Kind
 from hybridkit.options import Flag, nearest
 from hybridkit.quant.config import QuantConfig
+from hybridkit.training.distillation.terms import parse_layer_map, parse_terms
 
 HYBRID_DEFAULTS = {
     "optimizer": "steepest",
@@ -124,13 +125,32 @@ class TrainConfig:
     ] = 0.0
 
     init_from: Annotated[Name, Flag(START, "Start from these weights.", "RUN|FILE|MODULE:ATTR")] = None
-    teacher: Annotated[Name, Flag(START, "Learn from this network's output too.", "RUN|FILE|MODULE:ATTR")] = (
-        None
-    )
+    teacher: Annotated[
+        Name, Flag(START, "Learn from this network too; self: as it starts.", "RUN|FILE|MODULE:ATTR|self")
+    ] = None
     temperature: Annotated[float, Gt(0), Flag(START, "Temperature of the distillation ({default}).")] = 2.0
     alpha: Annotated[
         float, Ge(0), Le(1), Flag(START, "Share of the task's own loss beside the teacher's ({default}).")
     ] = 0.5
+    # None: the task's own (of embeddings), else logits
+    distil: Annotated[
+        Name,
+        Flag(
+            START,
+            "What is learned of it: logits (default), hidden, attention, embedding; hidden:2 weighs.",
+            "TERMS",
+        ),
+    ] = None
+    layer_map: Annotated[
+        Name, Flag(START, "Which blocks go together, as in 0:1,1:3 (student:teacher; evenly spread).", "MAP")
+    ] = None
+    teacher_dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        Flag(START, "What the teacher computes in ({default}).", "fp32|bf16|fp16"),
+    ] = "fp32"
+    progressive: Annotated[
+        bool, Flag(START, "Half of the run block by block, with the activations of one, then end to end.")
+    ] = False
 
     seed: Annotated[int, Ge(0), Le(2**63 - 1), Flag(RUN, "Seed of everything random ({default}).")] = 0
     threads: Annotated[
@@ -150,6 +170,10 @@ class TrainConfig:
             raise UsageError("a run needs an end: give epochs or max_steps")
         if self.qat and self.quantizer is None and self.target_bits is None:
             raise UsageError("qat needs a quantizer")
+        if self.distil is not None:
+            parse_terms(self.distil)
+        if self.layer_map is not None:
+            parse_layer_map(self.layer_map)
 
     @property
     def uses_hybrid_optimizer(self) -> bool:
@@ -292,6 +316,9 @@ def _reject_idle(given: Mapping[str, Any], *, qat: bool, ternary: bool) -> None:
         raise UsageError("--ramp needs --qat")
     if "teacher" not in given and ("temperature" in given or "alpha" in given):
         raise UsageError("--temperature and --alpha need --teacher")
+    for name in ("distil", "layer_map", "teacher_dtype", "progressive"):
+        if "teacher" not in given and given.get(name):
+            raise UsageError(f"--{name.replace('_', '-')} needs --teacher; self is the network as it starts")
     if given.get("sampler") == "per-cluster" and given.get("clusterer", "none") == "none":
         raise UsageError("--sampler per-cluster needs a clusterer")
 

@@ -66,6 +66,8 @@ def train(
     about = {"environment": environment(config.device), "data": trainer.task.provenance()}
     sweep_runs(runs_root(run_dir))
     run = Run.create(runs_root(run_dir), config, about)
+    if (own := trainer.own_teacher()) is not None:
+        run.keep_teacher(own)
     return _Session(run, trainer, on_event).finish()
 
 
@@ -89,7 +91,7 @@ def resume(
     config = with_end(recorded, epochs, max_steps)
     if threads is not None:
         config = dataclasses.replace(config, threads=threads)
-    checkpoint = run.checkpoint(step)
+    checkpoint = run.with_teacher(run.checkpoint(step))
     with interruptible("stopped before the first step; nothing was changed"):
         try:
             trainer = Trainer.seeded(config, restored=checkpoint)
@@ -187,7 +189,8 @@ class _Session:
 
     def _checkpoint_due(self) -> bool:
         step = self.trainer.progress.step
-        return self.trainer.epoch_ended or step % self.config.checkpoint_every == 0
+        ended = self.trainer.epoch_ended or self.trainer.block_ended
+        return ended or step % self.config.checkpoint_every == 0
 
     def _save(self) -> None:
         try:

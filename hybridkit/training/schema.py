@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -125,6 +125,7 @@ class RunState:
     optimizer: dict[str, Any]
     progress: Progress
     random: RandomStates
+    distillation: dict[str, Any] = field(default_factory=dict)  # of the objective, which checks it
 
 
 def checked(schema: type[T], value: Any, what: str) -> T:

@@ -26,14 +26,18 @@ from hybridkit.errors import FileError, HybridkitError, NotFiniteError, UsageErr
 from hybridkit.optim.base import build_base_optimizer
 from hybridkit.optim.factory import hybrid_optimizer
 from hybridkit.optim.hybrid import HybridOptimizer
+from hybridkit.pretrained import is_pretrained
 from hybridkit.quant.layers import set_ramp
 from hybridkit.sources.protocol import Code, Source, open_source
 from hybridkit.tasks.data import Data, first, is_stream, on, size
-from hybridkit.tasks.protocol import Task, collate_of, forward
+from hybridkit.tasks.protocol import Task, collate_of
 from hybridkit.tasks.resolve import make_model
 from hybridkit.training.checkpoint import Checkpoint
 from hybridkit.training.config import TrainConfig, named_targets
-from hybridkit.training.distillation import check_teacher
+from hybridkit.training.distillation.progressive import Progressive
+from hybridkit.training.distillation.teacher import cast_, check_teacher
+from hybridkit.training.distillation.teaching import Teaching
+from hybridkit.training.distillation.terms import DEFAULT, SELF, parse_layer_map, parse_terms
 from hybridkit.training.evaluation import evaluate
 from hybridkit.training.feed import Feed, Sampled, Streamed
 from hybridkit.training.network import (
@@ -81,6 +85,7 @@ class Trainer:
         self.config = config
         self.task: Task = configured_task(config)
         state = run_state(restored) if restored else None
+        self.start: nn.Module | None = None  # the network before it was quantised, if that is the teacher
         self.model, self.allocation = self._network(restored, state)
         started = time.perf_counter()
         self.labels = self._restored_labels(state) if state else self._cluster_data()
@@ -118,6 +123,12 @@ class Trainer:
         """Whether the last step closed an epoch, or the run."""
         return self.progress.step % self.feed.steps_per_epoch == 0 or self.done
 
+    @property
+    def block_ended(self) -> bool:
+        """Whether the last step closed the stage of a block (--progressive)."""
+        blocks, step = self.objective.progressive, self.progress.step
+        return blocks is not None and step > 0 and blocks.block(step) != blocks.block(step - 1)
+
     def step(self) -> dict[str, Any]:
         """Take one optimisation step and return what is worth logging.
 
@@ -129,7 +140,7 @@ class Trainer:
         self.model.train()
         if self.config.ramp:
             set_ramp(self.model, self._ramp(self.progress.step + 1))
-        loss = self.objective(forward(self.task, self.model, batch), batch)
+        loss = self.objective(self.objective.forward(self.model, batch, self.progress.step), batch)
         value = float(loss.detach())
         where = f"at step {self.progress.step + 1} (data cluster {fed.cluster_id})"
         if not math.isfinite(value):
@@ -142,7 +153,7 @@ class Trainer:
             self.optimizer.step()
         except NotFiniteError:
             raise DivergedError(f"the gradient is not finite {where}") from None
-        values = {**self._last_step(), "loss": value, "cluster_id": fed.cluster_id}
+        values = {**self._last_step(), **self.objective.report(), "loss": value, "cluster_id": fed.cluster_id}
         self.progress.count(values, first_of_epoch=self.progress.step % self.feed.steps_per_epoch == 0)
         return {"epoch": self.epoch, **values, "seconds": time.perf_counter() - started}
 
@@ -170,9 +181,14 @@ class Trainer:
             "sampler": self.feed.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": self.progress.state_dict(),
+            "distillation": self.objective.state_dict(),
             "random": RandomStates.now(self.config.device),
         }
-        return Checkpoint(self.progress.step, weights, state)
+        return Checkpoint(self.progress.step, weights, state, self.own_teacher())
+
+    def own_teacher(self) -> dict[str, torch.Tensor] | None:
+        """The weights of the network that the run began with, where that is the teacher."""
+        return self.start.state_dict() if self.start is not None else None
 
     def _ramp(self, step: int) -> float:
         """How far from full precision (0) to quantised (1) the weights are in a step, counted from 1."""
@@ -181,11 +197,23 @@ class Trainer:
 
     def _network(self, restored: Checkpoint | None, state: RunState | None) -> tuple[nn.Module, Allocation]:
         if restored is None or state is None:
-            start = self.config.init_from
-            return fresh_network(self.config, self.task, self._open(start).weights() if start else None)
+            given = self.config.init_from
+            weights = self._open(given).weights() if given else None
+            model, allocation, self.start = fresh_network(self.config, self.task, weights)
+            return model, allocation
         fresh = make_model(self.task, self.config.model)
+        if self.config.teacher == SELF:
+            self.start = self._restored_start(restored)
         model = rebuilt(self.config, self.task, fresh, restored.model, state)
         return model.to(self.config.device), state.allocation
+
+    def _restored_start(self, restored: Checkpoint) -> nn.Module:
+        """The network that the run began with, from the weights that it kept."""
+        if restored.teacher is None:
+            raise FileError("the run learns from its own start, and its teacher.safetensors is missing")
+        start = cast_(make_model(self.task, self.config.model), self.config.teacher_dtype)
+        load_weights(start, restored.teacher, "the run's teacher.safetensors")
+        return start
 
     def _open(self, text: str) -> Source:
         """What --init-from or --teacher means; weights alone are those of a network like the run's."""
@@ -264,12 +292,28 @@ class Trainer:
         return optimizer
 
     def _objective(self) -> Objective:
-        if self.config.teacher is None:
+        config, student = self.config, self.model
+        if config.teacher is None:
             return Objective(self.task)
-        teacher = self._open(self.config.teacher).network.requires_grad_(False).to(self.config.device)
+        teacher = cast_(self._teacher(config.teacher), config.teacher_dtype).to(config.device)
+        terms = parse_terms(config.distil or getattr(self.task, "distil", DEFAULT))
+        layers = parse_layer_map(config.layer_map) if config.layer_map else ()
+        teaching = Teaching(self.task, teacher, student, terms, config.temperature, layers)
         sample = first(self.task.splits().train, 1, collate_of(self.task))
-        check_teacher(self.task, teacher, self.model, on(sample, self.config.device))
-        return Objective(self.task, teacher, self.config.temperature, self.config.alpha)
+        check_teacher(teaching, student, on(sample, config.device))
+        blocks = Progressive(teaching, student, self.total_steps, layers) if config.progressive else None
+        return Objective(self.task, teaching, config.alpha, blocks)
+
+    def _teacher(self, text: str) -> nn.Module:
+        """The network that --teacher means, with the task's head where a pretrained one is named."""
+        if text == SELF:
+            assert self.start is not None
+            return self.start
+        own = getattr(self.task, "from_pretrained", None)
+        if own is not None and is_pretrained(text):
+            found: nn.Module = own(text)
+            return found
+        return self._open(text).network
 
     def _last_step(self) -> dict[str, Any]:
         if isinstance(self.optimizer, HybridOptimizer):
@@ -284,6 +328,7 @@ class Trainer:
             )
         self.optimizer.load_state_dict(state.optimizer)
         self.progress = state.progress
+        self.objective.load_state_dict(state.distillation)
         state.random.restore()
 
 
