@@ -296,7 +296,8 @@ class Trainer:
         if config.teacher is None:
             return Objective(self.task)
         teacher = cast_(self._teacher(config.teacher), config.teacher_dtype).to(config.device)
-        terms = parse_terms(config.distil or getattr(self.task, "distil", DEFAULT))
+        usual: str = getattr(self.task, "distil", DEFAULT)
+        terms = parse_terms(config.distil or usual)
         layers = parse_layer_map(config.layer_map) if config.layer_map else ()
         teaching = Teaching(self.task, teacher, student, terms, config.temperature, layers)
         sample = first(self.task.splits().train, 1, collate_of(self.task))

@@ -67,11 +67,11 @@ def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) 
 
 def log_relations(states: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """log softmax(A A^T / sqrt(d)), float32 [batch, heads, positions, positions]."""
-    split = states.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+    split = torch.unflatten(states.float(), -1, (heads, -1)).transpose(1, 2)
     scores = split @ split.transpose(-1, -2) / math.sqrt(split.shape[-1])
     if mask is not None:
         scores = scores.masked_fill(mask[:, None, None] <= 0, torch.finfo(scores.dtype).min)
-    return scores.log_softmax(-1)
+    return F.log_softmax(scores, dim=-1)
 
 
 def embedding_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -43,7 +43,9 @@ class LeastSquares:
         self.gram.mul_(KEPT).add_(gram)
         self.cross.mul_(KEPT).add_(cross)
         ridge = RIDGE * self.gram.diagonal().mean().clamp(min=1e-12)
-        return torch.linalg.solve(self.gram + ridge * torch.eye(len(gram), device=gram.device), self.cross)
+        regular = self.gram + ridge * torch.eye(len(gram), device=gram.device)
+        solved: Tensor = torch.linalg.solve(regular, self.cross)
+        return solved
 
     def state_dict(self) -> dict[str, Tensor]:
         """The two sums."""
