@@ -44,6 +44,7 @@ HEADINGS: dict[Kind, tuple[str, str]] = {
         "what the text names: `hybridkit train --init-from` and `--teacher`, `hybridkit quantize SOURCE`, "
         "`hybridkit export --from`",
     ),
+    "metric_sink": ("Metric sinks", "`hybridkit train --sink NAME`"),
 }
 
 

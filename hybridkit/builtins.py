@@ -42,6 +42,14 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
         "ternary-absmean": ("quant.ternary:TernaryAbsmean", "ternary, scale = mean |w| (BitNet b1.58)"),
         "ternary-mse": ("quant.ternary:TernaryMSE", "ternary, threshold and scale of least squared error"),
         "ternary-learned": ("quant.ternary:TernaryLearned", "ternary, learned step (LSQ, ParetoQ)"),
+        "ternary-softmax": (
+            "quant.annealed:TernarySoftmax",
+            "ternary at the end of a ramp, by a softmax that cools down (Hestia)",
+        ),
+        "ternary-deadzone": (
+            "quant.annealed:TernaryDeadzone",
+            "ternary, zeros act as a bias along the ramp (Tequila)",
+        ),
         "binary": ("quant.binary:Binary", "1-bit, scaled sign"),
         "nbit": ("quant.nbit:NBit", "2, 4 or 8 bits, symmetric, optionally in groups"),
     },
@@ -66,13 +74,36 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
             "28 x 28 clothing images, small convolutional net",
         ),
         "text": ("tasks.text:Text", "byte-level language model on a file or folder"),
+        "causal-lm": ("tasks.language.causal:CausalLM", "pretrained network: the next token of a corpus"),
+        "masked-lm": ("tasks.language.masked:MaskedLM", "pretrained network: covered tokens of a corpus"),
+        "text-classification": (
+            "tasks.language.classification:TextClassification",
+            "pretrained network: classes of texts, or of pairs",
+        ),
+        "text-embedding": (
+            "tasks.language.embedding:TextEmbedding",
+            "pretrained network: vectors of sentences, from a teacher or scored pairs",
+        ),
+        "image-classification": (
+            "tasks.vision:ImageClassification",
+            "pretrained network: classes of images, one folder each",
+        ),
     },
     "source": {  # in the order in which they are asked
         "onnx": ("sources.kinds:OnnxFile", "an ONNX file, to be quantised as it is"),
         "packed": ("sources.kinds:PackedFile", "a packed model, NAME.hk.safetensors"),
+        "pretrained": (
+            "sources.huggingface:PretrainedNetwork",
+            "a pretrained network: hf:OWNER/NAME, a Hugging Face folder, NAME.gguf",
+        ),
         "weights": ("sources.kinds:WeightsFile", "weights alone, NAME.safetensors, in one file or several"),
         "run": ("sources.kinds:RunFolder", "a run, or one of its checkpoints"),
         "module": ("sources.kinds:Module", "a network of one's own, package.module:attribute"),
+    },
+    "metric_sink": {
+        "tensorboard": ("sinks.tensorboard:TensorBoard", "event files in the run folder"),
+        "wandb": ("sinks.wandb:WandB", "Weights & Biases, online or offline"),
+        "mlflow": ("sinks.mlflow:MLflow", "a run on MLflow's tracking server or in its database"),
     },
 }
 

@@ -9,7 +9,15 @@ from typing import Literal, get_args
 import pluggy
 
 Kind = Literal[
-    "lr_controller", "clusterer", "constraint", "quantizer", "optimizer", "exporter", "task", "source"
+    "lr_controller",
+    "clusterer",
+    "constraint",
+    "quantizer",
+    "optimizer",
+    "exporter",
+    "task",
+    "source",
+    "metric_sink",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

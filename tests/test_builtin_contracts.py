@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,19 @@ from hybridkit.registry import registry
 from hybridkit.sources.protocol import Code
 from hybridkit.training.config import resolve
 from hybridkit.training.loop import train
+from hybridkit.training.network import takes_pretrained
 
 
 def builtin(kind: Kind) -> list[str]:
     return [s.name for s in builtins.hybridkit_strategies() if s.kind == kind]
 
 
-def variants(kind: Kind, extra: Mapping[str, Mapping[str, Any]] | None = None) -> Any:
+def variants(
+    kind: Kind, extra: Mapping[str, Mapping[str, Any]] | None = None, without: Collection[str] = ()
+) -> Any:
     """A fixture that sets `self.name` and `self.options` to each built-in, and to variants `name+label`."""
-    cases: dict[str, Mapping[str, Any]] = {name: {} for name in builtin(kind)} | dict(extra or {})
+    cases: dict[str, Mapping[str, Any]] = {name: {} for name in builtin(kind) if name not in without}
+    cases |= extra or {}
 
     @pytest.fixture(autouse=True, params=cases.items(), ids=list(cases))
     def choose(self, request):
@@ -88,7 +92,8 @@ class TestExporters(testing.ExporterContract):
 
 
 class TestTasks(testing.TaskContract):
-    choose = variants("task")
+    # those of pretrained networks, which need one: tests/tasks/test_pretrained_tasks.py
+    choose = variants("task", without=[name for name in builtin("task") if takes_pretrained(name)])
 
     @pytest.fixture(autouse=True)
     def _little_data(self, choose, tmp_path):
@@ -126,6 +131,14 @@ class TestSources(testing.SourceContract):
     def _weights(self, folder):
         save_file(network().state_dict(), folder / "model.safetensors")
         return str(folder / "model.safetensors")
+
+    def _pretrained(self, folder):
+        from transformers import BertConfig, BertModel
+
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        BertModel(BertConfig(vocab_size=9, max_position_embeddings=9, **sizes)).save_pretrained(folder / "m")
+        return str(folder / "m")
 
     def _run(self, folder):
         config = resolve(max_steps=1, ternary=True, threads=1)

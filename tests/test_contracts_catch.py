@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from functools import cached_property
 
@@ -243,6 +244,61 @@ class Detached(Digits):
 )
 def test_task(task, test):
     breaks(testing.TaskContract, task, test)
+
+
+class Remembering:
+    """A sink in a file, which forgets nothing."""
+
+    def open(self, run):
+        self.file = run.folder / "points"
+        self.step = run.step if self.file.exists() else 0
+        return self.step
+
+    def write(self, event, step, values):
+        points = json.loads(self.file.read_text()) if self.file.exists() else {}
+        points.update({str(step): values.get("loss")})
+        self.file.write_text(json.dumps(points))
+
+    def close(self, *, ended):
+        pass
+
+
+class Blind(Remembering):
+    def open(self, run):
+        super().open(run)
+        return run.step
+
+
+class Drawing(Remembering):
+    def write(self, event, step, values):
+        super().write(event, step, values)
+        random.random()
+
+
+class Eating(Remembering):
+    def write(self, event, step, values):
+        super().write(event, step, values)
+        values.clear()
+
+
+@pytest.mark.parametrize(
+    ("sink", "test"),
+    [
+        (Remembering, "test_what_came_after_the_checkpoint_is_superseded"),
+        (Blind, "test_a_run_that_began_without_it"),
+        (Drawing, "test_does_not_disturb_the_random_state_when_it_writes"),
+        (Eating, "test_takes_every_kind_of_value"),
+    ],
+)
+def test_metric_sink(sink, test, tmp_path):
+    class Contract(testing.MetricSinkContract):
+        folder = tmp_path
+
+        def seen(self, folder):
+            points = json.loads((folder / "points").read_text())
+            return {"step/loss": {int(step): value for step, value in points.items()}}
+
+    breaks(Contract, sink, test)
 
 
 class Inventing(Source):

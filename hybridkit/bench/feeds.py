@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -72,13 +72,18 @@ def feed(
             if isinstance(name, str):
                 known = example[axis] if len(example) == len(value.shape) else FREE_SIZE
                 sizes.setdefault(name, batch if axis == 0 else known)
-    made: Feed = {}
-    for value in inputs:
-        shape = tuple(sizes[size] if isinstance(size, str) else size for size in value.shape)
-        if value.dtype.kind == "f":
-            made[value.name] = generator.standard_normal(shape).astype(value.dtype)
-        else:
-            made[value.name] = generator.integers(0, 2 if value.dtype.kind == "b" else bound, shape).astype(
-                value.dtype
-            )
-    return made
+    return {
+        value.name: random_array(
+            generator, [sizes[x] if isinstance(x, str) else x for x in value.shape], value.dtype, bound
+        )
+        for value in inputs
+    }
+
+
+def random_array(
+    generator: np.random.Generator, shape: Sequence[int], dtype: np.dtype[Any], bound: int
+) -> NDArray[Any]:
+    """Normal floats, integers in [0, bound), or truth values."""
+    if dtype.kind == "f":
+        return generator.standard_normal(shape).astype(dtype)
+    return generator.integers(0, 2 if dtype.kind == "b" else bound, shape).astype(dtype)

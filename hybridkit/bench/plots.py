@@ -109,11 +109,11 @@ def draw_errors(figure: Any, result: QuantizationResult) -> None:
         names = [f"{row.method}\n{'QAT' if row.trained else 'after training'}" for row in rows]
         colours = [TRAINED[row.method] if row.trained else AFTERWARDS for row in rows]
         heights = [row.error.median for row in rows]
-        reach = [
+        bars = [
             [row.error.median - row.error.low for row in rows],
             [row.error.high - row.error.median for row in rows],
         ]
-        panel.bar(names, heights, yerr=reach, color=colours, capsize=5, width=0.65, ecolor="#222222")
+        panel.bar(names, heights, yerr=bars, color=colours, capsize=5, width=0.65, ecolor="#222222")
         panel.set(title=f"{precision} weights", ylim=(0, 1.15 * max(row.error.high for row in rows)))
         panel.grid(alpha=0.3, axis="y")
         panel.set_axisbelow(True)

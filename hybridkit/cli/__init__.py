@@ -36,6 +36,7 @@ VERBS: Final = {
     "quantize": ("hybridkit.cli.quantize", "Quantise and pack a trained network."),
     "export": ("hybridkit.cli.export", "Write a packed network as ONNX, and verify the file."),
     "bench": ("hybridkit.cli.bench", "Measure convergence, quantisation and inference."),
+    "report": ("hybridkit.cli.report", "Show a run as one HTML page."),
     "plugins": ("hybridkit.cli.plugins", "List every strategy and where it comes from."),
     "doctor": ("hybridkit.cli.doctor", "Show what this installation has and lacks."),
 }

@@ -14,19 +14,21 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hybridkit.exporting.subject import Subject
+    from hybridkit.pretrained.examples import Examples
     from hybridkit.sources.protocol import Source
 
-# Example sizes of dimensions given by name alone: few samples, but no shorter than a convolution's reach.
+# Example sizes of dimensions given by name alone: few samples, but no shorter than a convolution's kernel.
 _BATCH_EXAMPLE: Final = 2
 _OTHER_EXAMPLE: Final = 32
 _RANDOM_SAMPLES: Final = 16  # to verify on where there is no data
+_SHORT: Final = 5  # tokens
 _DIMENSION: Final = re.compile(
     r"(?P<label>[A-Za-z_]\w*)(=(?P<size>0*[1-9]\d*))?|(?P<number>0*[1-9]\d*)", re.ASCII
 )
 
 
 def described(source: Source, model: str | None, inputs: Sequence[str]) -> Subject:
-    """The inputs of a source's network: those of --input where there are any, else its task's.
+    """The inputs of a source's network: those of --input where there are any, else its task's, or its own.
 
     Raises UsageError where neither says them, or --input contradicts the task of the source.
     """
@@ -38,12 +40,25 @@ def described(source: Source, model: str | None, inputs: Sequence[str]) -> Subje
             "--task takes, its task says"
         )
     network, task = source.network, source.task
+    if task is None and source.examples is not None:
+        return _of_examples(source.examples)
     if task is None:
         raise UsageError(f"{source.text}: say the inputs of {type(network).__name__} with --input NAME:SHAPE")
 
     from hybridkit.exporting.subject import subject_of
 
     return subject_of(task)
+
+
+def _of_examples(examples: Examples) -> Subject:
+    """Random inputs, verified on long sentences and on short ones."""
+    from hybridkit.exporting import Validation
+    from hybridkit.exporting.subject import EXAMPLES, Subject
+
+    traced = examples.draw(EXAMPLES)
+    batches = [examples.draw(_RANDOM_SAMPLES, seed=1), examples.draw(3, _SHORT, seed=2)]
+    axes = [examples.axes[name] for name in traced]
+    return Subject(traced, list(traced), axes, Validation(batches=batches))
 
 
 def parse_input(text: str) -> tuple[str, torch.dtype | None, list[int], dict[int, str]]:
@@ -99,11 +114,13 @@ def _random_inputs(
     By name, where the network has arguments of all these names. An input without a type is int64 where an
     embedding gets it, else of the network's own type. Raises UsageError where that does not run.
     """
+    import numpy as np
     import torch
 
+    from hybridkit.bench.feeds import random_array
     from hybridkit.exporting.indices import index_inputs
 
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
     names = [name for name, _ in inputs]
     by_name = len(set(names) & set(inspect.signature(module.forward).parameters)) == len(names)
 
@@ -130,13 +147,12 @@ def _random_inputs(
     def make(sizes: Sequence[Sequence[int]]) -> tuple[Tensor, ...] | dict[str, Tensor]:
         made = []
         for (_, dtype), shape, count in zip(inputs, sizes, entries, strict=True):
-            if count is not None:
-                x = torch.randint(0, count, tuple(shape), generator=generator).to(dtype or torch.int64)
-            elif dtype is None or dtype.is_floating_point:
-                x = torch.randn(tuple(shape), generator=generator).to(dtype or own)
-            else:
-                x = torch.ones(tuple(shape), dtype=dtype)
-            made.append(x)
+            if count is None and dtype is not None and not dtype.is_floating_point:
+                made.append(torch.ones(tuple(shape), dtype=dtype))
+                continue
+            kind, default = (np.float32, own) if count is None else (np.int64, torch.int64)
+            drawn = random_array(generator, shape, np.dtype(kind), count or 0)
+            made.append(torch.from_numpy(drawn).to(dtype or default))
         return arranged(made)
 
     return make

@@ -12,6 +12,15 @@ A verb takes them as parameters:
         ...
         if json:
             emit_json("train", {"loss": 0.1})
+
+A verb with many options declares them as the fields of a data class:
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Flags:
+        opset: Annotated[int, flag(HOW, "Opset of the stock operators.", "N")] = 18
+
+    @with_flags
+    def command(ctx: typer.Context, flags: Flags, json: JsonOption = False) -> None: ...
 """
 
 from __future__ import annotations
@@ -22,7 +31,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -45,7 +54,8 @@ Settings = dict[Kind, dict[str, Any]]
 
 _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _CONFIG_TABLES = "hybridkit.config_tables"
-_NAME_OPTION = {"exporter": "target"}  # the option that names a strategy, where it is not its kind
+# The option that names a strategy, where it is not its kind.
+_NAME_OPTION = {"exporter": "target", "metric_sink": "sink"}
 
 
 def left_alone_lines(layers: Sequence[LeftAlone]) -> list[str]:
@@ -54,6 +64,22 @@ def left_alone_lines(layers: Sequence[LeftAlone]) -> list[str]:
     rows += [(_printable(x.name or "(the model)"), "x".join(map(str, x.shape)), x.reason) for x in layers]
     name, shape = (max(len(row[i]) for row in rows) for i in range(2))
     return [f"{a:<{name}}  {b:>{shape}}  {c}" for a, b, c in rows] if layers else []
+
+
+def assets_fields(product: Path) -> dict[str, Any]:
+    """What a JSON document says of the assets beside a product; nothing where there are none."""
+    from hybridkit.pretrained.assets import beside, size_of
+
+    size = size_of(product)
+    return {"assets": {"path": beside(product), "bytes": size}} if size else {}
+
+
+def assets_lines(product: Path, file_bytes: int) -> list[str]:
+    """The line about the assets beside a product of `file_bytes`, and an end of line; none without them."""
+    if not (found := assets_fields(product)):
+        return []
+    size, path = found["assets"]["bytes"], found["assets"]["path"]
+    return [f"Assets: {path} ({size:,} bytes); everything included {file_bytes + size:,} bytes", ""]
 
 
 def _printable(text: str) -> str:
@@ -126,6 +152,7 @@ def apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
     if path is None or ctx.resilient_parsing:
         return path
     parameters = {option_name(p): p.name for p in ctx.command.params if p.name not in ("config", "set_")}
+    lists = {p.name for p in ctx.command.params if getattr(p, "multiple", False)}
     defaults: dict[str, Any] = {}
     tables: Settings = {}
     for key, value in read_config(path).items():
@@ -139,6 +166,9 @@ def apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
             tables[kind] = table
         else:
             defaults[_parameter(name, parameters, key, path)] = value
+    for name in lists & defaults.keys():
+        if isinstance(defaults[name], str):
+            defaults[name] = [defaults[name]]
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     ctx.meta[_CONFIG_TABLES] = tables
     return path
@@ -190,6 +220,41 @@ JsonOption = Annotated[
         "--json",
         help="Print one JSON document on stdout and everything else on stderr.",
         rich_help_panel="Configuration",
+    ),
+]
+
+
+def flag(panel: str, help: str, metavar: str | None = None, *, name: str = "", **limits: Any) -> Any:
+    """An option under a heading, for `Annotated`; called as its field is, unless `name` says otherwise."""
+    return typer.Option(*name.split(), metavar=metavar, help=help, rich_help_panel=panel, **limits)
+
+
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with, in place of its parameter `flags`, an option for each field of that data class."""
+    parameters = inspect.signature(command, eval_str=True).parameters
+    schema = parameters["flags"].annotation
+    hints = get_type_hints(schema, include_extras=True)
+    options = [
+        inspect.Parameter(field.name, _KEYWORD, default=field.default, annotation=hints[field.name])
+        for field in dataclasses.fields(schema)
+    ]
+
+    def run(**given: Any) -> None:
+        command(flags=schema(**{option.name: given.pop(option.name) for option in options}), **given)
+
+    run.__doc__ = command.__doc__
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [new for name, old in parameters.items() for new in (options if name == "flags" else [old])]
+    )
+    return run
+
+
+RemoteOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run code that lies in a pretrained network's own folder.",
+        rich_help_panel="Code that a file names",
     ),
 ]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -32,6 +34,7 @@ class _Watcher:
     def __init__(self, out: TextIO, display: Progress) -> None:
         self.out, self.display = out, display
         self.bar: TaskID | None = None
+        self.pace, self.memory = Pace(), Memory()
 
     def __call__(self, event: Event) -> None:
         from hybridkit.training import events
@@ -42,8 +45,9 @@ class _Watcher:
                 if step:
                     self._print(f"Resumed from step {step} of {total}")
             case events.StepDone(step=step, values=values) if self.bar is not None:
-                description = f"epoch {values['epoch']}  loss {values['loss']:.4f}"
-                self.display.update(self.bar, completed=step, description=description)
+                parts = (f"epoch {values['epoch']}", f"loss {values['loss']:.4f}")
+                text = "  ".join((*parts, self.pace.add(values), self.memory.text()))
+                self.display.update(self.bar, completed=step, description=text)
             case events.EpochDone():
                 self._print(epoch_line(event))
             case events.Warned(message=message):
@@ -59,6 +63,44 @@ class _Watcher:
                 self.display.console.print(line, markup=False, soft_wrap=True)
             else:
                 print(line, file=self.out, flush=True)
+
+
+class Pace:
+    """How fast the last steps were, in tokens where the task has them, else in samples."""
+
+    STEPS = 20
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[int, float]] = deque(maxlen=self.STEPS)
+
+    def add(self, values: Mapping[str, Any]) -> str:
+        """Add what a step logged; `1,234 tokens/s`."""
+        unit = "tokens" if "tokens" in values else "samples"
+        self._steps.append((values[unit], values["seconds"]))
+        amount, seconds = (sum(column) for column in zip(*self._steps, strict=True))
+        return f"{amount / max(seconds, 1e-9):,.0f} {unit}/s"
+
+
+class Memory:
+    """What this process holds: resident memory, or where CUDA is in use, the most its tensors took there."""
+
+    EVERY = 1.0  # seconds between two looks
+
+    def __init__(self) -> None:
+        self._text, self._next = "", 0.0
+
+    def text(self) -> str:
+        """`1.2 GiB`, or `1.2 GiB CUDA`, at most a second old."""
+        if (now := time.monotonic()) >= self._next:
+            import psutil
+            import torch
+
+            self._next = now + self.EVERY
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                self._text = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB CUDA"
+            else:
+                self._text = f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB"
+        return self._text
 
 
 @contextlib.contextmanager

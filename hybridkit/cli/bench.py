@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hybridkit.cli._shared import ConfigOption, JsonOption, console, emit_json, progress, read_config
+from hybridkit.cli._shared import (
+    ConfigOption,
+    JsonOption,
+    console,
+    emit_json,
+    flag,
+    progress,
+    read_config,
+    with_flags,
+)
 from hybridkit.errors import UsageError
 from hybridkit.options import nearest
 
@@ -27,6 +37,62 @@ WHAT, HOW = "What is measured", "How"
 TRIALS = "trials.jsonl"  # the runs of convergence, each kept as soon as it ends
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flags:
+    """The options of the verb."""
+
+    task: Annotated[
+        str | None,
+        flag(
+            WHAT, "What is trained (default: digits; of convergence: digits, fashion-mnist and text).", "NAME"
+        ),
+    ] = None
+    seeds: Annotated[int, flag(WHAT, "Runs of each method.", "N", min=1)] = 5
+    epochs: Annotated[
+        int | None, flag(WHAT, "Epochs of each run (default: 10; not for convergence).", "N", min=1)
+    ] = None
+    steps: Annotated[
+        int | None,
+        flag(WHAT, "Steps of each run (convergence on a task of yours; default: 600).", "N", min=1),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        flag(WHAT, "Samples of a step (convergence on a task of yours; default: 32).", "N", min=1),
+    ] = None
+    threads: Annotated[
+        int | None, flag(HOW, "Threads of inference (default: 1, then all cores).", "N", min=1)
+    ] = None
+    quick: Annotated[bool, flag(HOW, "At most 2 seeds, 1 epoch: to try it out.", name="--quick")] = False
+    full: Annotated[
+        bool,
+        flag(
+            WHAT,
+            "With convergence: also the 3 M transformer, 1-bit, distillation and a long tail.",
+            name="--full",
+        ),
+    ] = False
+    method: Annotated[
+        list[str] | None,
+        flag(
+            WHAT,
+            "A method of yours among the rivals of convergence: optimizer:torch.optim:NAdam,"
+            "lr_controller:cosine,optimizer.momentum_decay=0.01; may be given several times.",
+            "NAME=KIND:STRATEGY,...",
+        ),
+    ] = None
+    methods: Annotated[Path | None, flag(WHAT, "The same as tables of a TOML or YAML file.", "FILE")] = None
+    grid: Annotated[
+        str | None,
+        flag(
+            WHAT,
+            "Learning rates tried for methods of yours (default: those of the AdamW rivals).",
+            "LR,LR,...",
+        ),
+    ] = None
+    out: Annotated[Path, flag(HOW, "Where results.json and the plots go.", "DIR")] = Path("bench-results")
+
+
+@with_flags
 def command(
     what: Annotated[
         str | None,
@@ -41,87 +107,8 @@ def command(
             metavar="MODEL.onnx", help="The file for inference (default: one is trained and exported)."
         ),
     ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="What is trained (default: digits; of convergence: digits, fashion-mnist and text).",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    seeds: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Runs of each method.", rich_help_panel=WHAT)
-    ] = 5,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Epochs of each run (default: 10; not for convergence).",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Steps of each run (convergence on a task of yours; default: 600).",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Samples of a step (convergence on a task of yours; default: 32).",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Threads of inference (default: 1, then all cores).", rich_help_panel=HOW
-        ),
-    ] = None,
-    quick: Annotated[
-        bool,
-        typer.Option("--quick", help="At most 2 seeds, 1 epoch: to try it out.", rich_help_panel=HOW),
-    ] = False,
-    full: Annotated[
-        bool,
-        typer.Option(
-            "--full",
-            help="With convergence: also the 3 M transformer, 1-bit, distillation and a long tail.",
-            rich_help_panel=WHAT,
-        ),
-    ] = False,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=KIND:STRATEGY,...",
-            help="A method of yours among the rivals of convergence: optimizer:torch.optim:NAdam,"
-            "lr_controller:cosine,optimizer.momentum_decay=0.01; may be given several times.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    methods: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The same as tables of a TOML or YAML file.", rich_help_panel=WHAT),
-    ] = None,
-    grid: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LR,LR,...",
-            help="Learning rates tried for methods of yours (default: those of the AdamW rivals).",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    out: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="Where results.json and the plots go.", rich_help_panel=HOW),
-    ] = Path("bench-results"),
+    *,
+    flags: Flags,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -132,14 +119,55 @@ def command(
     """
     section, file = _parse(what, model)
     if section == ("convergence",):
-        if epochs is not None or threads is not None:
-            raise UsageError(
-                "convergence has lengths of its own and one thread a run: drop --epochs, --threads"
-            )
-        plan = _plan(task, seeds, steps, batch_size, quick, full, _custom(method, methods, grid))
-        _convergence(plan, out, json)
-        return
-    if full or steps or batch_size or method or methods or grid:
+        _convergence(flags, json)
+    else:
+        _suite(section or SECTIONS, file, flags, json)
+
+
+def _convergence(flags: Flags, json: bool) -> None:
+    if flags.epochs is not None or flags.threads is not None:
+        raise UsageError("convergence has lengths of its own and one thread a run: drop --epochs, --threads")
+    plan = _plan(flags)
+
+    from hybridkit.bench.convergence.report import save, tables, to_json
+    from hybridkit.bench.convergence.run import run_convergence
+
+    with progress() as display:
+        report = run_convergence(plan, flags.out / TRIALS, _bars(display))
+    print(f"written: {', '.join(str(path) for path in save(report, flags.out))}", file=sys.stderr)
+    if json:
+        emit_json("bench", to_json(report))
+    else:
+        _render(tables(report))
+
+
+def _plan(flags: Flags) -> Plan:
+    custom = _custom(flags)
+
+    from hybridkit.bench.convergence import plan
+
+    task = "digits" if flags.quick and flags.task is None else flags.task
+    found = plan.core(
+        flags.seeds, task, steps=flags.steps, batch_size=flags.batch_size, full=flags.full, custom=custom
+    )
+    return plan.quick(found) if flags.quick else found
+
+
+def _custom(flags: Flags) -> tuple[Method, ...]:
+    """The methods that the user brought along. Raises UsageError or FileError for what is none."""
+    if not (flags.method or flags.methods):
+        if flags.grid:
+            raise UsageError("--grid is for --method: the rivals have grids of their own")
+        return ()
+    from hybridkit.bench.convergence.custom import custom_methods, parse_grid
+
+    tables = read_config(flags.methods) if flags.methods else {}
+    return custom_methods(flags.method or (), tables, parse_grid(flags.grid) if flags.grid else ())
+
+
+def _suite(sections: tuple[str, ...], file: Path | None, flags: Flags, json: bool) -> None:
+    f = flags
+    if f.full or f.steps or f.batch_size or f.method or f.methods or f.grid:
         raise UsageError(
             "--full, --steps, --batch-size, --method, --methods, --grid are for hybridkit bench convergence"
         )
@@ -147,64 +175,23 @@ def command(
     from hybridkit.bench.suite import Request, run_bench
 
     request = Request(
-        sections=section or SECTIONS,  # type: ignore[arg-type]
-        task=task or "digits",
-        seeds=seeds,
-        epochs=epochs or 10,
-        threads=(threads,) if threads else (),
+        sections=sections,  # type: ignore[arg-type]
+        task=f.task or "digits",
+        seeds=f.seeds,
+        epochs=f.epochs or 10,
+        threads=(f.threads,) if f.threads else (),
         model=file,
-        trials=out / TRIALS,
+        trials=f.out / TRIALS,
     )
     with progress() as display:
-        results = run_bench(request.quick() if quick else request, _bars(display))
-    _keep(results, out)
+        results = run_bench(request.quick() if f.quick else request, _bars(display))
+    _keep(results, f.out)
     if json:
         from hybridkit.bench.results import to_json
 
         emit_json("bench", to_json(results))
     else:
         _print(results)
-
-
-def _custom(method: list[str] | None, file: Path | None, grid: str | None) -> tuple[Method, ...]:
-    """The methods that the user brought along. Raises UsageError or FileError for what is none."""
-    if not (method or file):
-        if grid:
-            raise UsageError("--grid is for --method: the rivals have grids of their own")
-        return ()
-    from hybridkit.bench.convergence.custom import custom_methods, parse_grid
-
-    return custom_methods(method or (), read_config(file) if file else {}, parse_grid(grid) if grid else ())
-
-
-def _plan(
-    task: str | None,
-    seeds: int,
-    steps: int | None,
-    batch_size: int | None,
-    quick: bool,
-    full: bool,
-    custom: Sequence[Method],
-) -> Plan:
-    from hybridkit.bench.convergence import plan
-
-    if quick and task is None:
-        task = "digits"
-    found = plan.core(seeds, task, steps=steps, batch_size=batch_size, full=full, custom=custom)
-    return plan.quick(found) if quick else found
-
-
-def _convergence(plan: Plan, out: Path, json: bool) -> None:
-    from hybridkit.bench.convergence.report import save, tables, to_json
-    from hybridkit.bench.convergence.run import run_convergence
-
-    with progress() as display:
-        report = run_convergence(plan, out / TRIALS, _bars(display))
-    print(f"written: {', '.join(str(path) for path in save(report, out))}", file=sys.stderr)
-    if json:
-        emit_json("bench", to_json(report))
-    else:
-        _render(tables(report))
 
 
 def _parse(what: str | None, model: Path | None) -> tuple[tuple[str, ...], Path | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +11,15 @@ import typer
 from hybridkit.cli._shared import (
     ConfigOption,
     JsonOption,
+    RemoteOption,
     SetOption,
+    assets_fields,
+    assets_lines,
     emit_json,
+    flag,
     left_alone_lines,
     strategy_options,
+    with_flags,
 )
 from hybridkit.sources.protocol import Code, Source, open_source
 
@@ -24,70 +30,64 @@ if TYPE_CHECKING:
 WHAT, HOW = "What is exported", "How"
 
 
-def command(
-    ctx: typer.Context,
-    output: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The file to write.")],
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flags:
+    """The options of the verb."""
+
     from_: Annotated[
         str | None,
-        typer.Option(
-            "--from",
-            metavar="SOURCE",
-            help="A run, a checkpoint, a packed model, a .safetensors file or package.module:attr "
-            "(default: the newest run).",
-            rich_help_panel=WHAT,
+        flag(
+            WHAT,
+            "A run, a checkpoint, a packed model, a pretrained network (hf:OWNER/NAME, a Hugging Face "
+            "folder or a .gguf file), a .safetensors file or package.module:attr (default: the newest run).",
+            "SOURCE",
+            name="--from",
         ),
-    ] = None,
+    ] = None
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="package.module:attr of the network; without --from, that network as it is.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
+        flag(WHAT, "package.module:attr of the network; without --from, that network as it is.", "NAME"),
+    ] = None
     input_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--input",
-            metavar="NAME[:DTYPE]:SHAPE",
-            help="One input of --model, as x:1,64 or ids:int64:batch,seq; a named dimension is free, else "
+        flag(
+            WHAT,
+            "One input of --model, as x:1,64 or ids:int64:batch,seq; a named dimension is free, else "
             "the first; repeatable. Given by name where forward has arguments of these names. Without DTYPE "
             "what an embedding gets is int64, the rest float32. Verified on random indices and floats, and "
             "on ones for other integers, such as a mask.",
-            rich_help_panel=WHAT,
+            "NAME[:DTYPE]:SHAPE",
+            name="--input",
         ),
-    ] = None,
+    ] = None
     task: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Whose network a .safetensors file holds; or repeats the run's package.module:attr.",
-            rich_help_panel=WHAT,
+        flag(
+            WHAT, "Whose network a .safetensors file holds; or repeats the run's package.module:attr.", "NAME"
         ),
-    ] = None,
-    quantizer: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Likewise for the run's quantizer.", rich_help_panel=WHAT),
-    ] = None,
+    ] = None
+    quantizer: Annotated[str | None, flag(WHAT, "Likewise for the run's quantizer.", "NAME")] = None
+    trust_remote_code: RemoteOption = False
     target: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="onnx, matmulnbits, fp32 or a plugin's (default: by the suffix).",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
-    opset: Annotated[
-        int, typer.Option(metavar="N", help="Opset of the stock operators, 18 to 23.", rich_help_panel=HOW)
-    ] = 18,
+        flag(HOW, "onnx, matmulnbits, fp32 or a plugin's (default: by the suffix).", "NAME"),
+    ] = None
+    opset: Annotated[int, flag(HOW, "Opset of the stock operators, 18 to 23.", "N")] = 18
     verify: Annotated[
         bool,
-        typer.Option(
-            "--verify/--no-verify",
-            help="Compare the file with the network on validation data before it appears.",
-            rich_help_panel=HOW,
+        flag(
+            HOW,
+            "Compare the file with the network on validation data before it appears.",
+            name="--verify/--no-verify",
         ),
-    ] = True,
+    ] = True
+
+
+@with_flags
+def command(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The file to write.")],
+    flags: Flags,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -96,35 +96,40 @@ def command(
 
     A file that differs from the network beyond the gates is not written (exit code 3).
     """
-    options = strategy_options(ctx, set_)
+    options, inputs = strategy_options(ctx, set_), flags.input_ or ()
 
     from hybridkit.cli._export_inputs import described
     from hybridkit.exporting import export, target_for
+    from hybridkit.pretrained.assets import travelling
 
-    chosen = target or target_for(output)
-    text = from_ or (model if model and input_ else None) or _newest_run()
-    source = open_source(text, Code(task, model, also=(quantizer,)), options.get("source"))
-    subject = described(source, model, input_ or ())
-    metadata = {name: value for name, value in source.metadata.items() if not (input_ and name == "inputs")}
-    report = export(
-        source.network,
-        source.packed,
-        output,
-        example_inputs=subject.example_inputs,
-        input_names=subject.input_names,
-        dynamic_axes=subject.dynamic_axes,
-        target=chosen,
-        opset=opset,
-        validation=subject.validation,
-        verify=verify,
-        metadata=metadata,
-        options=options.get("exporter"),
-    )
+    chosen = flags.target or target_for(output)
+    text = flags.from_ or (flags.model if flags.model and inputs else None) or _newest_run()
+    code = Code(flags.task, flags.model, also=(flags.quantizer,), remote=flags.trust_remote_code)
+    source = open_source(text, code, options.get("source"))
+    subject = described(source, flags.model, inputs)
+    metadata = {name: value for name, value in source.metadata.items() if not (inputs and name == "inputs")}
+    with travelling(source.assets, output) as assets:
+        report = export(
+            source.network,
+            source.packed,
+            output,
+            example_inputs=subject.example_inputs,
+            input_names=subject.input_names,
+            dynamic_axes=subject.dynamic_axes,
+            target=chosen,
+            opset=flags.opset,
+            validation=subject.validation,
+            verify=flags.verify,
+            metadata=metadata | assets,
+            options=options.get("exporter"),
+        )
     spared = _left_alone(source)
     if json:
-        emit_json("export", {"report": report, "ratio": report.ratio, "left_alone": spared})
+        document = {"report": report, "ratio": report.ratio, "left_alone": spared}
+        emit_json("export", document | assets_fields(output))
     else:
         _print(report)
+        print(*assets_lines(output, report.file_bytes), sep="\n", end="")
         print(*left_alone_lines(spared), sep="\n", end="\n" if spared else "")
 
 

@@ -12,14 +12,19 @@ import typer
 from hybridkit.cli._shared import (
     ConfigOption,
     JsonOption,
+    RemoteOption,
     SetOption,
+    assets_fields,
+    assets_lines,
     console,
     emit_json,
+    flag,
     left_alone_lines,
     strategy_options,
+    with_flags,
 )
 from hybridkit.errors import UsageError
-from hybridkit.sources.protocol import Code, open_source
+from hybridkit.sources.protocol import Code, Source, open_source
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,132 +36,115 @@ if TYPE_CHECKING:
 
 HOW, FILE, CODE, ONNX = "How", "The file", "Code that a file names", "ONNX files"
 DEFAULT_OUTPUT = Path("model.hk.safetensors")
+_HOW = ("granularity", "layer", "activations", "quantize_all", "target_bits", "embeddings")
+_OF_NETWORKS = (
+    *("codec", "compress", "quantize_all", "target_bits", "model", "task", "granularity", "layer"),
+    *("embeddings", "float_dtype"),
+)
+_OF_ONNX = ("include", "exclude", "max_error", "more_bits", "inputs")
+CALIBRATION = 8  # random samples where a pretrained network says its inputs itself
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Flags:
+    """The options of the verb."""
+
+    output: Annotated[
+        Path | None,
+        flag(
+            FILE,
+            "The packed model (model.hk.safetensors; of NAME.onnx, NAME.packed.onnx).",
+            "FILE",
+            name="--output -o",
+        ),
+    ] = None
+    codec: Annotated[
+        str | None, flag(FILE, "two-bit (default for ternary weights) or base3, 1.6 bits.", "NAME")
+    ] = None
+    compress: Annotated[Literal["zstd"] | None, flag(FILE, "Compress the whole file.")] = None
+    float_dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"] | None,
+        flag(
+            FILE,
+            "What tensors that are not quantised are stored in (the source's own); with fp16 or bf16 "
+            "scales are fp16 too, where that does no harm.",
+        ),
+    ] = None
+    quantizer: Annotated[str | None, flag(HOW, "ternary-mse by default.", "NAME")] = None
+    granularity: Annotated[
+        str | None, flag(HOW, "What has a scale: channel (default), tensor or group:64.", "KIND")
+    ] = None
+    layer: Annotated[
+        list[str] | None,
+        flag(
+            HOW,
+            "Another quantizer, or fp32, for layers, as 'blocks.0.*=fp32'; repeatable.",
+            "PATTERN=NAME",
+        ),
+    ] = None
+    activations: Annotated[
+        str | None, flag(HOW, "What the packed layers compute with (float).", "int8|float")
+    ] = None
+    quantize_all: Annotated[bool, flag(HOW, "The last Linear and embeddings too.", name="--quantize-all")] = (
+        False
+    )
+    embeddings: Annotated[
+        str | None, flag(HOW, "Bits of embeddings and the last Linear (32).", "8|4|8-tensor")
+    ] = None
+    target_bits: Annotated[
+        float | None, flag(HOW, "Mean bits per weight, 1 to 8; layers get what they need.")
+    ] = None
+    model: Annotated[
+        str | None,
+        flag(
+            CODE, "package.module:attr of the network in a .safetensors file; or repeats the run's.", "NAME"
+        ),
+    ] = None
+    task: Annotated[
+        str | None,
+        flag(
+            CODE, "Whose network a .safetensors file holds; or repeats the run's package.module:attr.", "NAME"
+        ),
+    ] = None
+    trust_remote_code: RemoteOption = False
+    include: Annotated[
+        list[str] | None, flag(ONNX, "Layers to quantise, as 'encoder*'; repeatable (all).", "PATTERN")
+    ] = None
+    exclude: Annotated[
+        list[str] | None, flag(ONNX, "Layers that stay as they are; repeatable.", "PATTERN")
+    ] = None
+    max_error: Annotated[
+        float | None, flag(ONNX, "Layers with a larger relative error stay as they are.")
+    ] = None
+    more_bits: Annotated[bool, flag(ONNX, "They go to 4, then 8 bits instead.", name="--more-bits")] = False
+    inputs: Annotated[
+        Path | None,
+        flag(
+            ONNX,
+            "An .npz of arrays by input name: errors are then those of the layers' outputs on them.",
+            "FILE",
+        ),
+    ] = None
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of `names` that the command line gives."""
+        values = {name: getattr(self, name) for name in names}
+        return {k: v for k, v in values.items() if v not in (None, []) and v is not False}
+
+
+@with_flags
 def command(
     ctx: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A run, one checkpoint of it, a .safetensors file or its .index.json (with --model), "
-            "package.module:attr, or an .onnx file.",
+            help="A run, one checkpoint of it, a pretrained network (hf:OWNER/NAME, a Hugging Face folder, a "
+            ".gguf file), a .safetensors file or its .index.json (with --model), package.module:attr, or an "
+            ".onnx file.",
         ),
     ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The packed model (model.hk.safetensors; of NAME.onnx, NAME.packed.onnx).",
-            rich_help_panel=FILE,
-        ),
-    ] = None,
-    codec: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="two-bit (default for ternary weights) or base3, 1.6 bits.",
-            rich_help_panel=FILE,
-        ),
-    ] = None,
-    compress: Annotated[
-        Literal["zstd"] | None, typer.Option(help="Compress the whole file.", rich_help_panel=FILE)
-    ] = None,
-    float_dtype: Annotated[
-        Literal["fp32", "fp16", "bf16"] | None,
-        typer.Option(
-            help="What tensors that are not quantised are stored in (the source's own); with fp16 or bf16 "
-            "scales are fp16 too, where that does no harm.",
-            rich_help_panel=FILE,
-        ),
-    ] = None,
-    quantizer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="ternary-mse by default.", rich_help_panel=HOW)
-    ] = None,
-    granularity: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND",
-            help="What has a scale: channel (default), tensor or group:64.",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN=NAME",
-            help="Another quantizer, or fp32, for layers, as 'blocks.0.*=fp32'; repeatable.",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
-    activations: Annotated[
-        str | None,
-        typer.Option(
-            metavar="int8|float", help="What the packed layers compute with (float).", rich_help_panel=HOW
-        ),
-    ] = None,
-    quantize_all: Annotated[
-        bool,
-        typer.Option("--quantize-all", help="The last Linear and embeddings too.", rich_help_panel=HOW),
-    ] = False,
-    embeddings: Annotated[
-        str | None,
-        typer.Option(
-            metavar="8|4|8-tensor", help="Bits of embeddings and the last Linear (32).", rich_help_panel=HOW
-        ),
-    ] = None,
-    target_bits: Annotated[
-        float | None,
-        typer.Option(help="Mean bits per weight, 1 to 8; layers get what they need.", rich_help_panel=HOW),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="package.module:attr of the network in a .safetensors file; or repeats the run's.",
-            rich_help_panel=CODE,
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Whose network a .safetensors file holds; or repeats the run's package.module:attr.",
-            rich_help_panel=CODE,
-        ),
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Layers to quantise, as 'encoder*'; repeatable (all).",
-            rich_help_panel=ONNX,
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN", help="Layers that stay as they are; repeatable.", rich_help_panel=ONNX
-        ),
-    ] = None,
-    max_error: Annotated[
-        float | None,
-        typer.Option(help="Layers with a larger relative error stay as they are.", rich_help_panel=ONNX),
-    ] = None,
-    more_bits: Annotated[
-        bool,
-        typer.Option("--more-bits", help="They go to 4, then 8 bits instead.", rich_help_panel=ONNX),
-    ] = False,
-    inputs: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="An .npz of arrays by input name: errors are then those of the layers' outputs on them.",
-            rich_help_panel=ONNX,
-        ),
-    ] = None,
+    flags: Flags,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -167,57 +155,57 @@ def command(
     In an ONNX file MatMul, Gemm and Conv with constant weights become packed operators; no torch is needed.
     """
     options = strategy_options(ctx, set_)
-    of_onnx = _said(include=include, exclude=exclude, max_error=max_error, more_bits=more_bits, inputs=inputs)
-    found = open_source(source, Code(task, model, also=(quantizer,)), options.get("source"))
+    code = Code(flags.task, flags.model, also=(flags.quantizer,), remote=flags.trust_remote_code)
+    found = open_source(source, code, options.get("source"))
+    of_onnx = flags.given(*_OF_ONNX)
     if found.onnx is not None:
         from hybridkit.cli import _quantize_onnx
 
-        stated = _said(quantizer=quantizer, options=options.get("quantizer"), activations=activations)
-        idle = _said(codec=codec, compress=compress, quantize_all=quantize_all, target_bits=target_bits)
-        idle |= _said(model=model, task=task, granularity=granularity, layer=layer)
-        idle |= _said(embeddings=embeddings, float_dtype=float_dtype)
-        _quantize_onnx.run(found.onnx, output, idle=idle, json=json, **stated, **of_onnx)
+        how = of_onnx | flags.given("quantizer", "activations")
+        how |= {"options": options["quantizer"]} if "quantizer" in options else {}
+        _quantize_onnx.run(found.onnx, flags.output, idle=flags.given(*_OF_NETWORKS), json=json, **how)
         return
     for name in of_onnx:
         raise UsageError(f"--{name.replace('_', '-')} is for ONNX files, and {source} is none; drop it")
-    output = output or DEFAULT_OUTPUT
+    output = flags.output or DEFAULT_OUTPUT
+    report = _quantize(found, output, flags, options.get("quantizer"))
+    if json:
+        document = {"layers": report.layers, "left_alone": report.left_alone}
+        sizes = _size_fields(report.sizes)
+        emit_json("quantize", {"path": output, "sizes": sizes, **document, **assets_fields(output)})
+    else:
+        _print(output, report)
+        print(*assets_lines(output, report.sizes.file_bytes), sep="\n", end="")
 
+
+def _quantize(found: Source, output: Path, flags: Flags, options: Mapping[str, Any] | None) -> FileReport:
+    from hybridkit.pretrained.assets import travelling
     from hybridkit.quant.config import config_from
     from hybridkit.quant.layers import qat_layers
     from hybridkit.quant.post_training import AFTERWARDS, quantize_to_file
 
-    network, weights = found.streamed()
-    flags: dict[str, Any] = {
-        "quantizer": quantizer,
-        "options": options.get("quantizer"),
-        "granularity": granularity,
-        "layer": layer,
-        "activations": activations,
-        "quantize_all": quantize_all,
-        "target_bits": target_bits,
-        "embeddings": int(embeddings) if embeddings and embeddings.isdecimal() else embeddings,
-    }
-    given = {name: value for name, value in flags.items() if value}
+    # what weighs the errors of layers, where the source itself says it
+    examples = found.examples.draw(CALIBRATION) if flags.target_bits and found.examples else None
+    network, weights = found.streamed() if examples is None else (found.network, None)
+    given = flags.given("quantizer") | ({"options": options} if options else {}) | flags.given(*_HOW)
     if qat_layers(network):
-        _reject_idle(source, given)
+        _reject_idle(found.text, given)
     given["overrides"] = _overrides(given.pop("layer", []))
-    how = config_from(None, AFTERWARDS, **given)
-    report = quantize_to_file(
-        network,
-        output,
-        how,
-        metadata={name: value for name, value in found.metadata.items() if name != "metrics"},  # of before
-        codec=codec,
-        float_dtype=float_dtype,
-        compress=compress,
-        weights=weights,
-        example_inputs=_example_inputs(found.task) if weights is None else None,
-    )
-    if json:
-        document = {"layers": report.layers, "left_alone": report.left_alone}
-        emit_json("quantize", {"path": output, "sizes": _size_fields(report.sizes), **document})
-    else:
-        _print(output, report)
+    if (bits := flags.embeddings) and bits.isdecimal():
+        given["embeddings"] = int(bits)
+    with travelling(found.assets, output) as assets:
+        metadata = {name: value for name, value in found.metadata.items() if name != "metrics"}  # of before
+        return quantize_to_file(
+            network,
+            output,
+            config_from(None, AFTERWARDS, **given),
+            metadata=metadata | assets,
+            codec=flags.codec,
+            float_dtype=flags.float_dtype,
+            compress=flags.compress,
+            weights=weights,
+            example_inputs=examples or (_example_inputs(found.task) if weights is None else None),
+        )
 
 
 def _example_inputs(task: Task | None) -> Sequence[Tensor] | Mapping[str, Tensor] | None:
@@ -235,13 +223,6 @@ def _overrides(texts: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--layer {text}: expected PATTERN=QUANTIZER, as in head=fp32")
         found[pattern] = name
     return found
-
-
-def _said(**flags: Any) -> dict[str, Any]:
-    """The flags that the command line gives."""
-    return {
-        name: value for name, value in flags.items() if value not in (None, [], {}) and value is not False
-    }
 
 
 def _reject_idle(source: str, given: Mapping[str, Any]) -> None:

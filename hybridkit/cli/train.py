@@ -20,6 +20,7 @@ from hybridkit.cli._shared import (
 )
 from hybridkit.cli._train_report import document, print_result, watched
 from hybridkit.errors import UsageError
+from hybridkit.sources.protocol import Code
 from hybridkit.training.config import QUANT, RUN, TrainConfig, resolve
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 # What can be given with --resume, besides code that the run's configuration names.
 _WITH_RESUME = frozenset(
-    ("epochs", "max_steps", "threads", "run_dir", "resume", "from_", "save_metrics", "metrics_out", "json")
+    (
+        *("epochs", "max_steps", "threads", "sink", "run_dir", "resume", "from_"),
+        *("save_metrics", "metrics_out", "json", "trust_remote_code"),
+    )
 )
 
 
@@ -137,10 +141,18 @@ def _resume(
             epochs=flags["epochs"],
             max_steps=flags["max_steps"],
             threads=flags["threads"],
-            trusted={value for value in flags.values() if isinstance(value, str) and ":" in value},
+            sink=flags["sink"] or None,
+            trusted=Code(also=_named_code(flags), remote=flags["trust_remote_code"]),
             on_event=listener,
         ),
     )
+
+
+def _named_code(flags: dict[str, Any]) -> set[str]:
+    """Every package.module:attribute among the flags."""
+    values = (value for given in flags.values() for value in (given if isinstance(given, list) else [given]))
+    texts = (text for value in values if isinstance(value, str) for text in value.split(","))
+    return {text.strip() for text in texts if ":" in text}
 
 
 def _save_metrics(result: TrainResult, destination: Path | None) -> list[Path]:

@@ -8,8 +8,8 @@ name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from annotated_types import Ge
@@ -38,23 +38,30 @@ class NoClusters:
         return np.zeros(len(np.asarray(features)), np.int64)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Count:
+    n_clusters: Annotated[int, Ge(1)] = option(8, "number of clusters (fewer where there are fewer samples)")
+
+
 class _Means:
     """What the two k-means of scikit-learn share: `Options`, and an estimator made from them."""
 
     Options: Any
+    estimator: ClassVar[str]  # the class of sklearn.cluster that takes the options by their names
 
     def __init__(self, options: Any = None) -> None:
         self.options = options or self.Options()
         self.n_clusters: int = self.options.n_clusters
         self.random_state = 0
 
-    def _estimator(self, clusters: int) -> Any:
-        raise NotImplementedError
-
     def fit(self, features: ArrayLike) -> Self:
         """Find centroids of float [samples, features]; `cluster_centers_` and `inertia_` hold the result."""
+        import sklearn.cluster
+
         x = np.asarray(features)
-        self._fitted = self._estimator(min(self.n_clusters, len(x))).fit(x)
+        settings = {"n_init": 1, **asdict(self.options), "n_clusters": min(self.n_clusters, len(x))}
+        estimator = getattr(sklearn.cluster, self.estimator)
+        self._fitted = estimator(**settings, random_state=self.random_state).fit(x)
         self.cluster_centers_ = self._fitted.cluster_centers_
         self.inertia_ = float(self._fitted.inertia_)
         self.n_iter_ = int(self._fitted.n_iter_)
@@ -68,46 +75,30 @@ class _Means:
 class KMeans(_Means):
     """Lloyd's algorithm from k-means++ starts (Lloyd 1982; Arthur & Vassilvitskii 2007), by scikit-learn."""
 
+    estimator = "KMeans"
+
     @dataclass(frozen=True, kw_only=True, slots=True)
-    class Options:
+    class Options(_Count):
         """Options of k-means."""
 
-        n_clusters: Annotated[int, Ge(1)] = option(
-            8, "number of clusters (fewer where there are fewer samples)"
-        )
         max_iter: Annotated[int, Ge(1)] = option(300, "iterations of one start at most")
         tol: Annotated[float, Ge(0)] = option(
             1e-4, "stop when centroids move less, relative to the data's variance"
         )
         n_init: Annotated[int, Ge(1)] = option(1, "starts, of which the one with least inertia is kept")
 
-    def _estimator(self, clusters: int) -> Any:
-        from sklearn.cluster import KMeans as Estimator
-
-        o = self.options
-        return Estimator(
-            clusters, max_iter=o.max_iter, tol=o.tol, n_init=o.n_init, random_state=self.random_state
-        )
-
 
 class MiniBatchKMeans(_Means):
     """Mini-batch k-means (Sculley 2010), by scikit-learn: for data too large for full iterations."""
 
+    estimator = "MiniBatchKMeans"
+
     @dataclass(frozen=True, kw_only=True, slots=True)
-    class Options:
+    class Options(_Count):
         """Options of mini-batch k-means."""
 
-        n_clusters: Annotated[int, Ge(1)] = option(
-            8, "number of clusters (fewer where there are fewer samples)"
-        )
         max_iter: Annotated[int, Ge(1)] = option(100, "passes over the data at most")
         batch_size: Annotated[int, Ge(1)] = option(1024, "samples per update of the centroids")
-
-    def _estimator(self, clusters: int) -> Any:
-        from sklearn.cluster import MiniBatchKMeans as Estimator
-
-        o, seed = self.options, self.random_state
-        return Estimator(clusters, max_iter=o.max_iter, batch_size=o.batch_size, n_init=1, random_state=seed)
 
 
 def make_clusterer(name: str, n_clusters: int, options: Mapping[str, Any] | None = None) -> Any:

@@ -74,13 +74,36 @@ def per_cluster(labels: Labels, batch_size: int, random: np.random.Generator) ->
     return [plan[t] for t in random.permutation(len(plan))]
 
 
+WINDOW = 64  # batches whose samples are sorted by length together
+
+
+def by_length(plan: Epoch, lengths: Labels, random: np.random.Generator) -> Epoch:
+    """The same samples in batches of about one length, so that they need little padding.
+
+    The samples of every `WINDOW` batches are sorted by `lengths` (int64 [samples]) and dealt out anew into
+    batches of the same sizes, which come in random order.
+    """
+    made: Epoch = []
+    for start in range(0, len(plan), WINDOW):
+        window = plan[start : start + WINDOW]
+        members = np.concatenate(window)
+        members = members[np.argsort(lengths[members], kind="stable")]
+        made += np.split(members, np.cumsum([len(batch) for batch in window])[:-1])
+    return [made[t] for t in random.permutation(len(made))]
+
+
 class Sampler(ABC):
     """An endless iterator of `Draw`s over samples with cluster `labels` (int64 [samples], from 0).
+
+    lengths: int64 [samples], how long samples are, where they are padded; `ShuffleSampler` makes batches of
+    samples of about one length then.
 
     Raises UsageError if there are no samples, a label is negative, or `batch_size` is below 1.
     """
 
-    def __init__(self, labels: Labels | Tensor, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, labels: Labels | Tensor, batch_size: int, seed: int, lengths: Labels | None = None
+    ) -> None:
         self.labels = np.ascontiguousarray(labels, dtype=np.int64)
         if self.labels.ndim != 1 or len(self.labels) == 0 or self.labels.min() < 0:
             raise UsageError(
@@ -90,6 +113,7 @@ class Sampler(ABC):
             raise UsageError(f"batch size is {batch_size}; it must be at least 1")
         self.batch_size = batch_size
         self.seed = seed
+        self.lengths = lengths
         self.clusters = int(self.labels.max()) + 1
         self._start(epoch=0, position=0)
 
@@ -130,8 +154,12 @@ class Sampler(ABC):
             "epoch": self.epoch,
             "position": self.position,
             "batch_size": self.batch_size,
-            "labels_crc32": zlib.crc32(self.labels.tobytes()),
+            "labels_crc32": self._checksum(),
         }
+
+    def _checksum(self) -> int:
+        checksum = zlib.crc32(self.labels.tobytes())
+        return checksum if self.lengths is None else zlib.crc32(self.lengths.tobytes(), checksum)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken.
@@ -155,11 +183,12 @@ class Sampler(ABC):
 
 
 class ShuffleSampler(Sampler):
-    """Plain shuffling; the clusters show up in the histogram only."""
+    """Plain shuffling, or by length; the clusters show up in the histogram only."""
 
     def batches(self, random: np.random.Generator) -> Epoch:
         """The batches of one epoch."""
-        return shuffled(self.labels, self.batch_size, random)
+        plan = shuffled(self.labels, self.batch_size, random)
+        return plan if self.lengths is None else by_length(plan, self.lengths, random)
 
 
 class BalancedSampler(Sampler):
@@ -188,8 +217,10 @@ SAMPLERS: dict[str, type[Sampler]] = {
 }
 
 
-def make_sampler(name: str, labels: Labels | Tensor, batch_size: int, seed: int) -> Sampler:
+def make_sampler(
+    name: str, labels: Labels | Tensor, batch_size: int, seed: int, lengths: Labels | None = None
+) -> Sampler:
     """The sampler called `name`: balanced, per-cluster or shuffle. Raises UsageError for another name."""
     if name not in SAMPLERS:
         raise UsageError(f"no sampler is called {name!r}; {nearest(name, SAMPLERS)}")
-    return SAMPLERS[name](labels, batch_size, seed)
+    return SAMPLERS[name](labels, batch_size, seed, lengths)

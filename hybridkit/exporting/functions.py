@@ -60,7 +60,6 @@ STORAGES: Final = {  # by the name of the packing codec whose bytes are layout 0
     "nbit8": Storage("NBit8", 8, 1, -128, ("Unpack",)),
 }
 _OPERATORS: Final = {s.prefix + stem: (s, stem) for s in STORAGES.values() for stem in s.stems}
-OPERATORS: Final = tuple(_OPERATORS)
 
 
 def attribute_names(operator: str) -> tuple[str, ...]:
@@ -77,7 +76,7 @@ def input_names(operator: str) -> tuple[str, ...]:
 
 
 def function(operator: str, opset: int) -> onnx.FunctionProto:
-    """The local function of `operator` (one of OPERATORS) for a model of the given opset, at least 18."""
+    """The local function of `operator` (`TernaryMatMulInt8`) for a model of the given opset, at least 18."""
     import onnx
 
     storage, stem = _OPERATORS[operator]

@@ -64,7 +64,7 @@ class Verification:
     differences: worst absolute difference of each output, by name.
     top1_agreement: share of positions whose largest value of the first output is the same one;
     `top1_misses` counts those that differ although the network's two largest are more than `margin` apart.
-    loss, network_loss: mean loss of the file and of the network.
+    loss, network_loss: mean loss of the file and of the network, which may differ by `loss_margin`.
     native: how the native operators' outputs on the first batch compare with the portable bodies': equal bit
     for bit, or close (to float32 rounding); None where there is no native library or nothing to compare.
     """
@@ -77,6 +77,7 @@ class Verification:
     margin: float
     loss: float
     network_loss: float
+    loss_margin: float = 1e-4
     native: Agreement | None = None
     differences: Mapping[str, float] = field(default_factory=dict)
 

@@ -30,9 +30,10 @@ def check_runtime(needed: str) -> None:
 
     installed: str = onnxruntime.__version__
     if tuple(map(int, installed.split(".")[:2])) < tuple(map(int, needed.split("."))):
+        other = "" if needed == _text(OLDEST) else ", or take other bits"
         raise HybridkitError(
             f"the quantised model needs ONNX Runtime {needed}, and this is {installed}; "
-            "upgrade onnxruntime, or take other bits"
+            f"upgrade onnxruntime{other}"
         )
 
 

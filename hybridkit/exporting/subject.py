@@ -27,12 +27,12 @@ class Subject:
 def subject_of(task: Task) -> Subject:
     """The inputs of a task's networks, verified on its validation data."""
     data, collate = task.splits().validation, collate_of(task)
-    batch = first(data, EXAMPLES, collate)
+    batch, at_once = first(data, EXAMPLES, collate), getattr(task, "samples_at_once", BATCH)
     names = list(named_inputs(task, batch))
     inputs = task.inputs(batch)
     return Subject(
         dict(inputs) if isinstance(inputs, Mapping) else inputs,
         names,
         list(named_axes(task, names).values()),
-        Validation(batches=list(in_order(data, BATCH, collate)), inputs=task.inputs, loss=task.loss),
+        Validation(batches=list(in_order(data, at_once, collate)), inputs=task.inputs, loss=task.loss),
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hybridkit.errors import UsageError
+from hybridkit.optim.groups import Apart, set_apart
 from hybridkit.optim.optimizers.builder import NamedParameters, OptimizerBuilder, decay_groups
 from hybridkit.optim.roles import RoleNames, parameter_roles, roles_by_shape
 from hybridkit.options import construct
@@ -27,6 +28,7 @@ def build_base_optimizer(
     options: Mapping[str, Any] | None = None,
     roles: Mapping[str, str] | None = None,
     example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    apart: Sequence[Apart] = (),
 ) -> Optimizer:
     """An optimizer over all parameters that require a gradient.
 
@@ -42,6 +44,7 @@ def build_base_optimizer(
         options: the optimizer's own options.
         roles: what parameters are for, by name, where `parameter_roles` would not find it.
         example_inputs: arguments of the model, in order or by name, from which `parameter_roles` learns more.
+        apart: parameters with another weight decay or learning rate.
 
     Raises:
         UsageError: if nothing is to be trained, the name is unknown or an option does not exist.
@@ -62,8 +65,11 @@ def build_base_optimizer(
                 if isinstance(model, nn.Module)
                 else roles_by_shape(named, given)
             )
-        return builder.build(trainable, **settings)
-    return _build_plain(loaded, trainable, lr, weight_decay, momentum, options or {}, name)
+        made = builder.build(trainable, **settings)
+    else:
+        made = _build_plain(loaded, trainable, lr, weight_decay, momentum, options or {}, name)
+    set_apart(made, apart)
+    return made
 
 
 def _build_plain(

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from hybridkit.hookspecs import Kind
 from hybridkit.optim.base import build_base_optimizer
+from hybridkit.optim.groups import Apart
 from hybridkit.optim.hybrid import HybridOptimizer
 from hybridkit.optim.parameter_clusters import cluster_parameters
 from hybridkit.options import describe_options
@@ -36,6 +37,7 @@ def hybrid_optimizer(
     roles: Mapping[str, str] | None = None,
     example_inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     measure_updates: bool = False,
+    apart: Sequence[Apart] = (),
 ) -> HybridOptimizer:
     """The optimizer of `hybridkit train --hybrid` over the trainable parameters of `model`.
 
@@ -58,6 +60,7 @@ def hybrid_optimizer(
         roles: what parameters are for, by name, where `parameter_roles` would not find it.
         example_inputs: arguments of the model, in order or by name, from which `parameter_roles` learns
             more; best given.
+        apart: parameters with another weight decay or learning rate, unless the optimizer was made already.
 
     Raises:
         UsageError: where a name or an option does not exist, or nothing is to be trained.
@@ -75,6 +78,7 @@ def hybrid_optimizer(
             options=given.get("optimizer"),
             roles=roles,
             example_inputs=example_inputs,
+            apart=apart,
         )
     if isinstance(parameter_clusters, int):
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

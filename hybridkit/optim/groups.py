@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +20,30 @@ Group = dict[str, Any]
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     """The optimizer's parameters, group by group."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Parameters that an optimizer treats otherwise: no weight decay, or their own share of the rate."""
+
+    parameters: Collection[Tensor]
+    decayed: bool = True
+    lr_factor: float = 1.0
+
+
+def set_apart(optimizer: Optimizer, apart: Sequence[Apart]) -> None:
+    """Give the parameters of each of `apart` groups of their own, beside the ones that they were in."""
+    for each in apart:
+        chosen = set(each.parameters)
+        groups: list[Group] = []
+        for group in optimizer.param_groups:
+            inside = [p for p in group["params"] if p in chosen]
+            outside = [p for p in group["params"] if p not in chosen]
+            changed = {**group, "lr": group["lr"] * each.lr_factor, "params": inside}
+            if not each.decayed and "weight_decay" in group:
+                changed["weight_decay"] = 0.0
+            groups += [g for g in ({**group, "params": outside}, changed) if g["params"]]
+        optimizer.param_groups[:] = groups
 
 
 def all_clusters(base: Optimizer, clusters: Mapping[Tensor, int] | None) -> dict[Tensor, int]:

@@ -164,7 +164,8 @@ class HybridOptimizer(Optimizer):
         """Tell the loss of the coming step; nothing is synchronised.
 
         Several calls before one step (gradient accumulation, a step that gradient scaling skipped) are
-        averaged. `cluster_id` is the batch's data cluster (-1: mixed), `histogram` its share per cluster.
+        averaged, and a closure's loss is then left out. `cluster_id` is the batch's data cluster (-1: mixed),
+        `histogram` its share per cluster.
         """
         self._observed.add(loss, cluster_id, histogram)
 
@@ -173,7 +174,7 @@ class HybridOptimizer(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step; returns the closure's loss, which is observed too.
+        """Take one step; returns the closure's loss, which is observed where no loss has been yet.
 
         Raises NotFiniteError, before anything is changed, if the loss or a gradient is not finite.
         """
@@ -181,7 +182,8 @@ class HybridOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            self.observe(loss)
+            if loss is not None and not self._observed.count:  # None: torch's trainers have such closures
+                self.observe(loss)
             again = _replay(loss, closure)
         with torch.no_grad():
             if any(p.grad is not None for p in self._parameters):

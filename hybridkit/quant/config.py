@@ -89,6 +89,8 @@ class QuantConfig:
     target_bits: a mean of bits per weight to spend (see allocation.py), 1 to 8; `weights` is then ternary.
     compute: `fp32`, or `model`: under float activations in the type of the activations (under autocast, its
         type) with fp32 scales, which is faster and no longer the bits of the packed network.
+    insert_norms: an RMSNorm before each quantised linear layer whose input comes from none (norms.py); it
+        changes the function, and is trained: for `prepare_qat_`, which then needs example inputs.
     """
 
     weights: QuantizerSpec = "ternary-absmean"
@@ -99,6 +101,7 @@ class QuantConfig:
     embeddings: Embeddings | None = None
     target_bits: float | None = None
     compute: Compute = "fp32"
+    insert_norms: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularity", parse_granularity(self.granularity))
@@ -110,8 +113,9 @@ class QuantConfig:
             )
         if not isinstance(self.layers, Mapping) or not all(isinstance(name, str) for name in self.layers):
             raise UsageError(f"layers maps patterns of layer names to quantizers, it is not {self.layers!r}")
-        if not isinstance(self.quantize_all, bool):
-            raise UsageError(f"quantize_all is True or False, not {self.quantize_all!r}")
+        for name in ("quantize_all", "insert_norms"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise UsageError(f"{name} is True or False, not {value!r}")
         if self.embeddings not in (None, *get_args(Embeddings)) or isinstance(self.embeddings, float):
             raise UsageError(f"embeddings take 8, 4 or 8-tensor, not {self.embeddings!r}")
         bits = self.target_bits
@@ -137,6 +141,7 @@ class QuantConfig:
             "embeddings": self.embeddings,
             "target_bits": self.target_bits,
             "compute": self.compute,
+            "insert_norms": self.insert_norms,
         }
 
     @classmethod

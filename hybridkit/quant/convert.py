@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from typing import Any, Final, Literal
@@ -25,10 +24,8 @@ from hybridkit.packing.model import (
     ModelSource,
     PackedLayer,
     PackedModel,
-    Sizes,
     TensorSource,
     TensorSpec,
-    write_packed,
 )
 from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.groups import InGroups
@@ -71,24 +68,6 @@ def convert(
     layers = [layer.produce() for layer in source.layers]
     tensors = {name: tensor.produce() for name, tensor in source.tensors.items()}
     return PackedModel({layer.name: layer for layer in layers}, tensors, source.tied, source.metadata)
-
-
-def pack_to_file(
-    model: nn.Module,
-    path: str | os.PathLike[str],
-    *,
-    metadata: Mapping[str, Any] | None = None,
-    codec: str | None = None,
-    float_dtype: FloatDtype | None = None,
-    compress: Literal["zstd"] | None = None,
-) -> Sizes:
-    """Write `convert(model)` to a file layer by layer, atomically.
-
-    Raises what `convert` raises, and FileError. Memory beyond the model is bounded by what quantising its
-    largest layer takes.
-    """
-    source = packing_source(model, metadata=metadata, codec=codec, float_dtype=float_dtype)
-    return write_packed(path, source, compress=compress)
 
 
 def packing_source(
@@ -208,7 +187,9 @@ def _layer_source(
         if not layer.quantizer_parameters:
             return weight, quantize_rows(layer.quantizer, weight, name)
         _check_finite(weight, name)
-        return weight, layer.quantized_weight()
+        made = layer.quantized_weight()
+        frozen = not weight.is_floating_point()  # then the weight is the codes, and the trained one is this
+        return made.dequantize().view(weight.shape) if frozen else weight, made
 
     return layer_source(
         layer.quantizer,

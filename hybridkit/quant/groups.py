@@ -7,13 +7,14 @@ with one scale is one row.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from array_api_compat import array_namespace, device
 
 from hybridkit.errors import UsageError
 from hybridkit.quant.config import Channel, Granularity, Group
-from hybridkit.quant.protocol import QuantizedTensor, Quantizer, takes_statistics
+from hybridkit.quant.protocol import QuantizedTensor, Quantizer, Relaxed, relaxed, takes_statistics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,14 +69,39 @@ class InGroups:
 
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor, **parameters: Tensor) -> Tensor:
         """The dequantised weight with the quantizer's own gradient in each group."""
-        N, K = weight.shape
-        whole, parts = K // self.size, []
+        made = [
+            self.quantizer.fake_quantize(rows, part, **own)
+            for rows, part, own in self._parts(weight, quantized, parameters)
+        ]
+        return self._joined(made, weight)
+
+    def anneal(
+        self, weight: Tensor, quantized: QuantizedTensor, progress: float, **parameters: Tensor
+    ) -> Relaxed:
+        """Each group as the quantizer has it on the ramp."""
+        made = [
+            relaxed(self.quantizer, rows, part, progress, **own)
+            for rows, part, own in self._parts(weight, quantized, parameters)
+        ]
+        biases = [soft.bias for soft in made if soft.bias is not None]
+        soft = self._joined([soft.weight for soft in made], weight)
+        return Relaxed(soft, self._joined(biases, weight) if biases else None)
+
+    def _parts(
+        self, weight: Tensor, quantized: QuantizedTensor, parameters: dict[str, Tensor]
+    ) -> Iterator[tuple[Tensor, QuantizedTensor, dict[str, Tensor]]]:
+        """The groups as rows, what became of them, and their parameters: the whole groups, then the rest."""
+        whole = weight.shape[1] // self.size
         for end, columns in self._columns(weight):
             scale = quantized.scale[:, whole:] if end else quantized.scale[:, :whole]
             part = QuantizedTensor(_rows(quantized.codes[:, columns], self.size), scale.reshape(-1))
-            rows = _rows(weight[:, columns], self.size)
-            parts.append(self.quantizer.fake_quantize(rows, part, **_own(parameters, end)).reshape(N, -1))
-        return array_namespace(weight).concat(parts, axis=1) if parts else weight.float()
+            yield _rows(weight[:, columns], self.size), part, _own(parameters, end)
+
+    @staticmethod
+    def _joined(parts: Sequence[Tensor], weight: Tensor) -> Tensor:
+        """Parts, which are rows of groups, as one matrix of the shape of `weight`."""
+        rows = [part.reshape(len(weight), -1) for part in parts]
+        return array_namespace(weight).concat(rows, axis=1) if rows else weight.float()
 
     def _columns(self, weight: Tensor) -> list[tuple[str, slice]]:
         """The columns that fill whole groups, and the others with `_rest`; what is empty is left out."""
@@ -109,6 +135,17 @@ class OnWhole:
         if weight.numel() == 0:
             return weight.float()
         return self.quantizer.fake_quantize(weight.reshape(1, -1), row, **parameters).view(weight.shape)
+
+    def anneal(
+        self, weight: Tensor, quantized: QuantizedTensor, progress: float, **parameters: Tensor
+    ) -> Relaxed:
+        """The row as the quantizer has it on the ramp."""
+        if weight.numel() == 0:
+            return Relaxed(weight.float())
+        row = QuantizedTensor(quantized.codes.reshape(1, -1), quantized.scale[:1])
+        soft = relaxed(self.quantizer, weight.reshape(1, -1), row, progress, **parameters)
+        bias = None if soft.bias is None else soft.bias.view(weight.shape)
+        return Relaxed(soft.weight.view(weight.shape), bias)
 
 
 def _rows(matrix: Tensor, size: int) -> Tensor:

@@ -76,12 +76,16 @@ def _inherits(cls: type, base: type, name: str) -> bool:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether this is transformers' `Conv1D`: a linear layer whose weight is stored [inputs, outputs]."""
-    origin = next((c for c in type(module).__mro__ if c.__name__ == "Conv1D"), None)
+    """Whether this is transformers' `Conv1D`: a linear layer whose weight is stored [inputs, outputs].
+
+    A fake-quantised one still is one.
+    """
+    kind: type = getattr(module, "float_class", type(module))
+    origin = next((c for c in kind.__mro__ if c.__name__ == "Conv1D"), None)
     weight = module._parameters.get("weight")
     if origin is None or weight is None or not hasattr(module, "nf") or weight.dim() != 2:
         return False
-    return _inherits(type(module), origin, "forward") and weight.shape[1] == module.nf
+    return _inherits(kind, origin, "forward") and weight.shape[1] == module.nf
 
 
 def describe(model: nn.Module) -> list[Layer]:

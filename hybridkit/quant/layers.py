@@ -20,9 +20,10 @@ from hybridkit.errors import UsageError
 from hybridkit.packing.activations import Activations
 from hybridkit.packing.layers import LayerKind
 from hybridkit.quant.config import Compute
+from hybridkit.quant.frozen_codes import FrozenCodes, follow_gain
 from hybridkit.quant.kinds import is_transposed, kind_of
 from hybridkit.quant.product import Bilinear, Convolution, MatMul, blended_product, quantized_product
-from hybridkit.quant.protocol import QuantizedTensor, Quantizer
+from hybridkit.quant.protocol import QuantizedTensor, Quantizer, Relaxed, relaxed
 
 
 class QATLayer(nn.Module):
@@ -33,6 +34,7 @@ class QATLayer(nn.Module):
 
     float_class: ClassVar[type[nn.Module]]
     kind: ClassVar[LayerKind]
+    transposed: ClassVar[bool] = False
     weight: Tensor
     quantizer: Quantizer
     quantizer_name: str
@@ -76,6 +78,10 @@ class QATLayer(nn.Module):
 
     def release(self) -> nn.Module:
         """Turn this back, in place, into the full-precision layer it was; the latent weight stays."""
+        if isinstance(self.quantizer, FrozenCodes):
+            weight = self.quantized_weight().dequantize().view(self.oriented_weight().shape)
+            weight = weight.to(self.weight_dtype)
+            self.weight = nn.Parameter(weight.t().contiguous() if self.transposed else weight)
         for attribute in (
             "quantizer",
             "quantizer_name",
@@ -92,9 +98,15 @@ class QATLayer(nn.Module):
         """The latent weight with the outputs first, [N, K...]."""
         return self.weight
 
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """The type of the latent weight, or of the one whose codes were frozen."""
+        return self.quantizer.dtype if isinstance(self.quantizer, FrozenCodes) else self.weight.dtype
+
     def weight_matrix(self) -> Tensor:
-        """The latent weight as float32 [N, K]."""
-        return self.oriented_weight().flatten(1).float()
+        """The latent weight as float32 [N, K]; frozen codes as they are, int8."""
+        matrix = self.oriented_weight().flatten(1)
+        return matrix.float() if matrix.is_floating_point() else matrix
 
     @torch.no_grad()
     def quantized_weight(self) -> QuantizedTensor:
@@ -109,6 +121,11 @@ class QATLayer(nn.Module):
         parameters = dict(self.quantizer_parameters.items())
         return self.quantizer.fake_quantize(self.weight_matrix(), quantized, **parameters).view(shape)
 
+    def relaxed_weight(self, quantized: QuantizedTensor) -> Relaxed:
+        """What stands for the weight [N, K] where the ramp is below 1."""
+        parameters = dict(self.quantizer_parameters.items())
+        return relaxed(self.quantizer, self.weight_matrix(), quantized, self.ramp, **parameters)
+
     def product(self, op: Bilinear, x: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's output for x, in x's type.
 
@@ -120,15 +137,24 @@ class QATLayer(nn.Module):
             dtype = out = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
         with torch.autocast(x.device.type, enabled=False):
             quantized = self.quantized_weight()
-            fake, int8 = self.fake_weight(quantized), self.activations == "int8"
+            int8 = self.activations == "int8"
             if self.ramp >= 1:
-                y = quantized_product(op, x.to(dtype), fake, quantized, int8)
+                y = self._quantized(op, x.to(dtype), quantized, int8)
             else:
-                weight = self.oriented_weight().float()
-                y = blended_product(op, x.to(dtype), weight, fake, int8, self.ramp)
+                soft = self.relaxed_weight(quantized)
+                weight = soft.weight.view(self.oriented_weight().shape)
+                y = blended_product(op, x.to(dtype), weight, int8, self.ramp)
+                if soft.bias is not None:
+                    y = y + soft.bias.sum(dim=1).reshape(-1, *[1] * op.trailing)
             if bias is not None:
                 y = y + bias.float().reshape(-1, *[1] * op.trailing)
             return y.to(out)
+
+    def _quantized(self, op: Bilinear, x: Tensor, quantized: QuantizedTensor, int8: bool) -> Tensor:
+        if not isinstance(self.quantizer, FrozenCodes) or quantized.group_size:
+            return quantized_product(op, x, self.fake_weight(quantized), quantized, int8)
+        y = quantized_product(op, x, self.oriented_weight(), quantized, int8)
+        return follow_gain(y, self.quantizer_parameters["gain"], op.trailing)
 
     def extra_repr(self) -> str:
         """The layer's own description and the quantizer's name."""
@@ -150,6 +176,7 @@ class _QATTransposed(QATLayer):
     """transformers' `Conv1D` with a fake-quantised weight, which it stores as [K, N]."""
 
     kind = "linear"
+    transposed = True
     bias: Tensor
 
     def oriented_weight(self) -> Tensor:
@@ -203,11 +230,10 @@ class QATEmbedding(QATLayer, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """The rows at `input`, [...] gives [..., K], in the weight's type."""
-        fake = self.fake_weight(self.quantized_weight())
-        if self.ramp < 1:
-            fake = torch.lerp(self.weight.float(), fake, self.ramp)
+        quantized = self.quantized_weight()
+        fake = self.fake_weight(quantized) if self.ramp >= 1 else self.relaxed_weight(quantized).weight
         rows = F.embedding(input, fake, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
-        return rows.to(self.weight.dtype)
+        return rows.to(self.weight_dtype)
 
 
 _LAYERS: dict[LayerKind, type[QATLayer]] = {
@@ -233,6 +259,17 @@ def _derived(base: type[QATLayer], cls: type[nn.Module]) -> type[QATLayer]:
 def qat_layers(model: nn.Module) -> dict[str, QATLayer]:
     """The fake-quantised layers by module name, each once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QATLayer)}
+
+
+def latent_weights(model: nn.Module) -> list[Tensor]:
+    """The parameters that are quantised in the forward, each once."""
+    return list(dict.fromkeys(layer.weight for layer in qat_layers(model).values()))
+
+
+def scale_parameters(model: nn.Module) -> list[Tensor]:
+    """What quantizers learn, each once."""
+    layers = qat_layers(model).values()
+    return list(dict.fromkeys(p for layer in layers for p in layer.quantizer_parameters.parameters()))
 
 
 def set_ramp(model: nn.Module, value: float) -> None:

@@ -146,7 +146,8 @@ def select(
     """
     obstacles = _obstacles(layers)
     possible = [layer for layer in layers if layer not in obstacles]
-    exempt = _exempt(possible, order) if _spares(config) else {}
+    # a head that is tied to what cannot be quantised is the last Linear all the same
+    exempt = _exempt([x for x in layers if not x.obstacle], order) if _spares(config) else {}
     default, spared = _normal(config.weights), _normal(FP32)
     if config.embeddings is not None:
         spared = EMBEDDINGS[config.embeddings]

@@ -177,6 +177,8 @@ def quantizing_source(
         target_bits=target_bits,
         overrides=overrides,
     )
+    if config.insert_norms:
+        raise UsageError("inserted norms have to be trained: prepare_qat, or hybridkit train --insert-norms")
     if isinstance(model, nn.Module):
         own: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
         state = own if weights is None else Filled(own, weights)

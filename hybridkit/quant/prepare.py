@@ -16,6 +16,7 @@ from hybridkit.packing.activations import Activations
 from hybridkit.quant.config import QuantConfig, QuantizerSpec, config_from
 from hybridkit.quant.fast_path import close_fast_paths
 from hybridkit.quant.layers import QATLayer, qat_class, qat_layers
+from hybridkit.quant.norms import insert_norms_
 from hybridkit.quant.plan import LeftAlone, left_alone, plan_layers
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -43,10 +44,11 @@ def prepare_qat_(
 ) -> _M:
     """Turn the layers of `model` into fake-quantised ones, in place, and return it.
 
-    Nothing else changes: no normalisation is added, parameters stay the same objects. `config` says how, by
-    default `QuantConfig()`: ternary-absmean and int8 activations; the other keyword arguments build one
-    (`overrides` are its `layers`). See `select` in plan.py for which layers are taken and when UsageError is
-    raised; `example_inputs`, the model's arguments, show which Linear runs last. `prepared(model)` tells what
+    Nothing else changes but for the norms that `insert_norms` asks for: parameters stay the same objects.
+    `config` says how, by default `QuantConfig()`: ternary-absmean and int8 activations; the other keyword
+    arguments build one (`overrides` are its `layers`). See `select` in plan.py for which layers are taken and
+    when UsageError is raised; `example_inputs`, the model's arguments, show which Linear runs last and which
+    layers have a norm. `prepared(model)` tells what
     was left alone. Make the optimizer afterwards: a quantizer may add learnable parameters.
     """
     config = config_from(
@@ -70,6 +72,10 @@ def prepare_qat_(
         weight = layer.get_parameter("weight")
         if not weight.is_meta and not torch.isfinite(weight).all():
             raise UsageError(f"layer {name!r} has weights that are not finite")
+    if chosen.insert_norms:
+        if example_inputs is None:
+            raise UsageError("insert_norms needs example_inputs: they show which layers have a norm already")
+        insert_norms_(layers, model, example_inputs)
     learned: dict[str, nn.ParameterDict] = {}  # by weight: tied layers learn one step
     for plan in plans:
         if plan.quantizer is None:

@@ -132,26 +132,24 @@ def quantized_product(
     """The product of x with a quantised weight, as the module says; no bias.
 
     `fake_weight` [N, K...] only carries the gradient. x is float32, or for float activations of a smaller
-    type, in which x . q is then multiplied; scales stay float32, and so does what comes out.
+    type, in which x . q is then multiplied; scales stay float32, and so does what comes out. For
+    the backward codes are kept as int8.
     """
-    if quantized.group_size:
-        weight, scale = quantized.dequantize(), None
-    else:
-        weight, scale = quantized.codes.float(), quantized.scale.reshape(-1, *[1] * op.trailing)
+    grouped = quantized.group_size > 0
+    codes = quantized.dequantize() if grouped else quantized.codes
+    scale = None if grouped else quantized.scale.reshape(-1, *[1] * op.trailing)
     result: Tensor = _QuantizedProduct.apply(  # type: ignore[no-untyped-call]
-        x, fake_weight, op, weight.view(fake_weight.shape), scale, int8
+        x, fake_weight, op, codes.view(fake_weight.shape), scale, int8
     )
     return result
 
 
-def blended_product(
-    op: Bilinear, x: Tensor, weight: Tensor, fake_weight: Tensor, int8: bool, ramp: float
-) -> Tensor:
-    """Between full precision (ramp 0) and quantised (ramp 1): weight and activations are mixed linearly."""
+def blended_product(op: Bilinear, x: Tensor, weight: Tensor, int8: bool, ramp: float) -> Tensor:
+    """Between full precision (ramp 0) and quantised (ramp 1): `weight` is there, activations are mixed."""
     if int8:
         codes, scale = int8_activations(x, op.reduced)
         x = x + ramp * (codes * scale - x).detach()
-    return op.multiply(x, torch.lerp(weight, fake_weight, ramp).to(x.dtype)).float()
+    return op.multiply(x, weight.to(x.dtype)).float()
 
 
 class _QuantizedProduct(Function):
@@ -179,13 +177,14 @@ class _QuantizedProduct(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         activations, x_scale, weight, scale = ctx.saved_tensors
         dtype = activations.dtype
+        weight = weight.to(dtype)
         need_x, need_weight = ctx.needs_input_grad[:2]
         to_x = to_weight = None
         if need_x:
             scaled = grad if scale is None else grad * scale
-            to_x, _ = ctx.op.gradients(scaled.to(dtype), activations, weight.to(dtype), True, False)
+            to_x, _ = ctx.op.gradients(scaled.to(dtype), activations, weight, True, False)
         if need_weight:
             scaled = grad if x_scale is None else grad * x_scale
-            _, to_weight = ctx.op.gradients(scaled.to(dtype), activations, weight.to(dtype), False, True)
+            _, to_weight = ctx.op.gradients(scaled.to(dtype), activations, weight, False, True)
             to_weight = to_weight.float()
         return to_x, to_weight, None, None, None, None

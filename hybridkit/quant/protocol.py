@@ -95,6 +95,39 @@ def straight_through(weight: Tensor, quantized: QuantizedTensor) -> Tensor:
     return substitute(weight, quantized.dequantize())
 
 
+@dataclass(frozen=True, slots=True)
+class Relaxed:
+    """What stands for a weight on the ramp.
+
+    weight: float32 [N, K]. bias: None, or float32 [N, K], whose rows are summed onto the outputs.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+def anneals(quantizer: object) -> bool:
+    """Whether it has a method `anneal(weight, quantized, progress, **parameters)` that gives a `Relaxed`.
+
+    Such a quantizer has a way of its own from full precision (progress 0, the weight itself) to its codes
+    (progress 1, which it is never asked for). Gradients flow as through `fake_quantize`.
+    """
+    return hasattr(quantizer, "anneal")
+
+
+def relaxed(
+    quantizer: Quantizer, weight: Tensor, quantized: QuantizedTensor, progress: float, **parameters: Tensor
+) -> Relaxed:
+    """`weight` [N, K] on the ramp, 0 <= progress < 1: mixed linearly, or as the quantizer has it."""
+    own: Any = quantizer
+    if anneals(quantizer):
+        found: Relaxed = own.anneal(weight, quantized, progress, **parameters)
+        return found
+    import torch
+
+    return Relaxed(torch.lerp(weight, quantizer.fake_quantize(weight, quantized, **parameters), progress))
+
+
 def takes_numpy(quantizer: object) -> bool:
     """Whether its class says `takes_numpy = True`: all but its `fake_quantize` then take NumPy arrays too.
 

@@ -19,6 +19,7 @@ from hybridkit.packing.codecs import codec
 from hybridkit.packing.layers import PackedLayer
 from hybridkit.packing.model import PackedModel
 from hybridkit.packing.tiles import tile, untile
+from hybridkit.quant.attachments import attach, attached_names
 from hybridkit.quant.fast_path import close_fast_paths
 from hybridkit.quant.kinds import is_transposed
 from hybridkit.runtime import ops  # defines torch.ops.hybridkit
@@ -52,6 +53,7 @@ class _Packed(nn.Module):
     tiles = 0  # the layout of its tiles; 0 for a layer that reads rows
     group = 1  # of a convolution
     positions = 1  # positions of a convolution's kernel
+    transposed = False  # whether the original stores its weight with the inputs first
 
     codes: Tensor
     scale: Tensor
@@ -67,9 +69,22 @@ class _Packed(nn.Module):
         self.code_kind, self.bits = _CODES[name]
         self.group_size = layer.group_size
         self.N, self.K = layer.matrix_shape
+        self.shape = layer.shape
         self.activations = layer.activations
         self.register_buffer("codes", torch.from_numpy(np.require(codes, requirements="W")).to(device))
         self.register_buffer("scale", torch.from_numpy(np.require(layer.scale, requirements="W")).to(device))
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantised weight as the original had it, made anew: networks look at its type or device.
+
+        An operator makes it, so that an exported graph can have it, too.
+        """
+        operator = getattr(torch.ops.hybridkit, f"{self.code_kind}_embedding")
+        form = (self.bits, self.group_size) if self.code_kind == "nbit" else (0,)
+        rows = torch.arange(self.N, device=self.codes.device)
+        weight: Tensor = operator(rows, self._rows(), self.scale, self.K, self.N, *form).view(self.shape)
+        return weight.t() if self.transposed else weight
 
     @property
     def _code_arguments(self) -> tuple[int, ...]:
@@ -208,7 +223,7 @@ class PackedEmbedding(_Packed):
         if embedding.max_norm is not None:
             raise UsageError(f"layer {layer.name!r}: an embedding with max_norm cannot be packed")
         result = cls(layer, embedding.weight.device)
-        result.dtype = embedding.weight.dtype
+        result.dtype = getattr(embedding, "weight_dtype", embedding.weight.dtype)  # frozen codes are int8
         return result
 
     def forward(self, indices: Tensor) -> Tensor:
@@ -245,11 +260,13 @@ def load_packed(module: nn.Module, packed: PackedModel, *, tiled: bool = True) -
             )
         return module.eval()
     replacements: dict[int, nn.Module] = {}
+    shapes = {name: tuple(array.shape) for name, array in packed.tensors.items()}
     for name, layer in layers.items():
         if name not in modules:
             raise UsageError(f"the packed model has a layer {name!r}, the module has not")
         if id(modules[name]) not in replacements:
             replacements[id(modules[name])] = _packed_module(name, layer, modules[name])
+            attach(replacements[id(modules[name])], name, shapes)
     _share(layers, {name: replacements[id(modules[name])] for name in layers})
     if tiled:
         _tile_all(m for m in replacements.values() if isinstance(m, _Packed))
@@ -320,7 +337,11 @@ def _packed_module(name: str, layer: PackedLayer, module: nn.Module) -> nn.Modul
     kind = "linear" if is_transposed(module) else None
     for own, (original, packed) in _PACKED.items():
         if (own == kind or isinstance(module, original)) and (own == layer.kind or name != layer.name):
-            return packed.from_packed(layer, module)
+            made = packed.from_packed(layer, module)
+            made.transposed = is_transposed(module)
+            for constant in getattr(module, "__constants__", ()):  # stride, in_features, padding_idx, ...
+                setattr(made, constant, getattr(module, constant))
+            return made
     raise UsageError(
         f"layer {name!r} is packed as {layer.kind}, the module has a {type(module).__name__} there"
     )
@@ -346,7 +367,10 @@ def _load_tensors(
     given |= {alias: given[name] for alias, name in packed.tied.items() if name in given}
     replaced = tuple(f"{name}." if name else "" for name in layers)
     biases = {f"{name}bias" for name in replaced}
-    wanted = {name for name in module.state_dict() if name in biases or not name.startswith(replaced)}
+    beside = set().union(*(attached_names(name) for name in layers))
+    kept = biases | beside
+    wanted = {name for name in module.state_dict() if name in kept or not name.startswith(replaced)}
+    wanted |= beside & result.state_dict().keys()
     if missing := wanted - set(given):
         raise UsageError(f"the packed model lacks {_listed(missing)}")
     if extra := set(given) - wanted:

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.sources.protocol import Source, check_named
+from hybridkit.sources.recorded import recorded_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hybridkit.packing.model import PackedModel
+    from hybridkit.pretrained.assets import Assets
+    from hybridkit.pretrained.examples import Examples
+    from hybridkit.quant.recorded import Recorded
     from hybridkit.tasks.protocol import Task
     from hybridkit.training.runs import Run
 
@@ -38,7 +42,8 @@ class PackedFile(Source):
     """A packed model: NAME.hk.safetensors or its .index.json.
 
     The network runs the packed layers; the weights are dequantised. Task and model are what the file says,
-    if these are registered names, or what --task and --model say.
+    if these are registered names, or what --task and --model say. Of a pretrained network it is what the
+    assets beside the file describe.
     """
 
     def matches(self, text: str) -> bool:
@@ -61,14 +66,51 @@ class PackedFile(Source):
 
     @cached_property
     def network(self) -> nn.Module:
+        import torch
+
         from hybridkit.runtime.modules import load_packed
 
-        make = _maker(self, self._said("model"))
+        make = self._pretrained or _maker(self, self._said("model"))
         if make is None:
             raise UsageError(
                 "the packed file does not say its task: name the network with --model package.module:factory"
             )
-        return load_packed(make(), self.packed)
+        with torch.random.fork_rng(devices=[]):  # nobody sees what these weights replace
+            return load_packed(make(), self.packed)
+
+    @cached_property
+    def assets(self) -> Assets | None:
+        from hybridkit.pretrained import is_pretrained, open_pretrained
+        from hybridkit.pretrained.assets import assets_in, assets_of, beside
+
+        said, path = self.metadata.get("assets"), Path(self.text)
+        if not isinstance(said, Mapping):
+            return None
+        if self.code.model and is_pretrained(self.code.model):  # in place of what was lost
+            found = open_pretrained(self.code.model, trust_remote_code=self.code.remote)
+            return assets_of(found, self.network)
+        in_run = path.with_name("assets")
+        folder = in_run if not beside(path).is_dir() and in_run.is_dir() else beside(path)
+        return assets_in(folder, str(said.get("sha256")))
+
+    @cached_property
+    def examples(self) -> Examples | None:
+        from hybridkit.pretrained.examples import examples_of
+
+        return examples_of(self.network) if self.assets else None
+
+    @property
+    def _pretrained(self) -> Callable[[], nn.Module] | None:
+        """What makes the network that the assets describe: the task that the file names, if it names one."""
+        if self.code.model or self.assets is None:
+            return None
+        from hybridkit.pretrained import open_pretrained
+        from hybridkit.tasks.resolve import make_model
+
+        place = str(self.assets.folder)
+        if (task := self._said("task")) is None:
+            return open_pretrained(place, trust_remote_code=self.code.remote).network
+        return partial(make_model, self._made(task), place)
 
     def streamed(self) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
         raise UsageError(f"{self.text} is packed already; hybridkit export --from takes it")
@@ -81,10 +123,18 @@ class PackedFile(Source):
 
     @cached_property
     def task(self) -> Task | None:
-        from hybridkit.tasks.resolve import make_task
+        # its data are elsewhere, where the file is one of a pretrained network
+        name = self.code.task if self.metadata.get("assets") else self._said("task")
+        return self._made(name) if name else None
 
-        name = self._said("task")
-        return make_task(name) if name else None
+    def _made(self, task: str) -> Task:
+        from hybridkit.training.config import TrainConfig
+        from hybridkit.training.network import configured_task
+
+        config: dict[str, Any] = {"task": task, "trust_remote_code": self.code.remote}
+        if self.metadata.get("assets") and not self.code.model and self.assets:
+            config["model"] = str(self.assets.folder)
+        return configured_task(TrainConfig.from_json(config))
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
@@ -105,7 +155,8 @@ class PackedFile(Source):
 class WeightsFile(Source):
     """Weights alone: a .safetensors file, or the .index.json of several; nothing in them is unpickled.
 
-    Their network is --model package.module:attribute, or one of --task.
+    Their network is --model package.module:attribute, or one of --task; a hybridkit.json beside them says
+    how it was quantised as it trained.
     """
 
     def matches(self, text: str) -> bool:
@@ -125,6 +176,8 @@ class WeightsFile(Source):
 
         with torch.random.fork_rng(devices=[]):  # nobody sees what these weights replace
             network = self._make()
+        if self._record is not None:
+            network = self._record.apply_(network)
         load_weights(network, self.weights(), self.text)
         return network.eval()
 
@@ -133,6 +186,8 @@ class WeightsFile(Source):
 
         from hybridkit.training.weights import check_weights
 
+        if self._record is not None:
+            return self.network, None
         make = self._make
         try:
             with torch.device("meta"):
@@ -142,6 +197,10 @@ class WeightsFile(Source):
         if any(tensor.is_meta for tensor in network.state_dict().values()):
             return network, check_weights(network, self.weights(), self.text)
         return self.network, None
+
+    @cached_property
+    def _record(self) -> Recorded | None:
+        return recorded_in(Path(self.text).parent, self.code)
 
     @cached_property
     def _make(self) -> Callable[[], nn.Module]:
@@ -193,8 +252,15 @@ class RunFolder(Source):
         return self._restored[0]
 
     @cached_property
+    def assets(self) -> Assets | None:
+        from hybridkit.pretrained.assets import assets_in
+
+        run, _ = self._found
+        return assets_in(run.assets) if run.assets.is_dir() else None
+
+    @cached_property
     def metadata(self) -> Mapping[str, Any]:
-        from hybridkit.training.metrics import read_records
+        from hybridkit.training.metrics import numbers, read_records
         from hybridkit.training.packed import about
 
         run, _ = self._found
@@ -203,7 +269,7 @@ class RunFolder(Source):
         return {
             **about(run.recorded(), self.task, commit),
             "run": run.path.name,
-            "metrics": measured[-1] if measured else {},
+            "metrics": numbers(measured[-1]) if measured else {},
         }
 
     @cached_property
@@ -231,9 +297,14 @@ class Module(Source):
 
 def _maker(source: Source, model: str | None) -> Callable[[], nn.Module] | None:
     """What makes the fresh network of a file. What it needs is imported before: off the meta device, say."""
+    from hybridkit.pretrained import is_pretrained, open_pretrained
     from hybridkit.registry import import_target
     from hybridkit.tasks.resolve import import_model, make_model
 
+    if model and is_pretrained(model):
+        if model != source.code.model:
+            raise UsageError(f"{source.text} is of {model}, and its assets are lost; say --model {model}")
+        return open_pretrained(model, trust_remote_code=source.code.remote).fresh
     if model and ":" in model:
         import_target(model)
         return partial(import_model, model)

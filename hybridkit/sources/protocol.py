@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hybridkit.packing.model import PackedModel
+    from hybridkit.pretrained.assets import Assets
+    from hybridkit.pretrained.examples import Examples
     from hybridkit.tasks.protocol import Task
 
 logger = logging.getLogger(__name__)
@@ -32,12 +34,14 @@ class Code(Container[str]):
 
     task, model: of the source's network; they go before what a file says. also: the other texts
     package.module:attribute that the user gave. otherwise: makes the network of a source that names none.
+    remote: code that lies in a pretrained network's own folder may run.
     """
 
     task: str | None = None
     model: str | None = None
     also: Collection[str | None] = ()
     otherwise: Callable[[], nn.Module] | None = None
+    remote: bool = False
 
     def __contains__(self, target: object) -> bool:
         """Whether `target` may be imported."""
@@ -48,7 +52,7 @@ def check_named(named: Mapping[str, str], allowed: Container[str], whose: str) -
     """Raise UsageError for a package.module:attribute, by flag, that a file names and the user does not."""
     for name, target in named.items():
         if target not in allowed:
-            flag = name.replace("_", "-")
+            flag = name.partition("[")[0].replace("_", "-")
             raise UsageError(
                 f"{whose} {flag} is {target!r}, and code that only a file names is never imported; "
                 f"say --{flag} {target}"
@@ -109,6 +113,16 @@ class Source:
         """What a file made of the source records: JSON values, by convention those of `PackedModel`."""
         said = {"task": self.code.task, "model": self.code.model}
         return {name: value for name, value in said.items() if value}
+
+    @cached_property
+    def examples(self) -> Examples | None:
+        """What the network can be called with, where it says so itself."""
+        return None
+
+    @cached_property
+    def assets(self) -> Assets | None:
+        """What belongs to the network beside its weights, where there is such a thing."""
+        return None
 
     @property
     def onnx(self) -> Path | None:

@@ -36,7 +36,13 @@ class Task(Protocol):
 
     A task may also have `forward(model, batch) -> output`, where the model is not simply called with
     `inputs`, and `collate(samples) -> batch`, where samples of a dataset differ in length, so that torch's
-    default cannot put them together.
+    default cannot put them together; `meter() -> Meter`, for what is no mean over batches, such as F1;
+    `from_pretrained(text) -> nn.Module`, the network that `hf:OWNER/NAME`, a folder or a GGUF file names,
+    with the head of the task; `needs_teacher`, True where its loss alone teaches nothing;
+    `samples_at_once`, how many samples a file is verified on at once, where they are large; and
+    `sample(model) -> str`, text that a language model writes, such as its greedy continuation of a validation
+    prompt. It is called at every evaluation, in evaluation mode without gradients, on the model's device, and
+    logged; it should take less time than that.
     """
 
     name: str
@@ -71,6 +77,18 @@ class Task(Protocol):
         ...
 
 
+class Meter(Protocol):
+    """Metrics of a whole part of the data, gathered batch by batch."""
+
+    def add(self, output: Any, batch: Batch, values: Mapping[str, float]) -> None:
+        """Take note of a batch, and of what the task's `metrics` said of it."""
+        ...
+
+    def result(self) -> dict[str, float]:
+        """What was found so far, by name; it replaces means of the same name."""
+        ...
+
+
 def forward(task: Task, model: nn.Module, batch: Batch) -> Any:
     """The model's output on a batch."""
     own = getattr(task, "forward", None)
@@ -81,6 +99,13 @@ def collate_of(task: Task) -> Collate | None:
     """How the task puts samples together; None: torch's default."""
     found: Collate | None = getattr(task, "collate", None)
     return found
+
+
+def meter_of(task: Task) -> Meter | None:
+    """A new meter of the task's, where it has one."""
+    make = getattr(task, "meter", None)
+    made: Meter | None = make() if make is not None else None
+    return made
 
 
 def named_inputs(task: Task, batch: Batch) -> dict[str, Tensor]:

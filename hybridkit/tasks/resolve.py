@@ -12,6 +12,7 @@ from torch import nn
 
 from hybridkit.errors import UsageError
 from hybridkit.options import construct, describe_options, nearest
+from hybridkit.pretrained import is_pretrained
 from hybridkit.registry import import_target, registry
 from hybridkit.tasks.protocol import Task
 
@@ -53,6 +54,11 @@ def make_model(task: Task, spec: str | None = None) -> nn.Module:
         spec = next(iter(task.models))
     if spec in task.models:
         return _built(task.models[spec], spec)
+    if is_pretrained(spec):
+        raise UsageError(
+            f"task {task.name!r} does not take pretrained networks, such as {spec}; text-classification, "
+            "causal-lm and others do (hybridkit plugins --kind task)"
+        )
     if ":" in spec:
         return import_model(spec)
     raise UsageError(f"task {task.name!r} has no model {spec!r}; {nearest(spec, task.models)}")

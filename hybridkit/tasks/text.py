@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridkit.errors import FileError
 from hybridkit.options import option
@@ -20,6 +20,8 @@ from hybridkit.tasks.protocol import Splits
 from hybridkit.tasks.supervised import SupervisedTask, accuracy
 
 VALIDATION, TEST = 5, 5  # percent of the bytes, taken from the end of the text
+PROMPT, WRITTEN = 64, 64  # bytes of a sample
+MARK = "\N{BLACK RIGHT-POINTING TRIANGLE}"  # between what the model was given and what it wrote
 
 
 class Text(SupervisedTask):
@@ -63,6 +65,15 @@ class Text(SupervisedTask):
     def _load(self) -> Splits:
         text = read_bytes(find_files(self.options), self.options.max_bytes)
         return window_splits(text, self.options.sequence_length)
+
+    def sample(self, model: nn.Module) -> str:
+        """The start of the first validation window, a mark, and the model's greedy continuation of it."""
+        window = self.splits().validation[0][0]
+        prompt = window[: min(PROMPT, len(window))]
+        device = next(model.parameters()).device
+        tokens = continued(model, prompt.long().to(device)[None], WRITTEN, self.options.sequence_length)
+        parts = tokens[0, : len(prompt)], tokens[0, len(prompt) :]
+        return MARK.join(bytes(part.tolist()).decode(errors="replace") for part in parts)
 
     def provenance(self) -> dict[str, Any]:
         """What every supervised task records, and the number of files and the window length."""
@@ -133,6 +144,14 @@ def window_splits(text: Tensor, sequence_length: int) -> Splits:
     windows = [region[: len(region) // width * width].view(-1, width) for region in regions]
     train, validation, test = ((w[:, :-1], w[:, 1:]) for w in windows)
     return Splits(train=train, validation=validation, test=test)
+
+
+def continued(model: nn.Module, tokens: Tensor, count: int, context: int) -> Tensor:
+    """`tokens` [batch, length] with `count` more, each the likeliest after the last `context` ones."""
+    for _ in range(count):
+        logits = model(tokens[:, -context:])
+        tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
+    return tokens
 
 
 def next_byte_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hybridkit.testing.lr_controller import LRControllerContract as LRControllerContract
     from hybridkit.testing.optimizer import OptimizerContract as OptimizerContract
     from hybridkit.testing.quantizer import QuantizerContract as QuantizerContract
+    from hybridkit.testing.sink import MetricSinkContract as MetricSinkContract
     from hybridkit.testing.source import SourceContract as SourceContract
     from hybridkit.testing.task import TaskContract as TaskContract
 
@@ -31,6 +32,7 @@ _MODULES = {
     "ConstraintContract": "constraint",
     "ExporterContract": "exporter",
     "LRControllerContract": "lr_controller",
+    "MetricSinkContract": "sink",
     "OptimizerContract": "optimizer",
     "QuantizerContract": "quantizer",
     "SourceContract": "source",

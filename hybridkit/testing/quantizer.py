@@ -14,7 +14,14 @@ from torch import Tensor
 from hybridkit.packing.codecs import codec_for
 from hybridkit.quant.config import Group
 from hybridkit.quant.groups import with_granularity
-from hybridkit.quant.protocol import QuantizedTensor, Quantizer, takes_numpy, takes_statistics
+from hybridkit.quant.protocol import (
+    QuantizedTensor,
+    Quantizer,
+    anneals,
+    relaxed,
+    takes_numpy,
+    takes_statistics,
+)
 
 _CASES = (
     "normal",
@@ -116,6 +123,23 @@ class QuantizerContract(ABC):
         fake = quantizer.fake_quantize(weight, quantized, **parameters)
         tolerance = 1e-6 * float(weight.abs().max())
         torch.testing.assert_close(fake, quantized.dequantize(), rtol=1e-5, atol=tolerance)
+
+    @pytest.mark.parametrize("case", _CASES)
+    def test_a_way_of_its_own_begins_at_the_weight(self, case: str) -> None:
+        quantizer, weight = self.make(), example_weight(case).requires_grad_()
+        if not anneals(quantizer):
+            pytest.skip("it is mixed in linearly")
+        parameters = quantizer.parameters(weight.detach())
+        quantized = quantizer.quantize(weight.detach(), **parameters)
+        start = relaxed(quantizer, weight, quantized, 0.0, **parameters)
+        assert torch.equal(start.weight, weight)
+        assert start.bias is None or not start.bias.any()
+        for progress in (0.1, 0.5, 0.999999):
+            soft = relaxed(quantizer, weight, quantized, progress, **parameters)
+            total = soft.weight.sum() if soft.bias is None else soft.weight.sum() + soft.bias.sum()
+            (gradient,) = torch.autograd.grad(total, weight)
+            for tensor in (soft.weight, soft.bias, gradient):
+                assert tensor is None or (tensor.shape == weight.shape and torch.isfinite(tensor).all())
 
     def test_the_error_is_smaller_than_the_weight(self) -> None:
         quantizer, weight = self.make(), example_weight("normal")

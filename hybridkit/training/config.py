@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -13,7 +13,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from hybridkit.errors import FileError, UsageError
 from hybridkit.hookspecs import KINDS, Kind
 from hybridkit.options import Flag, nearest
-from hybridkit.quant.config import QuantConfig
+from hybridkit.pretrained import PREFIX
+from hybridkit.quant.config import QuantConfig, parse_granularity
 from hybridkit.training.distillation.terms import parse_layer_map, parse_terms
 
 HYBRID_DEFAULTS = {
@@ -120,9 +121,25 @@ class TrainConfig:
         Flag(
             QUANT,
             "Share of the run from full-precision to quantised weights "
-            f"({{default}}; {HYBRID_RAMP} with --hybrid).",
+            f"({{default}}; {HYBRID_RAMP} with --hybrid and for quantizers that anneal).",
         ),
     ] = 0.0
+
+    granularity: Annotated[
+        str, Flag(QUANT, "What has a scale: tensor, {default} (default), group:SIZE.", "NAME")
+    ] = "channel"
+    insert_norms: Annotated[
+        bool, Flag(QUANT, "A norm before each quantised linear layer that has none; changes the function.")
+    ] = False
+
+    no_latent_decay: Annotated[bool, Flag(QUANT, "No weight decay on weights that are quantised.")] = False
+    scale_lr: Annotated[
+        Annotated[float, Gt(0)] | None, Flag(QUANT, "Rate of learned scales, times the learning rate (1).")
+    ] = None
+    trainable: Annotated[
+        Name,
+        Flag(QUANT, "Freeze codes; train these: scales,norms,biases,adapters[:RANK],rest.", "WHAT"),
+    ] = None
 
     init_from: Annotated[Name, Flag(START, "Start from these weights.", "RUN|FILE|MODULE:ATTR")] = None
     teacher: Annotated[
@@ -132,7 +149,7 @@ class TrainConfig:
     alpha: Annotated[
         float, Ge(0), Le(1), Flag(START, "Share of the task's own loss beside the teacher's ({default}).")
     ] = 0.5
-    # None: the task's own (of embeddings), else logits
+    # None: logits, or of data without labels hidden states and embeddings
     distil: Annotated[
         Name,
         Flag(
@@ -151,6 +168,9 @@ class TrainConfig:
     progressive: Annotated[
         bool, Flag(START, "Half of the run block by block, with the activations of one, then end to end.")
     ] = False
+    trust_remote_code: Annotated[
+        bool, Flag(START, "Run code that lies in a pretrained network's own folder.")
+    ] = False
 
     seed: Annotated[int, Ge(0), Le(2**63 - 1), Flag(RUN, "Seed of everything random ({default}).")] = 0
     threads: Annotated[
@@ -161,6 +181,10 @@ class TrainConfig:
     eval_every: Annotated[Count | None, Flag(RUN, "Steps between evaluations (an epoch).")] = None
     checkpoint_every: Count = 100  # steps; an epoch's end counts too
     keep_checkpoints: Count = 3
+    sink: Annotated[
+        list[str],
+        Flag(RUN, "Log to tensorboard, wandb, mlflow or a plugin's too; repeatable, or with commas.", "NAME"),
+    ] = field(default_factory=list)
     options: dict[Kind, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -168,6 +192,13 @@ class TrainConfig:
             _check(f.name, getattr(self, f.name))
         if self.epochs is None and self.max_steps is None:
             raise UsageError("a run needs an end: give epochs or max_steps")
+        parse_granularity(self.granularity)
+        if self.trainable is not None:
+            from hybridkit.quant.frozen import parse_trainable
+
+            parse_trainable(self.trainable)
+            if self.ramp:
+                raise UsageError("--trainable freezes the codes, to which no ramp leads; drop --ramp")
         if self.qat and self.quantizer is None and self.target_bits is None:
             raise UsageError("qat needs a quantizer")
         if self.distil is not None:
@@ -187,8 +218,10 @@ class TrainConfig:
         options = self.strategy_options("quantizer")
         return QuantConfig(
             weights={"quantizer": name, **options} if options else name,
+            granularity=self.granularity,
             activations=self.activations,
             quantize_all=self.quantize_all,
+            insert_norms=self.insert_norms,
         )
 
     def total_steps(self, steps_per_epoch: int) -> int:
@@ -243,10 +276,15 @@ def resolve(
     if hybrid:
         asked = "data_clusters" in given or given.get("sampler", "shuffle") != "shuffle"
         given = {**HYBRID_DEFAULTS, **({"clusterer": HYBRID_CLUSTERER} if asked else {}), **given}
-        if qat:
+        if qat and "trainable" not in given:
             given.setdefault("ramp", HYBRID_RAMP)
+    given["sink"], chosen = _sinks(given.get("sink", ()), options or {})
     _reject_idle(given, qat=qat, ternary=ternary)
+    if "trainable" in given and ternary and not learnable_scale:
+        quantizer = quantizer or "ternary-mse"  # codes that nothing will move: those of least error
     quantizer = _choose_quantizer(ternary, qat, quantizer, learnable_scale, given.get("target_bits"))
+    if qat and quantizer is not None and "trainable" not in given and _anneals(quantizer):
+        given.setdefault("ramp", HYBRID_RAMP)
     if given.get("clusterer", "none") != "none":
         given.setdefault("sampler", "balanced")
     config = TrainConfig(
@@ -255,20 +293,52 @@ def resolve(
         qat=qat,
         quantizer=quantizer,
         activations=activations or ("int8" if qat else "float"),  # type: ignore[arg-type]
-        options={kind: dict(table) for kind, table in (options or {}).items() if table},
+        options={kind: dict(table) for kind, table in chosen.items() if table},
         **given,
     )
     _check_strategies(config)
     return config
 
 
+def _sinks(
+    given: str | Iterable[str], options: Mapping[Kind, Mapping[str, Any]]
+) -> tuple[list[str], Mapping[Kind, Mapping[str, Any]]]:
+    """The metric sinks, and all options with those of the sinks by name, checked."""
+    from hybridkit.sinks.names import sink_names, sink_options
+
+    names = sink_names(given)
+    return names, {**options, "metric_sink": sink_options(names, options.get("metric_sink", {}))}
+
+
+def with_sinks(config: TrainConfig, given: Iterable[str] | None) -> TrainConfig:
+    """`config` with other metric sinks, where some are given; `none` stands for no sink.
+
+    Options of sinks that are no more are dropped. Raises UsageError for unknown names.
+    """
+    if given is None:
+        return config
+    from hybridkit.sinks.names import sink_names, sink_options
+
+    names = sink_names(given)
+    kept = {n: table for n, table in config.strategy_options("metric_sink").items() if n in names}
+    options = {**config.options, "metric_sink": sink_options(names, kept)}
+    return dataclasses.replace(config, sink=names, options={k: v for k, v in options.items() if v})
+
+
 def named_targets(config: TrainConfig) -> dict[str, str]:
-    """The fields that name Python code (`package.module:attribute`) rather than a registered strategy."""
+    """The fields that name Python code (`package.module:attribute`) rather than a registered strategy.
+
+    An item of a list is `field[index]`.
+    """
     found = {}
     for name in (*KINDS, "model", "teacher"):
         value = getattr(config, name, None)
-        if value is not None and ":" in value and not _is_registered(name, value):
+        pretrained = name in ("model", "teacher") and str(value).startswith(PREFIX)
+        if value is not None and ":" in value and not (pretrained or _is_registered(name, value)):
             found[name] = value
+    for i, value in enumerate(config.sink):
+        if ":" in value and not _is_registered("metric_sink", value):
+            found[f"sink[{i}]"] = value
     return found
 
 
@@ -282,6 +352,14 @@ def _is_registered(kind: str, name: str) -> bool:
     except UsageError:
         return False
     return True
+
+
+def _anneals(quantizer: str) -> bool:
+    """Whether it comes to its codes along a ramp, without which it would be an ordinary one."""
+    from hybridkit.quant.protocol import anneals
+    from hybridkit.registry import registry
+
+    return anneals(registry().load("quantizer", quantizer))
 
 
 def _choose_quantizer(
@@ -314,6 +392,16 @@ def _reject_idle(given: Mapping[str, Any], *, qat: bool, ternary: bool) -> None:
         raise UsageError("--quantize-all needs --qat or --ternary")
     if given.get("ramp") and not qat:
         raise UsageError("--ramp needs --qat")
+    if given.get("insert_norms") and not qat:
+        raise UsageError("--insert-norms needs --qat: the norms have to be trained")
+    for name in ("no_latent_decay", "scale_lr", "trainable"):
+        if given.get(name) and not qat:
+            raise UsageError(f"--{name.replace('_', '-')} needs --qat")
+    if given.get("granularity", "channel") != "channel":
+        if not (qat or ternary):
+            raise UsageError("--granularity needs --qat or --ternary")
+        if "target_bits" in given:
+            raise UsageError("--target-bits chooses the granularity of every layer; drop --granularity")
     if "teacher" not in given and ("temperature" in given or "alpha" in given):
         raise UsageError("--temperature and --alpha need --teacher")
     for name in ("distil", "layer_map", "teacher_dtype", "progressive"):
@@ -331,7 +419,7 @@ def _check_strategies(config: TrainConfig) -> None:
         if name is not None:
             registry().load(kind, name)
     for kind in config.options:
-        if getattr(config, kind, None) is None:
+        if kind != "metric_sink" and getattr(config, kind, None) is None:
             raise UsageError(f"options were set for the {kind.replace('_', '-')}, but the run has none")
     if config.ternary and config.quantizer is not None:
         from hybridkit.quant.plan import make_quantizer

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
 from hybridkit.tasks.data import Batch, Data, count, in_order, on
-from hybridkit.tasks.protocol import Task, collate_of, forward
+from hybridkit.tasks.protocol import Task, collate_of, forward, meter_of
 from hybridkit.trees import floating, main_output
 
 
@@ -41,6 +41,7 @@ class Means:
         self.task = task
         self.sums: dict[str, float] = {}
         self.samples = 0
+        self.meter = meter_of(task)
 
     def add(self, output: Any, batch: Batch) -> None:
         """Add the model's output on one batch."""
@@ -49,6 +50,8 @@ class Means:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value) * samples
         self.samples += samples
+        if self.meter:
+            self.meter.add(output, batch, values)
 
     def result(self) -> dict[str, float]:
         """The means so far, by name. Raises UsageError where there was no sample."""
@@ -56,7 +59,8 @@ class Means:
             raise UsageError(
                 f"task {self.task.name!r}: a part of its data that is measured on holds no sample"
             )
-        return {name: total / self.samples for name, total in self.sums.items()}
+        means = {name: total / self.samples for name, total in self.sums.items()}
+        return means | (self.meter.result() if self.meter else {})
 
 
 def evaluate(

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridkit.errors import FileError, InterruptedRun
+from hybridkit.sinks.fanout import Sinks
+from hybridkit.sinks.protocol import RunInfo
+from hybridkit.training import codes
 from hybridkit.training.checkpoint import drop_after, keep_recent, latest_step, save_checkpoint, steps
-from hybridkit.training.config import TrainConfig
+from hybridkit.training.config import TrainConfig, with_sinks
 from hybridkit.training.environment import differences, environment
 from hybridkit.training.events import EpochDone, Evaluated, Event, Listener, Saved, Started, StepDone, Warned
-from hybridkit.training.metrics import MetricsLog, cut_back
+from hybridkit.training.history import What, add_note
+from hybridkit.training.metrics import MetricsLog, cut_back, read_records
 from hybridkit.training.network import example_batch
 from hybridkit.training.packed import PackedResult, pack_run, packed_difference
 from hybridkit.training.runs import Run, runs_root, sweep_runs, with_end
+from hybridkit.training.samples import written
 from hybridkit.training.signals import interruptible, stop_requests
 from hybridkit.training.trainer import DivergedError, Trainer, evaluation_weights
 from hybridkit.training.watch import watch_over
@@ -62,13 +67,15 @@ def train(
     is not finite, UsageError and FileError for what does not fit together.
     """
     with interruptible("stopped before the first step; nothing was written"):
+        sinks = Sinks(config.sink, config.strategy_options("metric_sink"))
         trainer = Trainer.seeded(config)
     about = {"environment": environment(config.device), "data": trainer.task.provenance()}
     sweep_runs(runs_root(run_dir))
     run = Run.create(runs_root(run_dir), config, about)
     if (own := trainer.own_teacher()) is not None:
         run.keep_teacher(own)
-    return _Session(run, trainer, on_event).finish()
+    run.keep_assets(trainer.model)
+    return _Session(run, trainer, sinks, on_event).finish()
 
 
 def resume(
@@ -78,32 +85,35 @@ def resume(
     epochs: int | None = None,
     max_steps: int | None = None,
     threads: int | None = None,
+    sink: Iterable[str] | None = None,
     trusted: Container[str] = (),
     on_event: Listener | None = None,
 ) -> TrainResult:
     """Go on from the checkpoint of `step`, or from the latest; what came after it is forgotten.
 
     On the same torch, instruction set and thread count the result is that of a run that was never stopped,
-    bit for bit; a difference is reported as a warning. `epochs` or `max_steps` move the end. `trusted`: see
-    `Run.config`. Raises as `train` does.
+    bit for bit; a difference is reported as a warning. `epochs` or `max_steps` move the end, `sink` replaces
+    the metric sinks. `trusted`: see `Run.config`. Raises as `train` does.
     """
-    recorded = run.config(trusted)
-    config = with_end(recorded, epochs, max_steps)
+    recorded = run.recorded()
+    config = with_sinks(with_end(recorded, epochs, max_steps), sink)
+    run.check(config, trusted)
     if threads is not None:
         config = dataclasses.replace(config, threads=threads)
     checkpoint = run.with_teacher(run.checkpoint(step))
     with interruptible("stopped before the first step; nothing was changed"):
+        sinks = Sinks(config.sink, config.strategy_options("metric_sink"))
         try:
-            trainer = Trainer.seeded(config, restored=checkpoint)
+            trainer = Trainer.seeded(config, restored=checkpoint, own=run.own(config))
         except FileError as error:
             raise FileError(f"{run.path}, step {checkpoint.step}: {error}") from None
     _check_data(run, trainer)
     run.sweep()
-    cut_back(run.metrics_path, checkpoint.step)
+    logged = cut_back(run.metrics_path, checkpoint.step)
     drop_after(run.checkpoints, checkpoint.step)
     if config != recorded:
         run.amend(config)
-    session = _Session(run, trainer, on_event)
+    session = _Session(run, trainer, sinks, on_event, logged)
     changed = differences(run.about().get("environment", {}), environment(config.device))
     if changed:
         session.tell(
@@ -115,54 +125,120 @@ def resume(
 class _Session:
     """One process's share of a run."""
 
-    def __init__(self, run: Run, trainer: Trainer, on_event: Listener | None) -> None:
+    def __init__(
+        self, run: Run, trainer: Trainer, sinks: Sinks, on_event: Listener | None, logged: int = 0
+    ) -> None:
         self.run, self.trainer, self.config = run, trainer, trainer.config
-        self.tell: Listener = on_event or _ignore
-        self.log = MetricsLog(run.metrics_path)
+        self.listener: Listener = on_event or _ignore
+        self.log, self.sinks = MetricsLog(run.metrics_path), sinks
+        self.logged = logged  # the last step that earlier processes logged
         self.watch = watch_over(trainer.optimizer)
+        self.layers = codes.observable_layers(trainer.model)
+        self.by_layer: dict[str, Any] = {}  # what the latest step did to each quantised layer
         self.validation: dict[str, float] = {}  # the latest
 
+    def tell(self, event: Event) -> None:
+        """Tell the listener; what it should not miss is also kept in the run's history."""
+        if isinstance(event, Warned):
+            self._note("warning", event.message)
+        self.listener(event)
+
     def finish(self) -> TrainResult:
-        trainer = self.trainer
-        self.tell(Started(self.run.path, trainer.progress.step, trainer.total_steps))
         try:
-            with stop_requests() as stop_requested:
-                while not trainer.done:
-                    self._step()
-                    improved = self._evaluate_if_due()
-                    self._report_epoch_if_ended()
-                    stop = stop_requested()
-                    if stop or improved or self._checkpoint_due():
-                        self._save()
-                    if stop:
-                        raise InterruptedRun(
-                            f"stopped after step {trainer.progress.step}; saved, go on with "
-                            f"hybridkit train --resume {self.run.path}"
-                        )
-            with interruptible(
-                f"stopped before the packed model was measured; every step is saved, finish with "
-                f"hybridkit train --resume {self.run.path}"
-            ):
-                return self._result()
+            self._begin()
+            result = self._train()
+        except BaseException as error:
+            stopped = isinstance(error, InterruptedRun | KeyboardInterrupt)
+            self._note("interrupted" if stopped else "failed", str(error) or type(error).__name__)
+            raise
+        else:
+            self._note("finished")
+            return result
         finally:
             self.log.close()
+            self.sinks.close(ended=self.trainer.done)
+
+    def _begin(self) -> None:
+        step = self.trainer.progress.step
+        self.tell(Started(self.run.path, step, self.trainer.total_steps))
+        forgotten = f"what was logged up to step {self.logged} is forgotten" if self.logged > step else ""
+        self._note("resumed" if step else "started", forgotten)
+        info = RunInfo(
+            name=self.run.path.resolve().name,
+            folder=self.run.sinks,
+            step=step,
+            logged=self.logged,
+            config=self.config.to_json(),
+            environment=self.run.about().get("environment", {}),
+        )
+        self.sinks.open(info, lambda: read_records(self.run.metrics_path), lambda why: self.tell(Warned(why)))
+
+    def _train(self) -> TrainResult:
+        trainer = self.trainer
+        with stop_requests() as stop_requested:
+            while not trainer.done:
+                self._step()
+                improved = self._evaluate_if_due()
+                self._report_epoch_if_ended()
+                stop = stop_requested()
+                if stop or improved or self._checkpoint_due():
+                    self._save()
+                if stop:
+                    raise InterruptedRun(
+                        f"stopped after step {trainer.progress.step}; saved, go on with "
+                        f"hybridkit train --resume {self.run.path}"
+                    )
+        with interruptible(
+            f"stopped before the packed model was measured; every step is saved, finish with "
+            f"hybridkit train --resume {self.run.path}"
+        ):
+            return self._result()
+
+    def _note(self, what: What, text: str = "") -> None:
+        add_note(self.run.history_path, self.trainer.progress.step, what, text)
+
+    def _write(self, event: str, values: Mapping[str, Any]) -> None:
+        self.sinks.write(self.log.write(event, self.trainer.progress.step, values))
 
     def _step(self) -> None:
+        step = self.trainer.progress.step + 1
+        before = self._codes_before(step)
         try:
             values = self.trainer.step()
         except DivergedError as error:
             raise self._with_last_good(error) from None
-        step = self.trainer.progress.step
-        self.log.write("step", step, values)
+        if before is not None:
+            shares, self.by_layer = codes.look(self.layers, before)
+            values |= shares
+        self._write("step", values)
         self.tell(StepDone(step, values))
         warning = self.watch.look(values["lr_multiplier"], step) if self.watch else None
         if warning:
             self.tell(Warned(warning))
 
+    def _codes_before(self, step: int) -> codes.Codes | None:
+        """The codes, where they are looked at around this step."""
+        wanted = self.layers and codes.due(step, self._evaluation_due(step))
+        return codes.codes(self.layers) if wanted else None
+
+    def _evaluation_due(self, step: int) -> bool:
+        every = self.config.eval_every or self.trainer.feed.steps_per_epoch
+        return step % every == 0 or step >= self.trainer.total_steps
+
+    def _sample(self) -> dict[str, str]:
+        """Text that the network writes, where the task has it do so."""
+        trainer = self.trainer
+        with evaluation_weights(trainer.optimizer):
+            try:
+                text = written(trainer.task, trainer.model)
+            except Exception as error:  # a stranger's code; a run is worth more than a sample
+                self.tell(Warned(f"the task's sample failed: {type(error).__name__}: {error}"))
+                return {}
+        return {} if text is None else {"sample": text}
+
     def _evaluate_if_due(self) -> bool:
-        trainer, every = self.trainer, self.config.eval_every
-        due = trainer.epoch_ended if every is None else trainer.progress.step % every == 0 or trainer.done
-        if not due:
+        trainer = self.trainer
+        if not self._evaluation_due(trainer.progress.step):
             return False
         self.validation = trainer.evaluate("validation")
         metrics = {f"validation_{name}": value for name, value in self.validation.items()}
@@ -170,7 +246,7 @@ class _Session:
             sample = example_batch(trainer.task, DIFFERENCE_SAMPLES)
             with evaluation_weights(trainer.optimizer):
                 metrics |= packed_difference(trainer.task, trainer.model, sample, self.config.device)
-        self.log.write("evaluation", trainer.progress.step, metrics)
+        self._write("evaluation", {**metrics, **self.by_layer, **self._sample()})
         self.tell(Evaluated(trainer.progress.step, metrics))
         if self.config.qat and not trainer.is_quantized:
             return False  # on the ramp: not the network that will be packed
@@ -184,7 +260,7 @@ class _Session:
         radius = progress.trust_radius if self.config.hybrid else None
         done = EpochDone(trainer.epoch, progress.mean_epoch_loss, progress.learning_rate, radius)
         values = {"loss": done.loss, "learning_rate": done.lr, "trust_radius": done.trust_radius}
-        self.log.write("epoch", progress.step, {"epoch": done.epoch, **values})
+        self._write("epoch", {"epoch": done.epoch, **values})
         self.tell(done)
 
     def _checkpoint_due(self) -> bool:
@@ -220,7 +296,7 @@ class _Session:
         if packed:
             final |= {f"packed_test_{name}": value for name, value in packed.test.packed.items()}
             final |= {"packed_error": packed.test.error, "bits_per_weight": packed.sizes.bits_per_weight}
-        self.log.write("final", progress.step, final)
+        self._write("final", final)
         return TrainResult(
             run=self.run,
             config=config,

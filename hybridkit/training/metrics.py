@@ -1,8 +1,8 @@
 """The log of a run: one JSON object per line, appended as training goes, cut back on resume.
 
-A record has `event` ("step", "epoch", "evaluation" or "final"), `step` (steps taken so far) and numbers by
-name. A number that is not finite is written as null. Only `seconds` differs between two runs of one
-configuration.
+A record has `event` ("step", "epoch", "evaluation" or "final"), `step` (steps taken so far) and numbers, or
+lists of them, by name. A number that is not finite is written as null. The fields of `TEXTS` hold text. Only
+`seconds` differs between two runs of one configuration.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from hybridkit.training.files import parse_json, to_json
 
 Record = dict[str, Any]
 EVENTS = ("step", "epoch", "evaluation", "final")
+TEXTS = ("layers", "sample")  # names of layers, text that the network wrote
 
 
 class MetricsLog:
@@ -31,11 +32,12 @@ class MetricsLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
-        """Append one record."""
+    def write(self, event: str, step: int, values: Mapping[str, Any]) -> Record:
+        """Append one record, and return it."""
         record = {"event": event, "step": step, **{name: _finite(value) for name, value in values.items()}}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
+        return record
 
     def sync(self) -> None:
         """Wait until the disk has every record: called before a checkpoint that relies on them."""
@@ -71,15 +73,25 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-def cut_back(path: Path, step: int) -> None:
-    """Keep what was logged up to `step`, without the run's final record, as if it had stopped there."""
-    kept = [r for r in read_records(path) if r["step"] <= step and r["event"] != "final"]
+def cut_back(path: Path, step: int) -> int:
+    """Keep what was logged up to `step`, without the run's final record, as if it had stopped there.
+
+    Returns the last step that had been logged.
+    """
+    records = read_records(path)
+    kept = [r for r in records if r["step"] <= step and r["event"] != "final"]
     with atomic_file(path) as file:
         file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
+    return max((r["step"] for r in records), default=0)
+
+
+def numbers(record: Record) -> Record:
+    """A record without its lists and texts."""
+    return {n: v for n, v in record.items() if n == "event" or not isinstance(v, list | str)}
 
 
 def rows(records: list[Record]) -> list[Record]:
-    """One row per step: everything that was logged after that step, under one name each."""
+    """One row per step: every number that was logged after that step, under one name each."""
     merged: dict[int, Record] = {}
     for record in records:
         row = merged.setdefault(record["step"], {"step": record["step"]})
@@ -87,7 +99,7 @@ def rows(records: list[Record]) -> list[Record]:
         row |= {
             f"{prefix}{name}": value
             for name, value in record.items()
-            if name not in ("event", "step", "epoch")
+            if name not in ("event", "step", "epoch", *TEXTS)
         }
         row.setdefault("epoch", record.get("epoch"))
     return list(merged.values())
@@ -128,8 +140,8 @@ def _is_record(record: Any) -> bool:
         return False
     if record.get("event") not in EVENTS or not all(name.isprintable() for name in record):
         return False
-    values = (v for name, value in record.items() if name != "event" for v in _each(value))
-    return all(v is None or isinstance(v, int | float) for v in values)
+    allowed = {name: str if name in TEXTS else int | float | None for name in record if name != "event"}
+    return all(isinstance(v, kind) for name, kind in allowed.items() for v in _each(record[name]))
 
 
 def _each(value: Any) -> list[Any]:

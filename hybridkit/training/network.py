@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from hybridkit.errors import FileError
+from hybridkit.errors import FileError, UsageError
+from hybridkit.options import describe_options
 from hybridkit.quant.layers import set_ramp
 from hybridkit.quant.prepare import full_precision_copy
+from hybridkit.registry import registry
 from hybridkit.tasks.data import Batch, first
 from hybridkit.tasks.protocol import Task, collate_of
 from hybridkit.tasks.resolve import make_model, make_task
@@ -39,7 +41,22 @@ def configured_task(config: TrainConfig) -> Task:
     options = config.strategy_options("task")
     if config.data_dir is not None:
         options["data_dir"] = config.data_dir
+    if takes_pretrained(config.task):
+        options |= {"model": config.model or ""}
+        options |= {"trust_remote_code": config.trust_remote_code}
     return make_task(config.task, options)
+
+
+def takes_pretrained(task: str) -> bool:
+    """Whether the networks of a task are pretrained ones, which it has to know: its options say so."""
+    known = describe_options(found) if callable(found := registry().load("task", task)) else {}
+    return {"model", "trust_remote_code"} <= set(known)
+
+
+def check_teacher_given(config: TrainConfig, task: Task) -> None:
+    """Raise UsageError where nothing would be learned: the task's loss says nothing, and no teacher does."""
+    if config.teacher is None and getattr(task, "needs_teacher", False):
+        raise UsageError(f"task {config.task}: the data have no labels to learn from: say --teacher NETWORK")
 
 
 def model_name(config: TrainConfig, task: Task) -> str:
@@ -58,20 +75,27 @@ def fresh_network(
     model = make_model(task, config.model)
     # A full-precision file goes in before quantisation (learned scales start from the weights), a quantised
     # run's file after it.
+    frozen = weights is not None and config.trainable is not None and _has_codes(model, weights)
     late = (
         weights is not None
         and config.qat
+        and not frozen
         and not fits(model, weights)
         and _has_quantized_names(model, weights)
     )
-    if weights is not None and not late:
+    if weights is not None and not late and not frozen:
         load_weights(model, weights, f"--init-from {config.init_from}")
+    if frozen and config.teacher == SELF:
+        raise UsageError("--teacher self is a start in full precision, which frozen codes have not; name one")
     start = copy.deepcopy(model) if config.teacher == SELF and not late else None
     allocation = choose_bits(config, task, model)
     model = quantized(config, task, model, allocation)
     if weights is not None and late:
         load_weights(model, weights, f"--init-from {config.init_from}")
         start = full_precision_copy(model) if config.teacher == SELF else None
+    restrict(config, model)
+    if weights is not None and frozen:
+        load_weights(model, weights, f"--init-from {config.init_from}")
     return model.to(config.device), allocation, start
 
 
@@ -97,6 +121,7 @@ def rebuilt(
 ) -> nn.Module:
     """A fresh `model`, made what it was when the checkpoint of `weights` and `state` was taken."""
     model = quantized(config, task, model, state.allocation)
+    restrict(config, model)
     load_weights(model, weights, "the checkpoint")
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -131,6 +156,15 @@ def quantized(config: TrainConfig, task: Task, model: nn.Module, allocation: Map
     return prepare_qat_(model, how, example_inputs=task.inputs(example_batch(task)))
 
 
+def restrict(config: TrainConfig, model: nn.Module) -> None:
+    """Freeze the codes of a quantised model under --trainable, which says what is trained then."""
+    if config.trainable is None:
+        return
+    from hybridkit.quant.frozen import freeze_codes_, parse_trainable
+
+    freeze_codes_(model, parse_trainable(config.trainable))
+
+
 def example_batch(task: Task, size: int = 1) -> Batch:
     """The first `size` validation samples."""
     return first(task.splits().validation, size, collate_of(task))
@@ -138,3 +172,9 @@ def example_batch(task: Task, size: int = 1) -> Batch:
 
 def _has_quantized_names(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:
     return set(model.state_dict()) < set(weights)
+
+
+def _has_codes(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether `weights` are those of a run with frozen codes."""
+    own = model.state_dict()
+    return any(name in own and t.dtype == torch.int8 != own[name].dtype for name, t in weights.items())

@@ -11,14 +11,13 @@ from hybridkit.tasks.data import Batch
 from hybridkit.tasks.protocol import Task, forward
 from hybridkit.training.distillation.progressive import BlockOutput, Progressive
 from hybridkit.training.distillation.teaching import Teaching
-from hybridkit.trees import floating
 
 
 class Objective:
     """loss = alpha * task + (1 - alpha) * sum of weight * term over the teacher's terms, or the task's alone.
 
-    Where the task's own loss does not depend on the network (embeddings have no labels), the teacher's terms
-    count whole. With `progressive` the run begins block by block.
+    Where the task needs a teacher (embeddings without labels) the teacher's terms count whole, alpha not at
+    all. With `progressive` the run begins block by block.
     """
 
     def __init__(
@@ -57,8 +56,7 @@ class Objective:
         parts = [self.teaching.weights[name] * value for name, value in terms.items()]
         taught = sum(parts[1:], start=parts[0])
         noted = {f"distil_{name}": value for name, value in terms.items()}
-        learns = any(tensor.requires_grad for tensor in floating(output).values())
-        if learns and not loss.requires_grad:
+        if getattr(self.task, "needs_teacher", False):
             return self._noted(noted, taught)
         return self._noted(noted, self.alpha * loss + (1 - self.alpha) * taught)
 

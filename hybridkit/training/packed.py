@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from hybridkit.packing.model import PackedModel
+from hybridkit.pretrained.assets import assets_in
 from hybridkit.quant.convert import convert
 from hybridkit.quant.plan import LeftAlone
 from hybridkit.quant.post_training import quantize
@@ -58,7 +59,7 @@ def pack_run(
     config: TrainConfig, task: Task, model: nn.Module, path: Path, commit: str | None
 ) -> PackedResult:
     """Pack the trained network into `path`: as it trained under QAT, else quantised afterwards."""
-    metadata = about(config, task, commit)
+    metadata = about(config, task, commit) | assets_beside(path)
     report = quantize(model, config.quantization, metadata=metadata)  # packs what is prepared as it trained
     packed = report.packed
     sizes = packed.save(path)
@@ -78,6 +79,12 @@ def quantize_afterwards(
 ) -> PackedModel:
     """The packed model of a network that trained in full precision (--ternary without --qat)."""
     return quantize(model, config.quantization, metadata=metadata).packed
+
+
+def assets_beside(path: Path) -> dict[str, Any]:
+    """The metadata that say what the run of a packed model keeps of its pretrained network, if it has one."""
+    folder = path.with_name("assets")
+    return {"assets": assets_in(folder).about} if folder.is_dir() else {}
 
 
 def about(config: TrainConfig, task: Task, commit: str | None) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 runs/digits-20260131-120000-s0/
   config.json            resolved configuration, environment, where the data came from
   metrics.jsonl          what was logged
+  history.jsonl          what happened: starts, interruptions, warnings
+  sinks/                 what metric sinks keep
   checkpoints/           see checkpoint.py
   teacher.safetensors    the network that the run began with, under --teacher self
+  assets/                what belongs to a pretrained network beside its weights
   model.hk.safetensors   the packed model, once a quantised run has ended
 """
 
@@ -20,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridkit.errors import FileError
+from hybridkit.errors import FileError, UsageError
 from hybridkit.packing.atomic import atomic_file, sweep
 from hybridkit.sources.protocol import check_named
 from hybridkit.training.checkpoint import Checkpoint, latest_step, load_checkpoint, load_tensors, step_of
@@ -81,9 +84,38 @@ class Run:
         return self.path / "metrics.jsonl"
 
     @property
+    def history_path(self) -> Path:
+        """What happened."""
+        return self.path / "history.jsonl"
+
+    @property
+    def sinks(self) -> Path:
+        """The folder of what metric sinks keep."""
+        return self.path / "sinks"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def assets(self) -> Path:
+        """What belongs to a pretrained network beside its weights: see hybridkit/pretrained/assets.py."""
+        return self.path / "assets"
+
+    def keep_assets(self, model: nn.Module) -> None:
+        """Keep configuration and tokenizer of the pretrained network that `model` was made of, if it was."""
+        from hybridkit.pretrained import is_pretrained, open_pretrained
+        from hybridkit.pretrained.assets import assets_of
+
+        config = self.recorded()
+        if config.model is not None and is_pretrained(config.model):
+            found = open_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+            assets_of(found, model).save(self.assets)
+
+    def own(self, config: TrainConfig) -> TrainConfig:
+        """`config` with what the run keeps of its pretrained network in place of that, which may be gone."""
+        return dataclasses.replace(config, model=str(self.assets)) if self.assets.is_dir() else config
 
     @property
     def packed_path(self) -> Path:
@@ -131,10 +163,22 @@ class Run:
 
         No module is imported because a file names it: where the configuration names code as
         package.module:attribute, that text must be in `trusted`, or UsageError says which flag repeats it.
+        Likewise for the code of a pretrained network (`Code.remote`).
         """
         config = self.recorded()
-        check_named(named_targets(config), trusted, f"{self.path}: the run's")
+        self.check(config, trusted)
         return config
+
+    def check(self, config: TrainConfig, trusted: Container[str]) -> None:
+        """Raise UsageError where `config`, out of this run's file, names code that is not in `trusted`."""
+        check_named(named_targets(config), trusted, f"{self.path}: the run's")
+        self._check_remote(config, trusted)
+
+    def _check_remote(self, config: TrainConfig, trusted: Container[str]) -> None:
+        if config.trust_remote_code and not getattr(trusted, "remote", False):
+            raise UsageError(
+                f"{self.path}: the run's network brings code of its own; say --trust-remote-code"
+            )
 
     def amend(self, config: TrainConfig) -> None:
         """Record a changed configuration, as a resumed run with another end has."""
@@ -156,7 +200,8 @@ class Run:
         config = self.recorded()
         needed = {n: t for n, t in named_targets(config).items() if n in ("task", "model", "quantizer")}
         check_named(needed, trusted, f"{self.path}: the run's")
-        return restore_network(config, self.checkpoint(step))
+        self._check_remote(config, trusted)
+        return restore_network(self.own(config), self.checkpoint(step))
 
     def packed(self) -> PackedModel:
         """The packed model. Raises FileError where the run has none (yet)."""

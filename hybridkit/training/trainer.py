@@ -25,9 +25,11 @@ from hybridkit.clustering.samplers import make_sampler
 from hybridkit.errors import FileError, HybridkitError, NotFiniteError, UsageError
 from hybridkit.optim.base import build_base_optimizer
 from hybridkit.optim.factory import hybrid_optimizer
+from hybridkit.optim.groups import Apart
 from hybridkit.optim.hybrid import HybridOptimizer
 from hybridkit.pretrained import is_pretrained
-from hybridkit.quant.layers import set_ramp
+from hybridkit.quant.attachments import adapter_names
+from hybridkit.quant.layers import latent_weights, scale_parameters, set_ramp
 from hybridkit.sources.protocol import Code, Source, open_source
 from hybridkit.tasks.data import Data, first, is_stream, on, size
 from hybridkit.tasks.protocol import Task, collate_of
@@ -37,11 +39,12 @@ from hybridkit.training.config import TrainConfig, named_targets
 from hybridkit.training.distillation.progressive import Progressive
 from hybridkit.training.distillation.teacher import cast_, check_teacher
 from hybridkit.training.distillation.teaching import Teaching
-from hybridkit.training.distillation.terms import DEFAULT, SELF, parse_layer_map, parse_terms
+from hybridkit.training.distillation.terms import DEFAULT, SELF, UNLABELLED, parse_layer_map, parse_terms
 from hybridkit.training.evaluation import evaluate
 from hybridkit.training.feed import Feed, Sampled, Streamed
 from hybridkit.training.network import (
     Allocation,
+    check_teacher_given,
     configured_task,
     example_batch,
     fresh_network,
@@ -53,6 +56,7 @@ from hybridkit.training.objective import Objective
 from hybridkit.training.progress import Progress
 from hybridkit.training.schema import RandomStates, RunState, rehearse
 from hybridkit.training.weights import load_weights
+from hybridkit.training.workload import workload
 
 Part = Literal["train", "validation", "test"]
 
@@ -70,20 +74,26 @@ class Trainer:
     """
 
     @classmethod
-    def seeded(cls, config: TrainConfig, *, restored: Checkpoint | None = None) -> Trainer:
+    def seeded(
+        cls, config: TrainConfig, *, restored: Checkpoint | None = None, own: TrainConfig | None = None
+    ) -> Trainer:
         """A trainer in a process made ready for it: global generators seeded, torch's threads set."""
         check_device(config.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         seed_everything(config.seed)
-        trainer = cls(config, restored=restored)
+        trainer = cls(config, restored=restored, own=own)
         if restored is None:
             random.seed(config.seed)  # again: modules imported on the way may have drawn from it (rich does)
         return trainer
 
-    def __init__(self, config: TrainConfig, *, restored: Checkpoint | None = None) -> None:
-        self.config = config
-        self.task: Task = configured_task(config)
+    def __init__(
+        self, config: TrainConfig, *, restored: Checkpoint | None = None, own: TrainConfig | None = None
+    ) -> None:
+        """`own`: `config` as a restored run has it, see `Run.own`; its task and model are made of that."""
+        self.config, self.own = config, own or config
+        self.task: Task = configured_task(self.own)
+        check_teacher_given(config, self.task)
         state = run_state(restored) if restored else None
         self.start: nn.Module | None = None  # the network before it was quantised, if that is the teacher
         self.model, self.allocation = self._network(restored, state)
@@ -154,6 +164,7 @@ class Trainer:
         except NotFiniteError:
             raise DivergedError(f"the gradient is not finite {where}") from None
         values = {**self._last_step(), **self.objective.report(), "loss": value, "cluster_id": fed.cluster_id}
+        values |= workload(self.task, fed.batch)
         self.progress.count(values, first_of_epoch=self.progress.step % self.feed.steps_per_epoch == 0)
         return {"epoch": self.epoch, **values, "seconds": time.perf_counter() - started}
 
@@ -201,7 +212,7 @@ class Trainer:
             weights = self._open(given).weights() if given else None
             model, allocation, self.start = fresh_network(self.config, self.task, weights)
             return model, allocation
-        fresh = make_model(self.task, self.config.model)
+        fresh = make_model(self.task, self.own.model)
         if self.config.teacher == SELF:
             self.start = self._restored_start(restored)
         model = rebuilt(self.config, self.task, fresh, restored.model, state)
@@ -211,15 +222,15 @@ class Trainer:
         """The network that the run began with, from the weights that it kept."""
         if restored.teacher is None:
             raise FileError("the run learns from its own start, and its teacher.safetensors is missing")
-        start = cast_(make_model(self.task, self.config.model), self.config.teacher_dtype)
+        start = cast_(make_model(self.task, self.own.model), self.config.teacher_dtype)
         load_weights(start, restored.teacher, "the run's teacher.safetensors")
         return start
 
     def _open(self, text: str) -> Source:
         """What --init-from or --teacher means; weights alone are those of a network like the run's."""
         named = named_targets(self.config).values()
-        make = partial(make_model, self.task, self.config.model)
-        return open_source(text, Code(also=named, otherwise=make))
+        make = partial(make_model, self.task, self.own.model)
+        return open_source(text, Code(also=named, otherwise=make, remote=self.config.trust_remote_code))
 
     def _feed(self) -> Feed:
         """Batches by cluster where the data can be indexed, else as they come."""
@@ -227,7 +238,11 @@ class Trainer:
         if is_stream(data):
             return Streamed(data, config.batch_size, config.max_steps, collate)
         return Sampled(
-            data, make_sampler(config.sampler, self.labels, config.batch_size, config.seed), collate
+            data,
+            make_sampler(
+                config.sampler, self.labels, config.batch_size, config.seed, getattr(data, "lengths", None)
+            ),
+            collate,
         )
 
     def _restored_labels(self, state: RunState) -> Any:
@@ -268,6 +283,9 @@ class Trainer:
             "weight_decay": config.weight_decay,
             "momentum": config.momentum,
             "example_inputs": self.task.inputs(on(example_batch(self.task), config.device)),
+            "apart": apart(config, self.model),
+            # begins at zero, where a relative step in the spectral norm would stay
+            "roles": dict.fromkeys(adapter_names(self.model), "vector"),
         }
         if not config.uses_hybrid_optimizer:
             options = config.strategy_options("optimizer")
@@ -296,8 +314,8 @@ class Trainer:
         if config.teacher is None:
             return Objective(self.task)
         teacher = cast_(self._teacher(config.teacher), config.teacher_dtype).to(config.device)
-        usual: str = getattr(self.task, "distil", DEFAULT)
-        terms = parse_terms(config.distil or usual)
+        unlabelled = getattr(self.task, "needs_teacher", False)
+        terms = parse_terms(config.distil or (UNLABELLED if unlabelled else DEFAULT))
         layers = parse_layer_map(config.layer_map) if config.layer_map else ()
         teaching = Teaching(self.task, teacher, student, terms, config.temperature, layers)
         sample = first(self.task.splits().train, 1, collate_of(self.task))
@@ -331,6 +349,16 @@ class Trainer:
         self.progress = state.progress
         self.objective.load_state_dict(state.distillation)
         state.random.restore()
+
+
+def apart(config: TrainConfig, model: nn.Module) -> list[Apart]:
+    """The parameters that --no-latent-decay and --scale-lr treat otherwise."""
+    found = []
+    if config.no_latent_decay:
+        found.append(Apart(latent_weights(model), decayed=False))
+    if config.scale_lr is not None:
+        found.append(Apart(scale_parameters(model), lr_factor=config.scale_lr))
+    return found
 
 
 def has_modes(optimizer: Any) -> bool:

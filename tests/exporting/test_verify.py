@@ -42,6 +42,8 @@ def test_gates_let_equal_outputs_pass(gate, tmp_path):
         ("int8", {"loss": 0.50009}, True),
         ("int8", {"loss": 0.50011}, False),
         ("int8", {"loss": float("nan")}, False),
+        ("int8", {"loss": 0.503, "loss_margin": 4e-3}, True),  # a network that moves as far by itself
+        ("int8", {"loss": 0.506, "loss_margin": 1.0}, False),  # but there is an end to it
         ("approximate", {"top1_misses": 5, "loss": 0.5049}, True),
         ("approximate", {"loss": 0.494}, False),
         ("approximate", {"loss": 0.0099, "network_loss": 0.0}, True),
@@ -130,9 +132,10 @@ def test_rounding_noise_is_that_of_the_layers(mlp_network, mlp_inputs):
     validation = Validation(batches=[(mlp_inputs,)])
     before = packed(mlp_inputs)
     noise = verify.rounding_noise(packed, validation.batches, validation)
-    assert 0 < noise < 0.1 * float(before.abs().max())
+    assert 0 < noise.output < 0.1 * float(before.abs().max())
+    assert 0 < noise.loss < 0.01
     assert torch.equal(packed(mlp_inputs), before), "the hooks are gone"
-    assert verify.rounding_noise(nn.Identity(), validation.batches, validation) == 0
+    assert verify.rounding_noise(nn.Identity(), validation.batches, validation) == verify.Noise(0, 0)
 
 
 def test_form(tmp_path):

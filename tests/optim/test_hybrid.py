@@ -406,6 +406,25 @@ def test_closures():
     assert optimizer.last_step["loss"] > 0
 
 
+def test_a_loss_that_was_observed_goes_before_the_closures():
+    model = mlp()
+    optimizer = HybridOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+
+    def closure(loss=3.0):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        return loss
+
+    optimizer.step(closure)
+    assert optimizer.last_step["loss"] == 3
+    optimizer.observe(1.0)
+    optimizer.observe(2.0)
+    assert optimizer.step(closure) == 3
+    assert optimizer.last_step["loss"] == 1.5
+    assert optimizer.step(lambda: closure(None)) is None  # a trainer's, where one steps by hand
+    assert math.isnan(optimizer.last_step["loss"])
+
+
 def test_a_base_that_evaluates_its_closure_many_times():
     model, twin = mlp(), mlp()
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from hybridkit.errors import UsageError
-from hybridkit.packing.model import PackedModel
+from hybridkit.packing.model import PackedModel, write_packed
 from hybridkit.quant.config import QuantConfig
-from hybridkit.quant.convert import convert, pack_to_file, packing_source
+from hybridkit.quant.convert import convert, packing_source
 from hybridkit.quant.layers import qat_layers, set_ramp
 from hybridkit.quant.post_training import quantize
 from hybridkit.quant.prepare import full_precision_copy, prepare_qat
@@ -154,7 +154,7 @@ def test_a_model_that_cannot_be_packed():
 @pytest.mark.parametrize("codec", [None, "base3"])
 def test_the_file_is_that_of_the_packed_model(tmp_path, codec):
     model = trained("ternary-mse", quantize_all=True)
-    streamed = pack_to_file(model, tmp_path / "streamed", metadata={"a": 1}, codec=codec)
+    streamed = write_packed(tmp_path / "streamed", packing_source(model, metadata={"a": 1}, codec=codec))
     packed = convert(model, metadata={"a": 1}, codec=codec)
     assert packed.save(tmp_path / "whole") == streamed == packed.sizes()
     assert (tmp_path / "streamed").read_bytes() == (tmp_path / "whole").read_bytes()
@@ -165,7 +165,7 @@ def test_a_failure_leaves_no_file(tmp_path):
     model = trained("ternary-absmean")
     model.hidden.weight.data[0, 0] = float("inf")
     with pytest.raises(UsageError, match="not finite"):
-        pack_to_file(model, tmp_path / "model")
+        write_packed(tmp_path / "model", packing_source(model))
     assert not list(tmp_path.iterdir())
 
 
@@ -177,7 +177,7 @@ def test_streaming_holds_one_layer_at_a_time(tmp_path):
     peaks = []
     for model in (one, one, many):  # the first run also pays for what is made once
         tracemalloc.start()  # sees NumPy's memory: codes, packed bytes, scales
-        pack_to_file(model, tmp_path / "model")
+        write_packed(tmp_path / "model", packing_source(model))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     packed_layer = 256 * 256 // 4

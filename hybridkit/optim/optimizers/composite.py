@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, overload
+from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
+from hybridkit.optim.optimizers.stepping import Stepping
 
-class Composite(Optimizer):
+
+class Composite(Stepping):
     """Each parameter group belongs to one of `parts`, named in `group["optimizer"]`.
 
     Groups and state live here, so that torch's own `state_dict`, schedulers and gradient scaling see an
@@ -30,18 +31,9 @@ class Composite(Optimizer):
         name = param_group.setdefault("optimizer", next(reversed(self.parts)))
         super().add_param_group({**self.parts[name].defaults, **param_group})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step of every part; the closure, if any, is called once and before."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def update(self) -> None:
+        """One step of every part."""
         for name, part in self.parts.items():
             part.state = self.state
             part.param_groups = [g for g in self.param_groups if g["optimizer"] == name]
             part.step()
-        return loss

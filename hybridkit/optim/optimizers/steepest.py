@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Annotated, Any, Literal, overload
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
-from torch.optim import Optimizer
 
 from hybridkit.optim.optimizers.builder import NamedParameters
 from hybridkit.optim.optimizers.orthogonal import orthogonalise
+from hybridkit.optim.optimizers.stepping import Stepping
 from hybridkit.optim.roles import Role, RoleNames, Roles
 from hybridkit.options import option
 
@@ -24,7 +24,7 @@ _WIDTH = 128  # of the embeddings that `embedding` was found with
 _RECENT = 0.9  # decay of the mean square of recent gradients that damping looks at
 
 
-class RelativeDescent(Optimizer):
+class RelativeDescent(Stepping):
     """Every step moves a parameter by a share of the size that it began with.
 
         W <- W - lr * reach * rms(W_0) * D
@@ -98,22 +98,12 @@ class RelativeDescent(Optimizer):
         }
         super().__init__(params, defaults)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step; returns the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad():
-            for group in self.param_groups:
-                parameters = [p for p in group["params"] if p.grad is not None]
-                if parameters:
-                    self._move(group, parameters)
-        return loss
+    def update(self) -> None:
+        """Move every parameter that has a gradient."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._move(group, parameters)
 
     def _move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         spectral = group["norm"] == "spectral"

@@ -11,6 +11,7 @@ from hybridkit.options import nearest
 Term = Literal["logits", "hidden", "attention", "embedding"]
 TERMS: Final[tuple[Term, ...]] = get_args(Term)
 DEFAULT: Final = "logits"
+UNLABELLED: Final = "hidden,embedding:0.1"  # of a task whose data say nothing
 SELF: Final = "self"  # the teacher that is the network a run starts with
 
 Pairs = tuple[tuple[int, int], ...]  # (student's block, teacher's block), counted from 0

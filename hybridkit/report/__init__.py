@@ -1,0 +1,1 @@
+"""What became of a run, as one HTML page that needs nothing else."""

@@ -1,0 +1,1 @@
+"""Tasks of pretrained language networks: next tokens, masked tokens, classes and embeddings of text."""
