@@ -36,11 +36,12 @@ from hybridkit.tasks.protocol import Task, collate_of
 from hybridkit.tasks.resolve import make_model
 from hybridkit.training.checkpoint import Checkpoint
 from hybridkit.training.config import TrainConfig, named_targets
+from hybridkit.training.distillation.agreement import embedding_agreement
 from hybridkit.training.distillation.progressive import Progressive
-from hybridkit.training.distillation.teacher import cast_, check_teacher
+from hybridkit.training.distillation.teacher import cast_, check_teacher, drop_nothing_
 from hybridkit.training.distillation.teaching import Teaching
 from hybridkit.training.distillation.terms import DEFAULT, SELF, UNLABELLED, parse_layer_map, parse_terms
-from hybridkit.training.evaluation import evaluate
+from hybridkit.training.evaluation import batches, evaluate
 from hybridkit.training.feed import Feed, Sampled, Streamed
 from hybridkit.training.network import (
     Allocation,
@@ -169,12 +170,17 @@ class Trainer:
         return {"epoch": self.epoch, **values, "seconds": time.perf_counter() - started}
 
     def evaluate(self, part: Part = "validation") -> dict[str, float]:
-        """Loss and metrics on one part of the data, in evaluation mode."""
+        """Loss and metrics on one part of the data, in evaluation mode.
+
+        Where the data say nothing, the loss is how far the embeddings are from the teacher's.
+        """
         data: Data = getattr(self.task.splits(), part)
+        size, device, teaching = self.config.batch_size, self.config.device, self.objective.teaching
         with evaluation_weights(self.optimizer):
-            return evaluate(
-                self.model, self.task, data, batch_size=self.config.batch_size, device=self.config.device
-            )
+            found = evaluate(self.model, self.task, data, batch_size=size, device=device)
+            if teaching is not None and getattr(self.task, "needs_teacher", False):
+                found |= embedding_agreement(teaching, self.model, batches(self.task, data, size, device))
+        return found
 
     def checkpoint(self) -> Checkpoint:
         """Everything needed to go on. Raises DivergedError where a weight is not finite."""
@@ -314,7 +320,8 @@ class Trainer:
         if config.teacher is None:
             return Objective(self.task)
         teacher = cast_(self._teacher(config.teacher), config.teacher_dtype).to(config.device)
-        unlabelled = getattr(self.task, "needs_teacher", False)
+        if unlabelled := getattr(self.task, "needs_teacher", False):
+            drop_nothing_(student)
         terms = parse_terms(config.distil or (UNLABELLED if unlabelled else DEFAULT))
         layers = parse_layer_map(config.layer_map) if config.layer_map else ()
         teaching = Teaching(self.task, teacher, student, terms, config.temperature, layers)

@@ -118,7 +118,16 @@ def test_the_layer_map_says_which_blocks_go_together() -> None:
 
 def test_a_task_without_a_loss_of_its_own_learns_from_the_teacher_alone() -> None:
     trainer = Trainer.seeded(config(EMBED, teacher="self"))
+    assert trainer.model.dropout.p == 0
     values = trainer.step()
+    found = trainer.evaluate()
+    assert found["loss"] == pytest.approx(1 - found["teacher_cosine"])
+    sample, network = teach_task.splits().validation, trainer.objective.teacher
+    inputs = {name: sample[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        pair = [each(**inputs)["embedding"] for each in (trainer.model.eval(), network)]
+    expected = torch.nn.functional.cosine_similarity(*pair).mean()
+    assert found["teacher_cosine"] == pytest.approx(float(expected), abs=1e-5)
     expected = values["distil_hidden"] + 0.1 * values["distil_embedding"]
     assert values["loss"] == pytest.approx(expected, rel=1e-6)
 

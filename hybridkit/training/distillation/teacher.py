@@ -33,6 +33,13 @@ def cast_(network: nn.Module, dtype: Dtype) -> nn.Module:
     return network
 
 
+def drop_nothing_(network: nn.Module) -> None:
+    """Switch dropout off, in place: where a teacher is all there is to learn from, it is mere noise."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+
+
 def check_teacher(teaching: Teaching, student: nn.Module, batch: Batch) -> None:
     """Raise UsageError unless both networks take `batch` and what they give can be compared."""
     task, was_training = teaching.task, student.training
