@@ -23,6 +23,7 @@ class HybridkitError(Exception):
     """Something failed; the message says what and what to do, and is `printable`."""
 
     exit_code = 1
+    said: bool | None = None  # whether another process of the same run has printed it; None: there is none
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(str(message)))

@@ -153,7 +153,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
     except HybridkitError as error:
-        return _complain(str(error), error.exit_code)
+        return error.exit_code if _said(error) else _complain(str(error), error.exit_code)
     except _ClickError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message(), file=sys.stderr)
@@ -179,6 +179,11 @@ def _see_current_directory() -> None:
     with contextlib.suppress(OSError):  # it may have been removed
         if "" not in sys.path and os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
+
+
+def _said(error: HybridkitError) -> bool:
+    """Whether another process, of those that torchrun has started with this command line, says it."""
+    return os.environ.get("RANK", "0") != "0" if error.said is None else error.said
 
 
 def _complain(message: str, exit_code: int) -> int:

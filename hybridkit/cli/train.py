@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -82,6 +83,7 @@ def command(
     """
     flags = {**fields, "learnable_scale": learnable_scale}
     out = sys.stderr if json else sys.stdout
+    elsewhere = os.environ.get("RANK", "0") != "0"  # another process of this run prints
     if resume is not None:
         _reject_with_resume(ctx)
         result = _resume(resume, from_, run_dir, flags, out)
@@ -95,6 +97,8 @@ def command(
         from hybridkit.training.loop import train
 
         result = watched(out, lambda listener: train(resolved, run_dir=run_dir, on_event=listener))
+    if elsewhere:
+        return
     written = _save_metrics(result, metrics_out) if save_metrics or metrics_out else []
     print_result(result, written, out)
     if json:

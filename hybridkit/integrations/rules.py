@@ -14,6 +14,7 @@ from hybridkit.optim.controllers.relative_step import RelativeStep
 from hybridkit.optim.controllers.schedules import WSD, Cosine
 from hybridkit.optim.hybrid import HybridOptimizer
 from hybridkit.quant.layers import qat_layers, set_ramp
+from hybridkit.quant.recorded import Recorded
 from hybridkit.training.config import HYBRID_RAMP
 
 _PLANNED = (RelativeStep, Cosine, WSD, AuxNN)
@@ -73,11 +74,16 @@ class Quantization:
     """The fake-quantised layers of `network` in the course of a run.
 
     ramp: over which share of the run they go from full precision to quantised, as in `hybridkit train
-    --ramp`; None: as that does, 0.8 with a HybridOptimizer, else 0, quantised from the first step.
+    --ramp`; None: as that does, 0.8 with a HybridOptimizer, else 0, quantised from the first step. Raises
+    UsageError for what hybridkit.json cannot say.
     """
 
     network: nn.Module
     ramp: float | None = None
+
+    def __post_init__(self) -> None:
+        if (found := Recorded.of(self.network)) is not None:
+            found.to_json()  # what cannot be written down is refused now, and not at the first checkpoint
 
     def before_step(self, step: int, steps: float, hybrid: bool) -> None:
         """Set the ramp for the step after `step` of `steps`."""

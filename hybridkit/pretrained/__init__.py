@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hybridkit.pretrained.examples import Examples
+    from hybridkit.quant.checkpoint import TensorFiles
 
 PREFIX: Final = "hf:"
 CONFIGURATION: Final = "config.json"
@@ -38,6 +39,8 @@ AUTO_CLASSES: Final[dict[Head, str]] = {
     "image-classification": "AutoModelForImageClassification",
 }
 _TOKENIZER_FILES: Final = ("tokenizer*", "vocab.*", "spiece.model", "sentencepiece*.model", "*.tiktoken")
+_DEEP: Final = 1000  # layers that are believed without as many tensors
+_DEEPEST: Final = 100_000  # that are believed at all
 
 logger = logging.getLogger(__name__)
 
@@ -124,14 +127,17 @@ class Pretrained:
         with self._reading("configuration"):
             from transformers import AutoConfig
 
-            return AutoConfig.from_pretrained(self.folder, **self._how())
+            config = AutoConfig.from_pretrained(self.folder, **self._how())
+        if self.gguf is not None:
+            self._check_depth(config.to_dict(), _DEEP)
+        return config
 
     @property
     def has_weights(self) -> bool:
         """False for the assets of a run or a packed model, which hold none; networks have fresh ones then."""
-        from hybridkit.pretrained.assets import RECORD
+        from hybridkit.pretrained.weights import NO_WEIGHTS
 
-        return not (self.folder / RECORD).is_file()
+        return not (self.folder / NO_WEIGHTS).is_file()
 
     def network(
         self, head: Head | None = None, *, dtype: torch.dtype | Literal["auto"] | None = None, **options: Any
@@ -148,17 +154,15 @@ class Pretrained:
         dtype = dtype or torch.float32
         if not self.has_weights:
             return self.fresh(head, **options)
-        if self.gguf is None:
-            from hybridkit.pretrained.weights import open_checkpoint
-
-            open_checkpoint(self.folder, self.text)  # says in a line what is wrong with the files
+        if self.gguf is None:  # looked at before memory is taken for what a damaged configuration says
+            self._checked(head, options)
         kind = self._class(head)
         with self._reading("network"):
             network, found = kind.from_pretrained(
                 self.folder,
                 dtype=dtype,
                 use_safetensors=None if self.gguf else True,
-                ignore_mismatched_sizes=True,  # judged below
+                ignore_mismatched_sizes=self.gguf is None,  # judged below
                 output_loading_info=True,
                 **self._how(),
                 **options,
@@ -179,17 +183,32 @@ class Pretrained:
 
         Where transformers does more to the tensors than rename them: the network itself, and None.
         """
-        import torch
-
-        from hybridkit.pretrained.weights import by_own_names, open_checkpoint
+        from hybridkit.pretrained.weights import by_own_names
 
         if self.gguf is None and self.has_weights:
-            files = open_checkpoint(self.folder, self.text)
-            with self._reading("network"), torch.device("meta"):
-                network = self._from_config(head, torch.float32, {})
+            network, files = self._checked(head, {})
             if weights := by_own_names(network, files):
                 return network.eval(), weights
         return self.network(head, dtype="auto"), None
+
+    def _checked(self, head: Head | None, options: Mapping[str, Any]) -> tuple[nn.Module, TensorFiles]:
+        """The network on the meta device, and the files of its weights, which have the shapes it needs."""
+        import torch
+
+        from hybridkit.pretrained.weights import misshapen, open_checkpoint
+
+        files = open_checkpoint(self.folder, self.text)
+        self._check_depth(self.config.to_dict(), max(_DEEP, len(files)))
+        with self._reading("network"), torch.device("meta"):
+            network = self._from_config(head, torch.float32, options)
+        self._judge(network, (), misshapen(network, files), said=False)
+        return network, files
+
+    def _check_depth(self, settings: Mapping[str, Any], most: int) -> None:
+        """Raise FileError for more than `most` layers: making them would take for ever."""
+        for name, value in settings.items():
+            if name.endswith(("layers", "layer")) and isinstance(value, int) and value > most:
+                raise FileError(f"{self.text}: its configuration is damaged, {name} is {value:,}")
 
     def tokenizer(self) -> Any:
         """transformers' tokenizer."""
@@ -251,7 +270,9 @@ class Pretrained:
             decodes = type(config) in causal._model_mapping and type(config) not in masked._model_mapping
             return causal if self.gguf and decodes else transformers.AutoModel  # a GGUF file names no class
 
-    def _judge(self, network: Any, missing: Any, misfits: list[str]) -> None:
+    def _judge(
+        self, network: Any, missing: Collection[str], misfits: Collection[str], *, said: bool = True
+    ) -> None:
         """Raise FileError for weights of the body that are absent or misshapen; name those that are drawn."""
         prefix = f"{network.base_model_prefix}."
         whole = not hasattr(network, network.base_model_prefix)
@@ -260,7 +281,8 @@ class Pretrained:
             body = [n for n in names if n in parameters and (whole or n.startswith(prefix))]
             if body := [name for name in body if "pooler." not in name]:
                 raise FileError(f"{self.text}: its weights {what} {_listed(body)}; is the folder complete?")
-        if drawn := sorted({*missing, *misfits} & parameters):
+        drawn = sorted({*missing, *misfits} & parameters)
+        if drawn and said:
             logger.warning("%s: %s: not among its weights, drawn at random", self.text, _listed(drawn))
 
     def _check_configuration(self) -> None:
@@ -273,6 +295,7 @@ class Pretrained:
             raise FileError(f"{self.text}: its {CONFIGURATION} is not JSON; is it truncated?") from None
         if not isinstance(content, dict):
             raise FileError(f"{self.text}: its {CONFIGURATION} is no table of settings")
+        self._check_depth(content, _DEEPEST)  # some families make a list of them at once
         kind = content.get("model_type")
         if not content.get("auto_map"):
             with self._reading("configuration"):
@@ -308,6 +331,8 @@ class Pretrained:
         ) as error:  # transformers raises whatever its readers do; Rust's panics are no Exception
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
+            if "ignore_mismatched_sizes" in str(error):
+                raise FileError(f"{self.text}: its weights have other shapes than it says itself") from None
             if "trust_remote_code" in str(error):
                 raise UsageError(
                     f"{self.text} brings code of its own; read it, then say --trust-remote-code"

@@ -21,13 +21,14 @@ from hybridkit.packing.atomic import remove, sync, temporary_beside
 from hybridkit.packing.container import compact_json
 from hybridkit.packing.table import SUFFIX
 from hybridkit.pretrained.examples import inner_model
+from hybridkit.pretrained.weights import NO_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import nn
 
     from hybridkit.pretrained import Pretrained
 
-RECORD: Final = "hybridkit-assets.json"
+RECORD: Final = NO_WEIGHTS
 FORMAT: Final = "hybridkit-assets"
 _WANTED: Final = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),

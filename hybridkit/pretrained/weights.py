@@ -16,6 +16,7 @@ from hybridkit.quant.checkpoint import TensorFiles, open_tensors
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+NO_WEIGHTS: Final = "hybridkit-assets.json"  # a folder with this file holds none by design: see assets.py
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 _PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -62,6 +63,22 @@ def by_own_names(network: nn.Module, files: TensorFiles) -> Renamed | None:
     What the network has no place for is left out, as transformers leaves it. None where transformers does
     more than rename: fuses or splits tensors as it loads them, converts their type, or finds one missing.
     """
+    if (names := _stored_names(network, files)) is None:
+        return None
+    own = network.state_dict(keep_vars=True)
+    stored_twice = len({id(own[name]) for name in names}) < len(names)  # tied, if they are equal
+    lacking = {id(tensor) for tensor in own.values()} - {id(own[name]) for name in names}
+    return None if stored_twice or lacking else Renamed(files, names)
+
+
+def misshapen(network: nn.Module, files: TensorFiles) -> list[str]:
+    """The tensors of `network` that have another shape in `files`, as far as they are only renamed."""
+    own, names = network.state_dict(keep_vars=True), _stored_names(network, files) or {}
+    return [name for name, stored in names.items() if files[stored].shape != own[name].shape]
+
+
+def _stored_names(network: nn.Module, files: TensorFiles) -> dict[str, str] | None:
+    """Own name -> name in `files`; None where transformers converts one of these tensors."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -83,8 +100,4 @@ def by_own_names(network: nn.Module, files: TensorFiles) -> Renamed | None:
             return None
         if name in own:
             names.setdefault(name, stored)
-    stored_twice = len({id(own[name]) for name in names}) < len(names)  # tied, if they are equal
-    lacking = {id(tensor) for tensor in own.values()} - {id(own[name]) for name in names}
-    if stored_twice or lacking or any(files[n].shape != own[name].shape for name, n in names.items()):
-        return None
-    return Renamed(files, names)
+    return names

@@ -42,14 +42,12 @@ class WandB:
         """Begin or go on with the run whose id lies in the run's folder."""
         file = run.folder / "id"
         goes_on = file.exists() and run.logged <= run.step
-        if not goes_on:
-            file.write_text(secrets.token_hex(4))
-        options = self.options
+        known, options = file.read_text() if goes_on else secrets.token_hex(4), self.options
         self._run = self._wandb.init(
             project=options.project,
             entity=options.entity or None,
             mode=options.mode or None,
-            id=file.read_text(),
+            id=known,
             resume="allow",
             name=run.name,
             group=run.name,
@@ -58,6 +56,7 @@ class WandB:
             reinit="create_new",
             settings=self._wandb.Settings(silent=True, console="off", save_code=False),
         )
+        file.write_text(known)  # now that there is a run of that id
         return run.step if goes_on else 0
 
     def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:

@@ -34,19 +34,23 @@ def as_recorded(
 ) -> nn.Module:
     """`network`, which has the latent weights of `folder`, fake-quantised in place as it trained.
 
-    open_weights: gives the tensors in the folder, among them what the quantizers learned. A folder without a
-    record leaves the network as it is. Raises FileError where a learned parameter is missing.
+    open_weights: gives the tensors in the folder, among them what quantizers, norms and adapters learned. A
+    folder without a record leaves the network as it is. Raises FileError where one of these is missing.
     """
     record = recorded_in(folder, trusted)
     if record is None:
         return network
     record.apply_(network)
     own: dict[str, Tensor] = network.state_dict(keep_vars=True)
-    learned = {name: tensor for name, tensor in own.items() if "quantizer_parameters" in name.split(".")}
+    learned = {
+        name: tensor
+        for name, tensor in own.items()
+        if "quantizer_parameters" in name.split(".") or name in record.attached
+    }
     weights = open_weights() if learned else {}
     held = {id(tensor): weights[name] for name, tensor in learned.items() if name in weights}
     for name, tensor in learned.items():
         if id(tensor) not in held or held[id(tensor)].shape != tensor.shape:
-            raise FileError(f"{folder}: the weights lack {name}, which the quantizer has learned")
+            raise FileError(f"{folder}: the weights lack {name}, which was learned beside them")
         tensor.data.copy_(held[id(tensor)])
     return network

@@ -24,13 +24,14 @@ class Labels:
     """The classes of labelled data, `names` in order, and `parts`: the class of each row, int64 [rows].
 
     Classes are those of the column's own type (`ClassLabel`), else the values in the training data, numbers
-    in their order and text alphabetically. A part without any label (-1, null) is left out. Raises FileError
-    for a row without a label, and for one that the training data do not have.
+    in their order and text alphabetically. A part without any label (no column, -1, null) is left out. Raises
+    FileError for a row without a label, and for one that the training data do not have.
     """
 
     def __init__(self, tables: Mapping[Part, Any], column: str, where: str) -> None:
         own = getattr(tables["train"].features[column], "names", None)
-        found = {part: values(table, column) for part, table in tables.items()}
+        labelled = {part: table for part, table in tables.items() if column in table.column_names}
+        found = {part: values(table, column) for part, table in labelled.items()}
         found = {
             part: labels for part, labels in found.items() if part == "train" or not all(map(_none, labels))
         }
@@ -119,6 +120,7 @@ class Confusion:
 
 def macro_f1(labels: Tensor, guessed: Tensor, weights: Tensor | None = None) -> float:
     """The mean over classes that are there of 2 tp / (2 tp + fp + fn); labels, guesses: int64 [samples]."""
+    labels, guessed = labels.cpu(), guessed.cpu()
     weights = torch.ones(len(labels), dtype=torch.float64) if weights is None else weights
     scores = []
     for number in set(labels.tolist()) | set(guessed.tolist()):

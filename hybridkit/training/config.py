@@ -74,6 +74,14 @@ class TrainConfig:
             "NAME",
         ),
     ] = "adamw"
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        Flag(HOW, "{default} (default), or torch's autocast; quantised layers stay exact.", "fp32|bf16|fp16"),
+    ] = "fp32"
+    accumulate: Annotated[Count, Flag(HOW, "Batches per step ({default}).")] = 1
+    clip_norm: Annotated[
+        Annotated[float, Gt(0)] | None, Flag(HOW, "Shorten gradients that are longer than this.")
+    ] = None
 
     hybrid: Annotated[bool, Flag(HYBRID, "Clusters, learning-rate controller and trust region.")] = False
     lr_controller: Annotated[
@@ -179,6 +187,13 @@ class TrainConfig:
     device: Annotated[str, Flag(RUN, "{default} (default), or cuda.")] = "cpu"
     # None: once per epoch
     eval_every: Annotated[Count | None, Flag(RUN, "Steps between evaluations (an epoch).")] = None
+    checkpoint_activations: Annotated[
+        bool, Flag(RUN, "Less memory, more time: activations of blocks are computed again.")
+    ] = False
+    compile: Annotated[bool, Flag(RUN, "Compile the network (torch.compile).")] = False
+    workers: Annotated[int, Ge(0), Le(1024), Flag(RUN, "Processes that read data ahead ({default}).")] = 0
+    shard: Annotated[bool, Flag(RUN, "Under torchrun: FSDP2 in place of DDP.")] = False
+    processes: Count = 1  # that the run began with; each had batch_size samples of a batch
     checkpoint_every: Count = 100  # steps; an epoch's end counts too
     keep_checkpoints: Count = 3
     sink: Annotated[

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 # A run resumed where one of these differs need not be bit-identical.
-DECISIVE = ("torch", "instruction_set", "threads", "device")
+DECISIVE = ("torch", "instruction_set", "threads", "device", "processes")
 
 
-def environment(device: str = "cpu") -> dict[str, Any]:
+def environment(device: str = "cpu", processes: int = 1) -> dict[str, Any]:
     """Git commit of the current directory (None outside a checkout), versions, processor, threads."""
     import numpy
     import torch
@@ -30,11 +30,13 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "processes": processes,
     }
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs and may change the bits of a resumed run, as 'torch 2.9 -> 2.13'."""
+    before = {"processes": 1, **before}
     return [
         f"{key} {before.get(key)} -> {now.get(key)}" for key in DECISIVE if before.get(key) != now.get(key)
     ]

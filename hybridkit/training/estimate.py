@@ -47,6 +47,6 @@ def estimate(config: TrainConfig) -> Estimate:
         bits_per_weight=sizes.bits_per_weight if sizes else 32.0,
         packed_bytes=sizes.file_bytes if sizes else 0,
         memory_bytes=sum(tensor.nbytes for tensor in held),
-        steps_per_epoch=trainer.feed.steps_per_epoch,
+        steps_per_epoch=trainer.steps_per_epoch,
         total_steps=trainer.total_steps,
     )

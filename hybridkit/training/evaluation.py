@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from hybridkit.errors import UsageError
 from hybridkit.tasks.data import Batch, Data, count, in_order, on
 from hybridkit.tasks.protocol import Task, collate_of, forward, meter_of
+from hybridkit.training.distributed import World, world
 from hybridkit.trees import floating, main_output
 
 
@@ -53,6 +55,17 @@ class Means:
         if self.meter:
             self.meter.add(output, batch, values)
 
+    def of_all(self, world: World) -> Means:
+        """The sums of all processes of a run."""
+        if world.size == 1:
+            return self
+        both = Means(self.task)
+        for sums, samples in world.gathered((self.sums, self.samples)):
+            both.samples += samples
+            for name, value in sums.items():
+                both.sums[name] = both.sums.get(name, 0.0) + value
+        return both
+
     def result(self) -> dict[str, float]:
         """The means so far, by name. Raises UsageError where there was no sample."""
         if not self.samples:
@@ -66,12 +79,21 @@ class Means:
 def evaluate(
     model: nn.Module, task: Task, data: Data, *, batch_size: int, device: str = "cpu"
 ) -> dict[str, float]:
-    """Loss and metrics of `model` on `data`, means over the samples; the model's mode is left as it was."""
+    """Loss and metrics of `model` on `data`, means over the samples; the model's mode is left as it was.
+
+    The processes of a run take every other batch, and all get the means over all. A task's meter sees the
+    whole part: with one, every process measures everything.
+    """
     means = Means(task)
+    here = World() if means.meter else world()
     with measuring(model):
-        for batch in batches(task, data, batch_size, device):
-            means.add(forward(task, model, batch), batch)
-    return means.result()
+        turns = in_order(data, batch_size, collate_of(task))
+        while turn := list(islice(turns, here.size)):
+            mine = on(turn[min(here.rank, len(turn) - 1)], device)
+            output = forward(task, model, mine)  # without a batch too: a sharded network runs everywhere
+            if here.rank < len(turn):
+                means.add(output, mine)
+    return means.of_all(here).result()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridkit.errors import FileError, InterruptedRun
+from hybridkit.errors import FileError, InterruptedRun, UsageError
 from hybridkit.sinks.fanout import Sinks
 from hybridkit.sinks.protocol import RunInfo
 from hybridkit.training import codes
 from hybridkit.training.checkpoint import drop_after, keep_recent, latest_step, save_checkpoint, steps
 from hybridkit.training.config import TrainConfig, with_sinks
+from hybridkit.training.distributed import World, as_launched, launched, processes
 from hybridkit.training.environment import differences, environment
 from hybridkit.training.events import EpochDone, Evaluated, Event, Listener, Saved, Started, StepDone, Warned
 from hybridkit.training.history import What, add_note
@@ -63,19 +65,34 @@ def train(
 ) -> TrainResult:
     """Train from the beginning in a new folder under `run_dir` (see `runs_root`).
 
+    Where torchrun or `accelerate launch` has started several processes of this, they train together, and
+    each takes `batch_size` samples of a batch. One of them writes and calls `on_event`.
+
     Raises InterruptedRun after SIGINT, SIGTERM or SIGHUP (the state is saved), DivergedError where the loss
     is not finite, UsageError and FileError for what does not fit together.
     """
-    with interruptible("stopped before the first step; nothing was written"):
-        sinks = Sinks(config.sink, config.strategy_options("metric_sink"))
-        trainer = Trainer.seeded(config)
-    about = {"environment": environment(config.device), "data": trainer.task.provenance()}
-    sweep_runs(runs_root(run_dir))
-    run = Run.create(runs_root(run_dir), config, about)
-    if (own := trainer.own_teacher()) is not None:
-        run.keep_teacher(own)
-    run.keep_assets(trainer.model)
-    return _Session(run, trainer, sinks, on_event).finish()
+    if config.shard and not launched():
+        raise UsageError(
+            "--shard is for several processes: torchrun --nproc-per-node N -m hybridkit train ..."
+        )
+    config = as_launched(config)
+    with processes(config.device) as world:
+        config = dataclasses.replace(config, processes=world.size)
+        with interruptible("stopped before the first step; nothing was written"):
+            sinks = _sinks(config, world)
+            trainer = Trainer.seeded(config)
+
+        def made() -> Run:
+            about = environment(config.device, world.size)
+            sweep_runs(runs_root(run_dir))
+            data = trainer.task.provenance()
+            run = Run.create(runs_root(run_dir), config, {"environment": about, "data": data})
+            run.keep_assets(trainer.model)
+            if (own := trainer.own_teacher()) is not None:
+                run.keep_teacher(own)
+            return run
+
+        return _Session(world.shared(made), trainer, sinks, on_event).finish()
 
 
 def resume(
@@ -100,40 +117,53 @@ def resume(
     run.check(config, trusted)
     if threads is not None:
         config = dataclasses.replace(config, threads=threads)
-    checkpoint = run.with_teacher(run.checkpoint(step))
-    with interruptible("stopped before the first step; nothing was changed"):
-        sinks = Sinks(config.sink, config.strategy_options("metric_sink"))
-        try:
-            trainer = Trainer.seeded(config, restored=checkpoint, own=run.own(config))
-        except FileError as error:
-            raise FileError(f"{run.path}, step {checkpoint.step}: {error}") from None
-    _check_data(run, trainer)
-    run.sweep()
-    logged = cut_back(run.metrics_path, checkpoint.step)
-    drop_after(run.checkpoints, checkpoint.step)
-    if config != recorded:
-        run.amend(config)
-    session = _Session(run, trainer, sinks, on_event, logged)
-    changed = differences(run.about().get("environment", {}), environment(config.device))
-    if changed:
-        session.tell(
-            Warned(f"not the machine the run began on ({', '.join(changed)}); bits may differ from here")
-        )
-    return session.finish()
+    with processes(config.device) as world:
+        checkpoint = run.with_teacher(run.checkpoint(step))
+        with interruptible("stopped before the first step; nothing was changed"):
+            sinks = _sinks(config, world)
+            try:
+                trainer = Trainer.seeded(config, restored=checkpoint, own=run.own(config))
+            except FileError as error:
+                raise FileError(f"{run.path}, step {checkpoint.step}: {error}") from None
+        _check_data(run, trainer)
+
+        def cut() -> int:
+            run.sweep()
+            logged = cut_back(run.metrics_path, checkpoint.step)
+            drop_after(run.checkpoints, checkpoint.step)
+            if config != recorded:
+                run.amend(config)
+            return logged
+
+        session = _Session(run, trainer, sinks, on_event, world.shared(cut))
+        changed = differences(run.about().get("environment", {}), environment(config.device, world.size))
+        if changed:
+            session.tell(
+                Warned(f"not the machine the run began on ({', '.join(changed)}); bits may differ from here")
+            )
+        return session.finish()
+
+
+def _sinks(config: TrainConfig, world: World) -> Sinks:
+    """The metric sinks of the process that writes; the others have none."""
+    return Sinks(config.sink if world.main else (), config.strategy_options("metric_sink"))
 
 
 class _Session:
-    """One process's share of a run."""
+    """One process's share of a run. Among several all do the same, and the main one writes and tells."""
 
     def __init__(
         self, run: Run, trainer: Trainer, sinks: Sinks, on_event: Listener | None, logged: int = 0
     ) -> None:
         self.run, self.trainer, self.config = run, trainer, trainer.config
-        self.listener: Listener = on_event or _ignore
-        self.log, self.sinks = MetricsLog(run.metrics_path), sinks
+        self.world = trainer.world
+        self.listener: Listener = (self.world.main and on_event) or _ignore
+        self.log = MetricsLog(run.metrics_path if self.world.main else Path(os.devnull))
+        self.sinks = sinks
         self.logged = logged  # the last step that earlier processes logged
         self.watch = watch_over(trainer.optimizer)
-        self.layers = codes.observable_layers(trainer.model)
+        # pieces of a layer have no codes
+        self.layers = {} if trainer.engine.sharded else codes.observable_layers(trainer.model)
         self.by_layer: dict[str, Any] = {}  # what the latest step did to each quantised layer
         self.validation: dict[str, float] = {}  # the latest
 
@@ -175,12 +205,12 @@ class _Session:
 
     def _train(self) -> TrainResult:
         trainer = self.trainer
-        with stop_requests() as stop_requested:
+        with stop_requests(once=self.world.size > 1) as stop_requested:
             while not trainer.done:
                 self._step()
                 improved = self._evaluate_if_due()
                 self._report_epoch_if_ended()
-                stop = stop_requested()
+                stop = self.world.any(stop_requested())
                 if stop or improved or self._checkpoint_due():
                     self._save()
                 if stop:
@@ -195,7 +225,8 @@ class _Session:
             return self._result()
 
     def _note(self, what: What, text: str = "") -> None:
-        add_note(self.run.history_path, self.trainer.progress.step, what, text)
+        if self.world.main:
+            add_note(self.run.history_path, self.trainer.progress.step, what, text)
 
     def _write(self, event: str, values: Mapping[str, Any]) -> None:
         self.sinks.write(self.log.write(event, self.trainer.progress.step, values))
@@ -222,19 +253,23 @@ class _Session:
         return codes.codes(self.layers) if wanted else None
 
     def _evaluation_due(self, step: int) -> bool:
-        every = self.config.eval_every or self.trainer.feed.steps_per_epoch
+        every = self.config.eval_every or self.trainer.steps_per_epoch
         return step % every == 0 or step >= self.trainer.total_steps
 
     def _sample(self) -> dict[str, str]:
         """Text that the network writes, where the task has it do so."""
-        trainer = self.trainer
-        with evaluation_weights(trainer.optimizer):
+        network = self.trainer.whole_network()
+
+        def text() -> str | None:
             try:
-                text = written(trainer.task, trainer.model)
+                return written(self.trainer.task, network)
             except Exception as error:  # a stranger's code; a run is worth more than a sample
                 self.tell(Warned(f"the task's sample failed: {type(error).__name__}: {error}"))
-                return {}
-        return {} if text is None else {"sample": text}
+                return None
+
+        with evaluation_weights(self.trainer.optimizer):
+            found = self.world.shared(text)
+        return {} if found is None else {"sample": found}
 
     def _evaluate_if_due(self) -> bool:
         trainer = self.trainer
@@ -245,7 +280,8 @@ class _Session:
         if trainer.is_quantized:
             sample = example_batch(trainer.task, DIFFERENCE_SAMPLES)
             with evaluation_weights(trainer.optimizer):
-                metrics |= packed_difference(trainer.task, trainer.model, sample, self.config.device)
+                task, network, device = trainer.task, trainer.whole_network(), self.config.device
+                metrics |= self.world.shared(lambda: packed_difference(task, network, sample, device))
         self._write("evaluation", {**metrics, **self.by_layer, **self._sample()})
         self.tell(Evaluated(trainer.progress.step, metrics))
         if self.config.qat and not trainer.is_quantized:
@@ -273,6 +309,8 @@ class _Session:
             checkpoint = self.trainer.checkpoint()
         except DivergedError as error:
             raise self._with_last_good(error) from None
+        if not self.world.main:
+            return
         self.log.sync()
         path = save_checkpoint(self.run.checkpoints, checkpoint)
         keep_recent(self.run.checkpoints, self.config.keep_checkpoints, {self.trainer.progress.best_step})
@@ -290,7 +328,8 @@ class _Session:
         if config.qat or config.ternary:
             commit = self.run.about().get("environment", {}).get("git_commit")
             with evaluation_weights(trainer.optimizer):
-                packed = pack_run(config, trainer.task, trainer.model, self.run.packed_path, commit)
+                task, network, path = trainer.task, trainer.whole_network(), self.run.packed_path
+                packed = self.world.shared(lambda: pack_run(config, task, network, path, commit))
         test = packed.test.network if packed else trainer.evaluate("test")
         final: dict[str, Any] = {f"test_{name}": value for name, value in test.items()}
         if packed:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from hybridkit.tasks.data import Batch
-from hybridkit.tasks.protocol import Task, forward
+from hybridkit.tasks.protocol import Task
 from hybridkit.training.distillation.progressive import BlockOutput, Progressive
 from hybridkit.training.distillation.teaching import Teaching
 
@@ -36,12 +37,12 @@ class Objective:
         """The frozen network that is learned from."""
         return self.teaching.teacher if self.teaching else None
 
-    def forward(self, model: nn.Module, batch: Batch, step: int) -> Any:
-        """What `model` gives for a batch in this step (from 0), as far as it has to run."""
+    def stage(self, model: nn.Module, step: int) -> Callable[[Batch], BlockOutput] | None:
+        """What runs `model` in this step (from 0), as far as a block; None: the task's forward does."""
         block = self.progressive.block(step) if self.progressive else None
         if self.progressive is None or block is None:
-            return forward(self.task, model, batch)
-        return self.progressive.run(model, batch, block)
+            return None
+        return partial(self.progressive.run, model, place=block)
 
     def __call__(self, output: Any, batch: Batch) -> Tensor:
         """The objective for the model's output on a batch, 0-d."""

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from hybridkit.errors import FileError
 from hybridkit.optim.hybrid import HybridOptimizer
+from hybridkit.training.distributed import world
 from hybridkit.training.progress import Progress
 
 LARGEST_COUNT = 2**63 - 1
@@ -34,6 +35,7 @@ Whole = Annotated[int, Strict(), Ge(0), Le(LARGEST_COUNT)]
 Word = Annotated[int, Strict(), Ge(0), Le(2**32 - 1)]
 Bits = Literal[2, 4, 8]
 GroupSize = Literal[32, 64, 128]
+Scale = Annotated[int | float, Ge(0), Le(LARGEST_NUMBER)]
 
 
 def _accepted_by(restore: Callable[[Any], object]) -> AfterValidator:
@@ -91,7 +93,7 @@ class RandomStates:
             "python": random.getstate(),
             "numpy": np.random.get_state(),  # noqa: NPY002
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if device.startswith("cuda") else [],
+            "cuda": _cuda_states() if device.startswith("cuda") else [],
         }
 
     def restore(self) -> None:
@@ -101,9 +103,17 @@ class RandomStates:
         torch.set_rng_state(self.torch)
         if self.cuda:
             try:
-                torch.cuda.set_rng_state_all(self.cuda)
+                if len(self.cuda) == 1:
+                    torch.cuda.set_rng_state(self.cuda[0])
+                else:
+                    torch.cuda.set_rng_state_all(self.cuda)
             except (RuntimeError, TypeError, IndexError, AssertionError) as error:
                 raise FileError(f"the saved state's random.cuda does not fit: {_line(error)}") from None
+
+
+def _cuda_states() -> list[Tensor]:
+    """Of every device, or of the one that this process has among others."""
+    return torch.cuda.get_rng_state_all() if world().size == 1 else [torch.cuda.get_rng_state()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +136,10 @@ class RunState:
     progress: Progress
     random: RandomStates
     distillation: dict[str, Any] = field(default_factory=dict)  # of the objective, which checks it
+    others: tuple[RandomStates, ...] | list[RandomStates] = ()  # the other processes'
+    loss_scale: dict[
+        Literal["scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"], Scale
+    ] = field(default_factory=dict)
 
 
 def checked(schema: type[T], value: Any, what: str) -> T:

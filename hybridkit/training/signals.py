@@ -15,17 +15,20 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
+def stop_requests(*, once: bool = False) -> Iterator[Callable[[], bool]]:
     """A function that says whether one of the signals arrived within the block.
 
-    The first signal only sets a flag; a second one acts as it did before the block.
+    The first signal only sets a flag; a second one acts as it did before the block. With `once` it sets the
+    flag too: torchrun passes on to its processes what a terminal has sent to all of them already, and ends by
+    force what stays.
     """
     arrived = False
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal arrived
         arrived = True
-        restore()
+        if not once:
+            restore()
 
     with _handled(note) as restore:
         yield lambda: arrived

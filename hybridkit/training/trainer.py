@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hybridkit.calls import Inputs
 from hybridkit.clustering.clusterers import fit_labels, make_clusterer
 from hybridkit.clustering.samplers import make_sampler
 from hybridkit.errors import FileError, HybridkitError, NotFiniteError, UsageError
@@ -27,6 +28,7 @@ from hybridkit.optim.base import build_base_optimizer
 from hybridkit.optim.factory import hybrid_optimizer
 from hybridkit.optim.groups import Apart
 from hybridkit.optim.hybrid import HybridOptimizer
+from hybridkit.optim.roles import Roles, parameter_roles
 from hybridkit.pretrained import is_pretrained
 from hybridkit.quant.attachments import adapter_names
 from hybridkit.quant.layers import latent_weights, scale_parameters, set_ramp
@@ -41,8 +43,10 @@ from hybridkit.training.distillation.progressive import Progressive
 from hybridkit.training.distillation.teacher import cast_, check_teacher, drop_nothing_
 from hybridkit.training.distillation.teaching import Teaching
 from hybridkit.training.distillation.terms import DEFAULT, SELF, UNLABELLED, parse_layer_map, parse_terms
+from hybridkit.training.distributed import world
+from hybridkit.training.engine import Engine
 from hybridkit.training.evaluation import batches, evaluate
-from hybridkit.training.feed import Feed, Sampled, Streamed
+from hybridkit.training.feed import Fed, Feed, Sampled, Streamed, StreamedAhead, origin
 from hybridkit.training.network import (
     Allocation,
     check_teacher_given,
@@ -50,6 +54,7 @@ from hybridkit.training.network import (
     example_batch,
     fresh_network,
     rebuilt,
+    restore_network,
     run_state,
     seed_everything,
 )
@@ -86,29 +91,35 @@ class Trainer:
         trainer = cls(config, restored=restored, own=own)
         if restored is None:
             random.seed(config.seed)  # again: modules imported on the way may have drawn from it (rich does)
+            if not trainer.world.main:
+                seed_everything(config.seed + trainer.world.rank)  # equal weights, other dropout
         return trainer
 
     def __init__(
         self, config: TrainConfig, *, restored: Checkpoint | None = None, own: TrainConfig | None = None
     ) -> None:
         """`own`: `config` as a restored run has it, see `Run.own`; its task and model are made of that."""
-        self.config, self.own = config, own or config
+        self.config, self.own, self.world = config, own or config, world()
         self.task: Task = configured_task(self.own)
         check_teacher_given(config, self.task)
         state = run_state(restored) if restored else None
         self.start: nn.Module | None = None  # the network before it was quantised, if that is the teacher
         self.model, self.allocation = self._network(restored, state)
         started = time.perf_counter()
-        self.labels = self._restored_labels(state) if state else self._cluster_data()
+        self.labels = self._restored_labels(state) if state else self.world.shared(self._cluster_data)
         self.setup_seconds = time.perf_counter() - started  # what clustering the data cost, once
         self.feed = self._feed()
-        self.total_steps = config.total_steps(self.feed.steps_per_epoch)
+        self.total_steps = config.total_steps(self.steps_per_epoch)
         self.parameter_clusters = self._restored_clusters(state) if state else None
         self.optimizer = self._optimizer()
         if restored and state:
             rehearse(self.optimizer, state.optimizer)
             load_weights(self.model, restored.model, "the checkpoint")  # the rehearsal has moved them
-            self.optimizer = self._optimizer()
+        # what parameters are for does not show in pieces of them
+        roles = parameter_roles(self.model, self._example_inputs()) if config.shard else None
+        self.engine = Engine(config, self.task, self.model, self.world)
+        if restored or self.engine.sharded:
+            self.optimizer = self._optimizer(roles)
         self.objective = self._objective()
         self.progress = Progress()
         if state:
@@ -125,14 +136,19 @@ class Trainer:
         return self.config.qat and self._ramp(self.progress.step) == 1
 
     @property
+    def steps_per_epoch(self) -> int:
+        """How many steps show every sample once."""
+        return -(-self.feed.steps_per_epoch // self.config.accumulate)
+
+    @property
     def epoch(self) -> int:
         """The epoch (from 1) that the last step belonged to."""
-        return max(self.progress.step - 1, 0) // self.feed.steps_per_epoch + 1
+        return max(self.progress.step - 1, 0) // self.steps_per_epoch + 1
 
     @property
     def epoch_ended(self) -> bool:
         """Whether the last step closed an epoch, or the run."""
-        return self.progress.step % self.feed.steps_per_epoch == 0 or self.done
+        return self.progress.step % self.steps_per_epoch == 0 or self.done
 
     @property
     def block_ended(self) -> bool:
@@ -146,28 +162,47 @@ class Trainer:
         Raises DivergedError, before anything is changed, where the loss is not finite.
         """
         started = time.perf_counter()
-        fed = next(self.feed)
-        batch = on(fed.batch, self.config.device)
+        fed = [next(self.feed) for _ in range(self._batches_due())]
         self.model.train()
+        ramp = self._ramp(self.progress.step + 1)
         if self.config.ramp:
-            set_ramp(self.model, self._ramp(self.progress.step + 1))
-        loss = self.objective(self.objective.forward(self.model, batch, self.progress.step), batch)
-        value = float(loss.detach())
-        where = f"at step {self.progress.step + 1} (data cluster {fed.cluster_id})"
+            set_ramp(self.model, ramp)
+        if ramp == 1:  # a compiled network would be compiled again for every other value
+            self.engine.compile_once()
+        self.optimizer.zero_grad()
+        stage = self.objective.stage(self.model, self.progress.step)
+        value = self.engine.gradients(fed, self.objective, stage)
+        cluster_id, histogram = origin(fed)
+        where = f"at step {self.progress.step + 1} (data cluster {cluster_id})"
         if not math.isfinite(value):
             raise DivergedError(f"the loss is {value} {where}")
-        self.optimizer.zero_grad()
         if isinstance(self.optimizer, HybridOptimizer):
-            self.optimizer.observe(value, fed.cluster_id, fed.histogram)
-        loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.observe(value, cluster_id, histogram)
         try:
-            self.optimizer.step()
+            measured = self.engine.update(self.optimizer)
         except NotFiniteError:
             raise DivergedError(f"the gradient is not finite {where}") from None
-        values = {**self._last_step(), **self.objective.report(), "loss": value, "cluster_id": fed.cluster_id}
-        values |= workload(self.task, fed.batch)
-        self.progress.count(values, first_of_epoch=self.progress.step % self.feed.steps_per_epoch == 0)
+        values = {
+            **self._last_step(),
+            **measured,
+            **self.objective.report(),
+            "loss": value,
+            "cluster_id": cluster_id,
+        }
+        values |= self._workload(fed)
+        self.progress.count(values, first_of_epoch=self.progress.step % self.steps_per_epoch == 0)
         return {"epoch": self.epoch, **values, "seconds": time.perf_counter() - started}
+
+    def _workload(self, fed: Sequence[Fed]) -> dict[str, int]:
+        """Samples and tokens of the step's batches, in all processes."""
+        found = [workload(self.task, one.batch) for one in fed]
+        sums = self.world.sums([sum(one[name] for one in found) for name in found[0]])
+        return {name: int(total) for name, total in zip(found[0], sums, strict=True)}
+
+    def _batches_due(self) -> int:
+        """How many batches the next step takes: the last one of an epoch takes what is left."""
+        taken = self.progress.step % self.steps_per_epoch * self.config.accumulate
+        return min(self.config.accumulate, self.feed.steps_per_epoch - taken)
 
     def evaluate(self, part: Part = "validation") -> dict[str, float]:
         """Loss and metrics on one part of the data, in evaluation mode.
@@ -182,9 +217,26 @@ class Trainer:
                 found |= embedding_agreement(teaching, self.model, batches(self.task, data, size, device))
         return found
 
+    def whole_network(self) -> nn.Module:
+        """The network as one process has it, to measure and pack; of several processes all have to ask.
+
+        A sharded one is built anew in the main process, and in the others it is what it was.
+        """
+        if not self.engine.sharded:
+            return self.model
+        checkpoint = self.checkpoint()
+        return restore_network(self.own, checkpoint)[1] if self.world.main else self.model
+
     def checkpoint(self) -> Checkpoint:
-        """Everything needed to go on. Raises DivergedError where a weight is not finite."""
-        weights = self.model.state_dict()
+        """Everything needed to go on. Raises DivergedError where a weight is not finite.
+
+        Of several processes all have to ask; the state is that of the whole run, whatever their number.
+        """
+        weights, optimizer = self.model.state_dict(), self.optimizer.state_dict()
+        if self.engine.sharded:
+            from hybridkit.training.sharding import whole
+
+            weights, optimizer = whole(weights), whole(optimizer)
         for name, tensor in weights.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise DivergedError(
@@ -196,11 +248,16 @@ class Trainer:
             "labels": self.labels,
             "parameter_clusters": self.parameter_clusters,
             "sampler": self.feed.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "progress": self.progress.state_dict(),
             "distillation": self.objective.state_dict(),
             "random": RandomStates.now(self.config.device),
         }
+        if self.world.size > 1:
+            state["others"] = self.world.gathered(state["random"])
+            state["random"] = state["others"].pop(0)
+        if scale := self.engine.state_dict():
+            state["loss_scale"] = scale
         return Checkpoint(self.progress.step, weights, state, self.own_teacher())
 
     def own_teacher(self) -> dict[str, torch.Tensor] | None:
@@ -241,15 +298,14 @@ class Trainer:
     def _feed(self) -> Feed:
         """Batches by cluster where the data can be indexed, else as they come."""
         config, data, collate = self.config, self.task.splits().train, collate_of(self.task)
+        size, part = config.batch_size * config.processes, {"part": self.world.rank, "parts": self.world.size}
         if is_stream(data):
-            return Streamed(data, config.batch_size, config.max_steps, collate)
-        return Sampled(
-            data,
-            make_sampler(
-                config.sampler, self.labels, config.batch_size, config.seed, getattr(data, "lengths", None)
-            ),
-            collate,
-        )
+            most = config.max_steps and config.max_steps * config.accumulate
+            stream = Streamed(data, size, most, collate, **part)
+            return StreamedAhead(stream, config.seed) if config.workers else stream
+        lengths = getattr(data, "lengths", None)
+        sampler = make_sampler(config.sampler, self.labels, size, config.seed, lengths)
+        return Sampled(data, sampler, collate, workers=config.workers, **part)
 
     def _restored_labels(self, state: RunState) -> Any:
         data = self.task.splits().train
@@ -282,16 +338,19 @@ class Trainer:
         )
         return fit_labels(clusterer, self.task.cluster_features(data), self.config.seed)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
+    def _example_inputs(self) -> Inputs:
+        return self.task.inputs(on(example_batch(self.task), self.config.device))
+
+    def _optimizer(self, roles: Roles | None = None) -> torch.optim.Optimizer:
         config, recorded = self.config, self.parameter_clusters
         settings: dict[str, Any] = {
             "lr": config.lr,
             "weight_decay": config.weight_decay,
             "momentum": config.momentum,
-            "example_inputs": self.task.inputs(on(example_batch(self.task), config.device)),
+            "example_inputs": self._example_inputs() if roles is None else None,
             "apart": apart(config, self.model),
-            # begins at zero, where a relative step in the spectral norm would stay
-            "roles": dict.fromkeys(adapter_names(self.model), "vector"),
+            # an adapter begins at zero, where a relative step in the spectral norm would stay
+            "roles": {**(roles or {}), **dict.fromkeys(adapter_names(self.model), "vector")},
         }
         if not config.uses_hybrid_optimizer:
             options = config.strategy_options("optimizer")
@@ -323,6 +382,10 @@ class Trainer:
         if unlabelled := getattr(self.task, "needs_teacher", False):
             drop_nothing_(student)
         terms = parse_terms(config.distil or (UNLABELLED if unlabelled else DEFAULT))
+        if config.compile and set(terms) != {"logits"}:
+            raise UsageError("--compile sees no layer while it runs; of --distil it takes logits alone")
+        if config.progressive and self.world.size > 1:
+            raise UsageError("--progressive is for one process")
         layers = parse_layer_map(config.layer_map) if config.layer_map else ()
         teaching = Teaching(self.task, teacher, student, terms, config.temperature, layers)
         sample = first(self.task.splits().train, 1, collate_of(self.task))
@@ -342,20 +405,35 @@ class Trainer:
         return self._open(text).network
 
     def _last_step(self) -> dict[str, Any]:
-        if isinstance(self.optimizer, HybridOptimizer):
-            return dict(self.optimizer.last_step)
+        if isinstance(self.optimizer, HybridOptimizer) and (last := self.optimizer.last_step):
+            return dict(last)
         return {"learning_rate": float(self.optimizer.param_groups[0]["lr"])}
 
     def _restore(self, state: RunState) -> None:
         self.feed.load_state_dict(state.sampler)
-        if self.feed.drawn != state.progress.step:
+        epochs, steps = divmod(state.progress.step, self.steps_per_epoch)
+        if self.feed.drawn != epochs * self.feed.steps_per_epoch + steps * self.config.accumulate:
             raise FileError(
                 f"the saved state has drawn {self.feed.drawn} batches for {state.progress.step} steps"
             )
-        self.optimizer.load_state_dict(state.optimizer)
+        optimizer = state.optimizer
+        if self.engine.sharded:
+            from hybridkit.training.sharding import sharded
+
+            optimizer = sharded(self.optimizer, optimizer)
+        self.optimizer.load_state_dict(optimizer)
+        self.engine.load_state_dict(state.loss_scale)
         self.progress = state.progress
         self.objective.load_state_dict(state.distillation)
-        state.random.restore()
+        self._restore_random(state)
+
+    def _restore_random(self, state: RunState) -> None:
+        """Each process goes on from its own generators' states, a new one from states of its own."""
+        saved = [state.random, *state.others]
+        if self.world.rank < len(saved):
+            saved[self.world.rank].restore()
+        else:
+            seed_everything((self.config.seed + self.world.rank + 1000 * state.progress.step) % 2**63)
 
 
 def apart(config: TrainConfig, model: nn.Module) -> list[Apart]:

@@ -130,12 +130,12 @@ class Plain(nn.Module):
 
 @pytest.mark.parametrize("quantizer", ["ternary-absmean", "ternary-learned"])
 def test_a_network_of_ones_own_packs_by_its_factory(tmp_path, blocks, monkeypatch, quantizer):
-    (tmp_path / "factory.py").write_text("from test_lightning import Plain\n")
+    (tmp_path / "plain_factory.py").write_text("from test_lightning import Plain\n")
     monkeypatch.chdir(tmp_path)
     module = Text(hybridkit.prepare_qat(Plain(), quantizer=quantizer, quantize_all=True))
     fit(tmp_path, blocks, module, callbacks=[every_step(tmp_path)], enable_checkpointing=True)
     source = str(tmp_path / "step=6.hybridkit" / "model.safetensors")
-    assert run(["quantize", source, "--model", "factory:Plain", "-o", "out.hk.safetensors"]) == 0
+    assert run(["quantize", source, "--model", "plain_factory:Plain", "-o", "out.hk.safetensors"]) == 0
     tokens = torch.arange(32).view(1, 32)
     packed = load_packed(Plain(), PackedModel.load("out.hk.safetensors"))
     with torch.no_grad():

@@ -14,6 +14,7 @@ from hybridkit.integrations.folders import save_pretrained
 from hybridkit.integrations.transformers import HybridCallback
 from hybridkit.quant.checkpoint import open_tensors
 from hybridkit.quant.convert import convert
+from hybridkit.quant.frozen import freeze_codes_, parse_trainable
 from hybridkit.quant.layers import qat_layers
 from hybridkit.quant.recorded import read_record
 from hybridkit.runtime.modules import load_packed
@@ -131,15 +132,22 @@ def test_a_run_that_was_resumed_has_the_losses_of_one_that_did_not_stop(tmp_path
         {},
         {"quantizer": "ternary-learned"},
         {"quantizer": "ternary-learned", "quantize_all": True},
+        {"insert_norms": True},
         {"overrides": {"model.layers.0.*": "binary", "lm_head": {"quantizer": "nbit", "bits": 4}}},
     ],
-    ids=["default", "learned", "everything", "mixed"],
+    ids=["default", "learned", "everything", "norms", "mixed"],
 )
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_checkpoint_packs_as_it_trained(tmp_path, blocks, how, tied):
     if tied and "overrides" in how:
         pytest.skip("a tied head has the quantizer of the embedding")
-    network = hybridkit.prepare_qat(tiny_llama(tie_word_embeddings=tied), **how)
+    network = tiny_llama(tie_word_embeddings=tied)
+    if "insert_norms" in how:
+        network = hybridkit.prepare_qat(
+            network, hybridkit.QuantConfig(**how), example_inputs=(torch.arange(8).view(1, 8),)
+        )
+    else:
+        network = hybridkit.prepare_qat(network, **how)
     trainer = made(tmp_path, blocks, network=network, save_strategy="steps", save_steps=4)
     trainer.train()
     folder = tmp_path / "checkpoint-4"
@@ -223,3 +231,14 @@ def test_weight_decay_of_what_quantizers_learn_is_refused(tmp_path, blocks):
 def test_a_ramp_is_a_share(tmp_path, blocks, ramp):
     with pytest.raises(UsageError, match="from 0 to 1"):
         made(tmp_path, blocks, ramp=ramp).train()
+
+
+def test_what_cannot_be_recorded_is_refused_before_the_run(tmp_path, blocks):
+    layer = next(iter(qat_layers(hybridkit.prepare_qat(tiny_llama())).values()))
+    network = hybridkit.prepare_qat(tiny_llama(), quantizer=layer.quantizer)
+    with pytest.raises(UsageError, match="name the quantizer"):
+        made(tmp_path, blocks, network=network)
+    frozen = hybridkit.prepare_qat(tiny_llama())
+    freeze_codes_(frozen, parse_trainable("scales"))
+    with pytest.raises(UsageError, match="frozen codes"):
+        made(tmp_path, blocks, network=frozen)

@@ -95,6 +95,9 @@ BAD = {
     "sizes that do not fit": ("one", _edit("config.json", hidden_size=65), "its network cannot be read"),
     "another size": ("one", _edit("config.json", intermediate_size=32), "have another shape of"),
     "another depth": ("one", _edit("config.json", num_hidden_layers=2), "its weights lack encoder.layer.1"),
+    "a million layers": ("one", _edit("config.json", num_hidden_layers=10**6), "num_hidden_layers is"),
+    "thousands of layers": ("one", _edit("config.json", num_hidden_layers=9999), "num_hidden_layers is"),
+    "a vocabulary of billions": ("one", _edit("config.json", vocab_size=9 * 10**9), "another shape of"),
     "no weights": ("one", _drop("model.safetensors"), "there are no weights here"),
     "a pickle": ("one", _pickled, "its weights are in pytorch_model.bin alone"),
     "a pickle by name": (

@@ -40,13 +40,16 @@ class Crossed(nn.Module):
         QuantConfig(quantize_all=True, layers={"body.0": {"quantizer": "nbit", "bits": 4}}),
         QuantConfig(weights="ternary-learned", layers={"body.2": "fp32"}),
         QuantConfig(target_bits=3.0),
+        QuantConfig(insert_norms=True, quantize_all=True),
     ],
-    ids=["default", "groups", "embeddings", "overrides", "learned", "bits"],
+    ids=["default", "groups", "embeddings", "overrides", "learned", "bits", "norms"],
 )
 @pytest.mark.parametrize("shown", [True, False], ids=["with-inputs", "without"])
 def test_a_record_makes_the_same_layers_of_a_fresh_network(tmp_path, config, shown):
     torch.manual_seed(0)
     tokens = torch.arange(8)
+    if config.insert_norms and not shown:
+        pytest.skip("norms need example inputs")
     trained = prepare_qat_(Crossed(), config, example_inputs=(tokens,) if shown else None)
     set_ramp(trained, 0.5)
     assert write_record(trained, tmp_path)
@@ -54,6 +57,7 @@ def test_a_record_makes_the_same_layers_of_a_fresh_network(tmp_path, config, sho
     read_record(tmp_path).apply_(fresh)
     fresh.load_state_dict(trained.state_dict())
     assert Recorded.of(fresh).layers == Recorded.of(trained).layers
+    assert bool(Recorded.of(fresh).attached) == config.insert_norms
     assert torch.equal(fresh(tokens), trained(tokens))
 
 
@@ -77,7 +81,7 @@ def test_a_record_of_another_network_is_refused(tmp_path):
 
 
 def test_code_that_only_a_record_names_is_not_imported(tmp_path):
-    record = {"format": "hybridkit-quantization", "version": 1, "layers": {}, "ramp": 1.0}
+    record = {"format": "hybridkit-quantization", "version": 1, "layers": {}, "ramp": 1.0, "attached": {}}
     record["quantization"] = {"weights": "no_such_module:Quantizer"}
     (tmp_path / RECORD).write_text(json.dumps(record))
     with pytest.raises(UsageError, match="never imported; say --quantizer no_such_module:Quantizer"):
@@ -90,6 +94,7 @@ GOOD = {
     "quantization": QuantConfig().to_json(),
     "layers": {"body.0": "ternary-absmean"},
     "ramp": 1.0,
+    "attached": {"body.0.input_norm.weight": [4]},
 }
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),

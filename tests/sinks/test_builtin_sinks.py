@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,12 +98,25 @@ class TestWandB(testing.MetricSinkContract):
                         points.setdefault(name, {})[row["_step"]] = value
         return points
 
+    def test_a_run_that_could_not_be_opened_is_begun_by_the_next_process(self, monkeypatch):
+        import wandb
+
+        def fails(**settings):
+            raise ConnectionError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(wandb, "init", fails)
+            with pytest.raises(ConnectionError):
+                self._process(0, 2)
+        assert self._process(2, 3, logged=2) == 0
+        self._expect({1: 1.0, 2: 0.5, 3: 1 / 3})
+
 
 def log_entries(data: bytes) -> Iterator[bytes]:
     """The entries of a file in LevelDB's log format after W&B's own 7 bytes; blocks of 32 KiB."""
     place, entry = 7, b""
     while place + 7 <= len(data):
-        if (rest := -place % 2**15) < 7:  # no header fits: padding
+        if 0 < (rest := -place % 2**15) < 7:  # no header fits: padding
             place += rest
             continue
         length, kind = struct.unpack_from("<HB", data, place + 4)  # after the checksum
@@ -113,14 +127,22 @@ def log_entries(data: bytes) -> Iterator[bytes]:
             entry = b""
 
 
-def history(file: Path) -> list[dict[str, Any]]:
-    """The rows of an offline run, as `wandb sync` sends them."""
+def records(file: Path) -> list[Any]:
+    """What an offline run holds. W&B's service writes its end a little after `finish` has returned."""
     from wandb.proto import wandb_internal_pb2
 
+    for _ in range(300):
+        found = [wandb_internal_pb2.Record.FromString(data) for data in log_entries(file.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{file} has no end")
+
+
+def history(file: Path) -> list[dict[str, Any]]:
+    """The rows of an offline run, as `wandb sync` sends them."""
     rows = []
-    for data in log_entries(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in records(file):
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
             rows.append(

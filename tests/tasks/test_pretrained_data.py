@@ -64,8 +64,9 @@ def test_parts_are_known_by_name(classify, tmp_path):
         assert {row["text"] for row in part.__getitems__(range(len(part)))} == {row["text"] for row in rows}
 
 
-def test_a_part_without_labels_is_cut_anew(classify, tmp_path):
-    for part, rows in (("train", ROWS), ("test", [{"text": "unknown", "label": None}] * 3)):
+@pytest.mark.parametrize("row", [{"text": "unknown", "label": None}, {"text": "unknown"}])
+def test_a_part_without_labels_is_cut_anew(row, classify, tmp_path):
+    for part, rows in (("train", ROWS), ("test", [row] * 3)):
         write(tmp_path / f"{part}.jsonl", rows)
     splits = classify(tmp_path).splits()
     assert (len(splits.train), len(splits.test)) == (32, 4)
@@ -98,6 +99,13 @@ def test_tables_that_do_not_fit_get_one_line(rows, options, message, classify, t
     with pytest.raises((FileError, UsageError), match=message) as caught:
         classify(tmp_path, **options).splits()
     assert "\n" not in str(caught.value)
+
+
+def test_a_part_without_text(classify, tmp_path):
+    write(tmp_path / "train.csv", ROWS)
+    write(tmp_path / "test.csv", [{"words": "x", "label": "yes"}])
+    with pytest.raises(FileError, match="a part of the data has no column 'text'; it has words, label"):
+        classify(tmp_path).splits()
 
 
 def test_a_label_that_training_data_lack(classify, tmp_path):

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from hybridkit.builtins import hybridkit_strategies
 from hybridkit.cli import run as hybridkit
@@ -57,11 +58,11 @@ def unlabelled(folder: Path) -> list[str]:
 
 
 def images(folder: Path) -> list[str]:
-    rng = np.random.default_rng(0)
-    for label in ("bag", "boot", "coat"):
-        (folder / label).mkdir()
-        for i in range(12):
-            Image.fromarray(rng.integers(0, 255, (28, 28), np.uint8)).save(folder / label / f"{i}.png")
+    digits = load_digits()
+    for number, name in enumerate(("zero", "one", "two")):
+        (folder / name).mkdir()
+        for i, pixels in enumerate(digits.images[digits.target == number][:12]):
+            Image.fromarray((pixels * 15).astype(np.uint8)).save(folder / name / f"{i}.png")
     return ["--data-dir", str(folder)]
 
 
@@ -153,6 +154,18 @@ def test_a_resumed_run_repeats_to_the_bit(way, tmp_path, capsys):
     ours, theirs = PackedModel.load(file), PackedModel.load(other)
     for name, layer in ours.layers.items():
         np.testing.assert_array_equal(layer.dequantize(), theirs.layers[name].dequantize())
+
+
+def test_samples_are_clustered(tiny, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    for task in ("text-classification", "causal-lm"):
+        family, data, _ = WAYS[task]
+        flags = ["--task", task, "--model", tiny(family), *data(tmp_path / "data"), "--max-steps", "2"]
+        hybrid = ["--hybrid", "--data-clusters", "3", "--run-dir", str(tmp_path / "runs"), "--json"]
+        assert hybridkit(["train", *flags, *FLAGS, *hybrid]) == 0
+        assert json.loads(capsys.readouterr().out)["steps"] == 2
+        shutil.rmtree(tmp_path / "data")
+        (tmp_path / "data").mkdir()
 
 
 class Contract(TaskContract):

@@ -152,6 +152,26 @@ def test_the_teacher_runs_once_for_each_batch() -> None:
     assert not trainer.objective.teacher.training
 
 
+def test_accumulated_batches_and_autocast_are_taught_too() -> None:
+    flags = {"teacher": "self", "distil": "logits,hidden,attention,embedding"}
+    trainer = Trainer.seeded(config(**flags, accumulate=3, precision="bf16"))
+    runs: list[Any] = []
+    assert trainer.objective.teacher is not None
+    trainer.objective.teacher.register_forward_hook(lambda *_: runs.append(1))
+    assert trainer.step()["distil_attention"] > 0
+    assert len(runs) == 3
+
+
+def test_checkpointed_activations_change_nothing() -> None:
+    found = []
+    for more in (False, True):
+        trainer = Trainer.seeded(
+            config(teacher="self", distil="hidden,attention", checkpoint_activations=more)
+        )
+        found.append([trainer.step()["loss"] for _ in range(3)])
+    assert found[0] == found[1]
+
+
 def test_self_is_the_network_before_it_was_quantised(tmp_path: Path) -> None:
     first = train(config(qat=False, ternary=False), run_dir=tmp_path).run
     trainer = Trainer.seeded(config(teacher="self", init_from=str(first.path)))
@@ -223,6 +243,7 @@ def test_a_progressive_run_has_a_checkpoint_for_each_block_and_goes_on_there(tmp
         ({"teacher": "self", "layer_map": "0"}, "no pair"),
         ({"teacher": "self", "layer_map": "0:7", "distil": "hidden"}, "the teacher 0 to 1"),
         ({"teacher": "self", "progressive": True, "max_steps": 3}, "train longer"),
+        ({"teacher": "self", "distil": "hidden", "compile": True}, "--compile sees no layer"),
     ],
 )
 def test_flags_that_do_not_fit(flags: dict[str, Any], message: str) -> None:

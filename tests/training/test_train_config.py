@@ -97,7 +97,7 @@ def test_the_end_of_a_run() -> None:
 def test_the_command_line_is_made_from_the_declaration() -> None:
     options = {p.name: p for p in load_verb("train").params}
     for field in dataclasses.fields(TrainConfig):
-        if field.name in ("checkpoint_every", "keep_checkpoints", "options"):
+        if field.name in ("checkpoint_every", "keep_checkpoints", "processes", "options"):
             continue  # for Python only
         option = options[field.name]
         assert option.opts == ["--" + field.name.replace("_", "-")]

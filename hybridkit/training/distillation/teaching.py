@@ -95,12 +95,16 @@ class Teaching:
         """Each term for the student's output on a batch, which it has just run on; 0-d, not weighted."""
         self._theirs.begin()
         expert = self.answer(batch)
+        with torch.autocast(main_output(output).device.type, enabled=False):
+            return self._compared(output, expert, batch)
+
+    def _compared(self, output: Any, expert: Any, batch: Batch) -> dict[Term, Tensor]:
         ours, theirs = self._ours.take(), self._theirs.take()
         mask = attention_mask(self.task, batch)
         found: dict[Term, Tensor] = {}
         if "logits" in self.weights:
             found["logits"] = distillation_loss(
-                main_output(output), same_type(main_output(expert)), self.temperature, mask
+                same_type(main_output(output)), same_type(main_output(expert)), self.temperature, mask
             )
         if "hidden" in self.weights:
             losses = [
@@ -182,9 +186,9 @@ def embedding_of(output: Any, last: Tensor | None, mask: Tensor | None) -> Tenso
     return pooled(found if found.dim() == 3 else found.flatten(2).transpose(1, 2), mask)
 
 
-def same_type(teacher: Tensor) -> Tensor:
-    """Float32, where the teacher computes in less."""
-    return teacher.float() if teacher.dtype in (torch.float16, torch.bfloat16) else teacher
+def same_type(logits: Tensor) -> Tensor:
+    """In float32, where a network computes in less."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _paired(

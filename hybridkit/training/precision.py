@@ -1,0 +1,40 @@
+"""Mixed precision: torch's autocast, and the loss scale that fp16 needs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final, Literal
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from hybridkit.errors import UsageError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_TYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def check_precision(precision: Precision, device: str, *, sharded: bool = False) -> None:
+    """Raise UsageError where the run's device cannot train in `precision`."""
+    if precision == "fp16" and not device.startswith("cuda"):
+        raise UsageError(f"--precision fp16 needs a CUDA device, not {device}; say bf16")
+    if precision == "fp16" and sharded:
+        raise UsageError("--precision fp16 scales losses, which --shard does not; say bf16")
+    if precision == "bf16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+        raise UsageError("--precision bf16: this GPU has no bf16; say fp16")
+
+
+def autocast(precision: Precision, device: str) -> AbstractContextManager[object]:
+    """In this context torch computes in `precision` what it holds to be safe; nothing changes for fp32.
+
+    Parameters, gradients and the optimizer stay float32. Quantised layers compute in float32 all the same
+    (`QATLayer.product`), so that what trains is what is packed; their output is of their input's type.
+    """
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.partition(":")[0], dtype=_TYPES[precision])
+
+
+def loss_scaler(precision: Precision, device: str) -> GradScaler | None:
+    """What keeps small gradients above fp16's least number (Micikevicius et al. 2018, arXiv 1710.03740)."""
+    return GradScaler(device.partition(":")[0]) if precision == "fp16" else None
