@@ -42,11 +42,16 @@ MODEL, STATE_TENSORS, STATE, MANIFEST = (
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint in memory: the model's state dict, and the nested state of everything else."""
+    """A checkpoint in memory: the model's state dict, and the nested state of everything else.
+
+    teacher: the state dict of a teacher that is the run's own start (--teacher self). It never changes, so
+    it is no part of the folder; the run keeps it once (`Run.keep_teacher`).
+    """
 
     step: int
     model: dict[str, Tensor]
     state: dict[str, Any]
+    teacher: dict[str, Tensor] | None = None
 
 
 def save_checkpoint(root: Path, checkpoint: Checkpoint) -> Path:

@@ -15,6 +15,7 @@ from hybridkit.hookspecs import KINDS, Kind
 from hybridkit.options import Flag, nearest
 from hybridkit.pretrained import PREFIX
 from hybridkit.quant.config import QuantConfig, parse_granularity
+from hybridkit.training.distillation.terms import parse_layer_map, parse_terms
 
 HYBRID_DEFAULTS = {
     "optimizer": "steepest",
@@ -149,13 +150,32 @@ class TrainConfig:
     ] = None
 
     init_from: Annotated[Name, Flag(START, "Start from these weights.", "RUN|FILE|MODULE:ATTR")] = None
-    teacher: Annotated[Name, Flag(START, "Learn from this network's output too.", "RUN|FILE|MODULE:ATTR")] = (
-        None
-    )
+    teacher: Annotated[
+        Name, Flag(START, "Learn from this network too; self: as it starts.", "RUN|FILE|MODULE:ATTR|self")
+    ] = None
     temperature: Annotated[float, Gt(0), Flag(START, "Temperature of the distillation ({default}).")] = 2.0
     alpha: Annotated[
         float, Ge(0), Le(1), Flag(START, "Share of the task's own loss beside the teacher's ({default}).")
     ] = 0.5
+    # None: logits, or of data without labels hidden states and embeddings
+    distil: Annotated[
+        Name,
+        Flag(
+            START,
+            "What is learned of it: logits (default), hidden, attention, embedding; hidden:2 weighs.",
+            "TERMS",
+        ),
+    ] = None
+    layer_map: Annotated[
+        Name, Flag(START, "Which blocks go together, as in 0:1,1:3 (student:teacher; evenly spread).", "MAP")
+    ] = None
+    teacher_dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        Flag(START, "What the teacher computes in ({default}).", "fp32|bf16|fp16"),
+    ] = "fp32"
+    progressive: Annotated[
+        bool, Flag(START, "Half of the run block by block, with the activations of one, then end to end.")
+    ] = False
     trust_remote_code: Annotated[
         bool, Flag(START, "Run code that lies in a pretrained network's own folder.")
     ] = False
@@ -196,6 +216,10 @@ class TrainConfig:
                 raise UsageError("--trainable freezes the codes, to which no ramp leads; drop --ramp")
         if self.qat and self.quantizer is None and self.target_bits is None:
             raise UsageError("qat needs a quantizer")
+        if self.distil is not None:
+            parse_terms(self.distil)
+        if self.layer_map is not None:
+            parse_layer_map(self.layer_map)
 
     @property
     def uses_hybrid_optimizer(self) -> bool:
@@ -395,6 +419,9 @@ def _reject_idle(given: Mapping[str, Any], *, qat: bool, ternary: bool) -> None:
             raise UsageError("--target-bits chooses the granularity of every layer; drop --granularity")
     if "teacher" not in given and ("temperature" in given or "alpha" in given):
         raise UsageError("--temperature and --alpha need --teacher")
+    for name in ("distil", "layer_map", "teacher_dtype", "progressive"):
+        if "teacher" not in given and given.get(name):
+            raise UsageError(f"--{name.replace('_', '-')} needs --teacher; self is the network as it starts")
     if given.get("sampler") == "per-cluster" and given.get("clusterer", "none") == "none":
         raise UsageError("--sampler per-cluster needs a clusterer")
 

@@ -52,8 +52,16 @@ class Engine:
             # Encoders have parts that a loss does not reach, poolers for instance.
             self._network = DistributedDataParallel(self._forward, find_unused_parameters=True)
 
-    def gradients(self, fed: Sequence[Fed], objective: Callable[[Any, Batch], Tensor]) -> float:
-        """Add the gradients of the mean loss over the samples of `fed`, in all processes; give the loss."""
+    def gradients(
+        self,
+        fed: Sequence[Fed],
+        objective: Callable[[Any, Batch], Tensor],
+        run: Callable[[Batch], Any] | None = None,
+    ) -> float:
+        """Add the gradients of the mean loss over the samples of `fed`, in all processes; give the loss.
+
+        run: runs the network in place of the task's forward.
+        """
         samples = sum(one.samples for one in fed)
         shares = [one.own / samples for one in fed]
         losses = []
@@ -62,7 +70,7 @@ class Engine:
                 batch = on(one.batch, self.config.device)
                 with self._reducing(one is fed[-1]):
                     with autocast(self.config.precision, self.config.device):
-                        loss = objective(self._network(batch), batch)
+                        loss = objective((run or self._network)(batch), batch)
                     self._backward(loss, share)
                 losses.append(loss.detach())
         mean = sum(share * float(loss) for share, loss in zip(shares, losses, strict=True))

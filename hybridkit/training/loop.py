@@ -88,6 +88,8 @@ def train(
             data = trainer.task.provenance()
             run = Run.create(runs_root(run_dir), config, {"environment": about, "data": data})
             run.keep_assets(trainer.model)
+            if (own := trainer.own_teacher()) is not None:
+                run.keep_teacher(own)
             return run
 
         return _Session(world.shared(made), trainer, sinks, on_event).finish()
@@ -116,7 +118,7 @@ def resume(
     if threads is not None:
         config = dataclasses.replace(config, threads=threads)
     with processes(config.device) as world:
-        checkpoint = run.checkpoint(step)
+        checkpoint = run.with_teacher(run.checkpoint(step))
         with interruptible("stopped before the first step; nothing was changed"):
             sinks = _sinks(config, world)
             try:
@@ -299,7 +301,8 @@ class _Session:
 
     def _checkpoint_due(self) -> bool:
         step = self.trainer.progress.step
-        return self.trainer.epoch_ended or step % self.config.checkpoint_every == 0
+        ended = self.trainer.epoch_ended or self.trainer.block_ended
+        return ended or step % self.config.checkpoint_every == 0
 
     def _save(self) -> None:
         try:

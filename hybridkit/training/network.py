@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
 from collections.abc import Mapping
@@ -15,12 +16,14 @@ from hybridkit.errors import FileError, UsageError
 from hybridkit.options import describe_options
 from hybridkit.quant.attachments import ADAPTER_NAMES
 from hybridkit.quant.layers import set_ramp
+from hybridkit.quant.prepare import full_precision_copy
 from hybridkit.registry import registry
 from hybridkit.tasks.data import Batch, first
 from hybridkit.tasks.protocol import Task, collate_of
 from hybridkit.tasks.resolve import make_model, make_task
 from hybridkit.training.checkpoint import Checkpoint
 from hybridkit.training.config import TrainConfig
+from hybridkit.training.distillation.terms import SELF
 from hybridkit.training.schema import RunState, checked
 from hybridkit.training.weights import fits, load_weights
 
@@ -64,10 +67,11 @@ def model_name(config: TrainConfig, task: Task) -> str:
 
 def fresh_network(
     config: TrainConfig, task: Task, weights: Mapping[str, torch.Tensor] | None = None
-) -> tuple[nn.Module, Allocation]:
+) -> tuple[nn.Module, Allocation, nn.Module | None]:
     """The network a run starts with, and the bits of each layer where they were chosen (--target-bits).
 
-    Initial weights come from the global generator, or are those of --init-from.
+    Initial weights come from the global generator, or are those of --init-from. Last comes a copy in full
+    precision, from before it was quantised, where the run learns from that (--teacher self).
     """
     model = make_model(task, config.model)
     # A full-precision file goes in before quantisation (learned scales start from the weights), a quantised
@@ -86,15 +90,19 @@ def fresh_network(
     )
     if weights is not None and not late and not frozen:
         load_weights(model, weights, f"--init-from {config.init_from}")
+    if frozen and config.teacher == SELF:
+        raise UsageError("--teacher self is a start in full precision, which frozen codes have not; name one")
+    start = copy.deepcopy(model) if config.teacher == SELF and not late else None
     allocation = choose_bits(config, task, model)
     model = quantized(config, task, model, allocation)
     if weights is not None and late:
         load_weights(model, weights, f"--init-from {config.init_from}")
+        start = full_precision_copy(model) if config.teacher == SELF else None
     restrict(config, model)
     if weights is not None and (frozen or adapters):
         rest = weights if frozen else {**model.state_dict(), **adapters}
         load_weights(model, rest, f"--init-from {config.init_from}")
-    return model.to(config.device), allocation
+    return model.to(config.device), allocation, start
 
 
 def restore_network(config: TrainConfig, checkpoint: Checkpoint) -> tuple[Task, nn.Module]:

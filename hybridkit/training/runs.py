@@ -6,6 +6,7 @@ runs/digits-20260131-120000-s0/
   history.jsonl          what happened: starts, interruptions, warnings
   sinks/                 what metric sinks keep
   checkpoints/           see checkpoint.py
+  teacher.safetensors    the network that the run began with, under --teacher self
   assets/                what belongs to a pretrained network beside its weights
   model.hk.safetensors   the packed model, once a quantised run has ended
 """
@@ -25,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 from hybridkit.errors import FileError, UsageError
 from hybridkit.packing.atomic import atomic_file, sweep
 from hybridkit.sources.protocol import check_named
-from hybridkit.training.checkpoint import Checkpoint, latest_step, load_checkpoint, step_of
+from hybridkit.training.checkpoint import Checkpoint, latest_step, load_checkpoint, load_tensors, step_of
 from hybridkit.training.config import TrainConfig, named_targets
 from hybridkit.training.files import read_json, to_json
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from hybridkit.packing.model import PackedModel
     from hybridkit.tasks.protocol import Task
@@ -120,6 +121,25 @@ class Run:
     def packed_path(self) -> Path:
         """Where the packed model is, once there is one."""
         return self.path / "model.hk.safetensors"
+
+    @property
+    def teacher_path(self) -> Path:
+        """Where a run that learns from its own start keeps that."""
+        return self.path / "teacher.safetensors"
+
+    def keep_teacher(self, weights: Mapping[str, Tensor]) -> None:
+        """Keep the weights of the run's own start, once: to resume, when their origin may be gone."""
+        from safetensors.torch import save
+
+        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+        with atomic_file(self.teacher_path) as file:
+            file.write(save(copies))
+
+    def with_teacher(self, checkpoint: Checkpoint) -> Checkpoint:
+        """`checkpoint` with the weights that `keep_teacher` kept, if it did."""
+        if not self.teacher_path.exists():
+            return checkpoint
+        return dataclasses.replace(checkpoint, teacher=load_tensors(self.teacher_path))
 
     def about(self) -> dict[str, Any]:
         """The whole of config.json. Raises FileError where it is missing or damaged."""

@@ -135,6 +135,7 @@ class RunState:
     optimizer: dict[str, Any]
     progress: Progress
     random: RandomStates
+    distillation: dict[str, Any] = field(default_factory=dict)  # of the objective, which checks it
     others: tuple[RandomStates, ...] | list[RandomStates] = ()  # the other processes'
     loss_scale: dict[
         Literal["scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"], Scale

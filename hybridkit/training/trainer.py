@@ -29,6 +29,7 @@ from hybridkit.optim.factory import hybrid_optimizer
 from hybridkit.optim.groups import Apart
 from hybridkit.optim.hybrid import HybridOptimizer
 from hybridkit.optim.roles import Roles, parameter_roles
+from hybridkit.pretrained import is_pretrained
 from hybridkit.quant.attachments import adapter_names
 from hybridkit.quant.layers import latent_weights, scale_parameters, set_ramp
 from hybridkit.sources.protocol import Code, Source, open_source
@@ -37,10 +38,14 @@ from hybridkit.tasks.protocol import Task, collate_of
 from hybridkit.tasks.resolve import make_model
 from hybridkit.training.checkpoint import Checkpoint
 from hybridkit.training.config import TrainConfig, named_targets
-from hybridkit.training.distillation import check_teacher
+from hybridkit.training.distillation.agreement import embedding_agreement
+from hybridkit.training.distillation.progressive import Progressive
+from hybridkit.training.distillation.teacher import cast_, check_teacher, drop_nothing_
+from hybridkit.training.distillation.teaching import Teaching
+from hybridkit.training.distillation.terms import DEFAULT, SELF, UNLABELLED, parse_layer_map, parse_terms
 from hybridkit.training.distributed import world
 from hybridkit.training.engine import Engine
-from hybridkit.training.evaluation import evaluate
+from hybridkit.training.evaluation import batches, evaluate
 from hybridkit.training.feed import Fed, Feed, Sampled, Streamed, StreamedAhead, origin
 from hybridkit.training.network import (
     Allocation,
@@ -98,6 +103,7 @@ class Trainer:
         self.task: Task = configured_task(self.own)
         check_teacher_given(config, self.task)
         state = run_state(restored) if restored else None
+        self.start: nn.Module | None = None  # the network before it was quantised, if that is the teacher
         self.model, self.allocation = self._network(restored, state)
         started = time.perf_counter()
         self.labels = self._restored_labels(state) if state else self.world.shared(self._cluster_data)
@@ -144,6 +150,12 @@ class Trainer:
         """Whether the last step closed an epoch, or the run."""
         return self.progress.step % self.steps_per_epoch == 0 or self.done
 
+    @property
+    def block_ended(self) -> bool:
+        """Whether the last step closed the stage of a block (--progressive)."""
+        blocks, step = self.objective.progressive, self.progress.step
+        return blocks is not None and step > 0 and blocks.block(step) != blocks.block(step - 1)
+
     def step(self) -> dict[str, Any]:
         """Take one optimisation step and return what is worth logging.
 
@@ -158,7 +170,8 @@ class Trainer:
         if ramp == 1:  # a compiled network would be compiled again for every other value
             self.engine.compile_once()
         self.optimizer.zero_grad()
-        value = self.engine.gradients(fed, self.objective)
+        stage = self.objective.stage(self.model, self.progress.step)
+        value = self.engine.gradients(fed, self.objective, stage)
         cluster_id, histogram = origin(fed)
         where = f"at step {self.progress.step + 1} (data cluster {cluster_id})"
         if not math.isfinite(value):
@@ -169,7 +182,13 @@ class Trainer:
             measured = self.engine.update(self.optimizer)
         except NotFiniteError:
             raise DivergedError(f"the gradient is not finite {where}") from None
-        values = {**self._last_step(), **measured, "loss": value, "cluster_id": cluster_id}
+        values = {
+            **self._last_step(),
+            **measured,
+            **self.objective.report(),
+            "loss": value,
+            "cluster_id": cluster_id,
+        }
         values |= self._workload(fed)
         self.progress.count(values, first_of_epoch=self.progress.step % self.steps_per_epoch == 0)
         return {"epoch": self.epoch, **values, "seconds": time.perf_counter() - started}
@@ -188,12 +207,17 @@ class Trainer:
         return min(self.config.accumulate, self.feed.steps_per_epoch - taken)
 
     def evaluate(self, part: Part = "validation") -> dict[str, float]:
-        """Loss and metrics on one part of the data, in evaluation mode."""
+        """Loss and metrics on one part of the data, in evaluation mode.
+
+        Where the data say nothing, the loss is how far the embeddings are from the teacher's.
+        """
         data: Data = getattr(self.task.splits(), part)
+        size, device, teaching = self.config.batch_size, self.config.device, self.objective.teaching
         with evaluation_weights(self.optimizer):
-            return evaluate(
-                self.model, self.task, data, batch_size=self.config.batch_size, device=self.config.device
-            )
+            found = evaluate(self.model, self.task, data, batch_size=size, device=device)
+            if teaching is not None and getattr(self.task, "needs_teacher", False):
+                found |= embedding_agreement(teaching, self.model, batches(self.task, data, size, device))
+        return found
 
     def whole_network(self) -> nn.Module:
         """The network as one process has it, to measure and pack; of several processes all have to ask.
@@ -228,6 +252,7 @@ class Trainer:
             "sampler": self.feed.state_dict(),
             "optimizer": optimizer,
             "progress": self.progress.state_dict(),
+            "distillation": self.objective.state_dict(),
             "random": RandomStates.now(self.config.device),
         }
         if self.world.size > 1:
@@ -235,7 +260,11 @@ class Trainer:
             state["random"] = state["others"].pop(0)
         if scale := self.engine.state_dict():
             state["loss_scale"] = scale
-        return Checkpoint(self.progress.step, weights, state)
+        return Checkpoint(self.progress.step, weights, state, self.own_teacher())
+
+    def own_teacher(self) -> dict[str, torch.Tensor] | None:
+        """The weights of the network that the run began with, where that is the teacher."""
+        return self.start.state_dict() if self.start is not None else None
 
     def _ramp(self, step: int) -> float:
         """How far from full precision (0) to quantised (1) the weights are in a step, counted from 1."""
@@ -244,11 +273,23 @@ class Trainer:
 
     def _network(self, restored: Checkpoint | None, state: RunState | None) -> tuple[nn.Module, Allocation]:
         if restored is None or state is None:
-            start = self.config.init_from
-            return fresh_network(self.config, self.task, self._open(start).weights() if start else None)
+            given = self.config.init_from
+            weights = self._open(given).weights() if given else None
+            model, allocation, self.start = fresh_network(self.config, self.task, weights)
+            return model, allocation
         fresh = make_model(self.task, self.own.model)
+        if self.config.teacher == SELF:
+            self.start = self._restored_start(restored)
         model = rebuilt(self.config, self.task, fresh, restored.model, state)
         return model.to(self.config.device), state.allocation
+
+    def _restored_start(self, restored: Checkpoint) -> nn.Module:
+        """The network that the run began with, from the weights that it kept."""
+        if restored.teacher is None:
+            raise FileError("the run learns from its own start, and its teacher.safetensors is missing")
+        start = cast_(make_model(self.task, self.own.model), self.config.teacher_dtype)
+        load_weights(start, restored.teacher, "the run's teacher.safetensors")
+        return start
 
     def _open(self, text: str) -> Source:
         """What --init-from or --teacher means; weights alone are those of a network like the run's."""
@@ -336,12 +377,34 @@ class Trainer:
         return optimizer
 
     def _objective(self) -> Objective:
-        if self.config.teacher is None:
+        config, student = self.config, self.model
+        if config.teacher is None:
             return Objective(self.task)
-        teacher = self._open(self.config.teacher).network.requires_grad_(False).to(self.config.device)
+        teacher = cast_(self._teacher(config.teacher), config.teacher_dtype).to(config.device)
+        if unlabelled := getattr(self.task, "needs_teacher", False):
+            drop_nothing_(student)
+        terms = parse_terms(config.distil or (UNLABELLED if unlabelled else DEFAULT))
+        if config.compile and set(terms) != {"logits"}:
+            raise UsageError("--compile sees no layer while it runs; of --distil it takes logits alone")
+        if config.progressive and self.world.size > 1:
+            raise UsageError("--progressive is for one process")
+        layers = parse_layer_map(config.layer_map) if config.layer_map else ()
+        teaching = Teaching(self.task, teacher, student, terms, config.temperature, layers)
         sample = first(self.task.splits().train, 1, collate_of(self.task))
-        check_teacher(self.task, teacher, self.model, on(sample, self.config.device))
-        return Objective(self.task, teacher, self.config.temperature, self.config.alpha)
+        check_teacher(teaching, student, on(sample, config.device))
+        blocks = Progressive(teaching, student, self.total_steps, layers) if config.progressive else None
+        return Objective(self.task, teaching, config.alpha, blocks)
+
+    def _teacher(self, text: str) -> nn.Module:
+        """The network that --teacher means, with the task's head where a pretrained one is named."""
+        if text == SELF:
+            assert self.start is not None
+            return self.start
+        own = getattr(self.task, "from_pretrained", None)
+        if own is not None and is_pretrained(text):
+            found: nn.Module = own(text)
+            return found
+        return self._open(text).network
 
     def _last_step(self) -> dict[str, Any]:
         if isinstance(self.optimizer, HybridOptimizer) and (last := self.optimizer.last_step):
@@ -363,6 +426,7 @@ class Trainer:
         self.optimizer.load_state_dict(optimizer)
         self.engine.load_state_dict(state.loss_scale)
         self.progress = state.progress
+        self.objective.load_state_dict(state.distillation)
         self._restore_random(state)
 
     def _restore_random(self, state: RunState) -> None:

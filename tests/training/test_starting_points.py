@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.training.config import TrainConfig, resolve
-from hybridkit.training.distillation import distillation_loss
+from hybridkit.training.distillation.losses import distillation_loss
+from hybridkit.training.distillation.teaching import Teaching
 from hybridkit.training.loop import train
 from hybridkit.training.objective import Objective
 from hybridkit.training.runs import Run
@@ -57,7 +58,8 @@ def test_the_objective_mixes_both_losses() -> None:
     task = tiny_task.tiny()
     batch = tuple(part[:5] for part in task.splits().train)
     expert, output = tiny_task.net().eval(), torch.randn(5, 3)
-    mixed = Objective(task, expert, temperature=3.0, alpha=0.25)(output, batch)
+    teaching = Teaching(task, expert, tiny_task.net(), {"logits": 1.0}, temperature=3.0)
+    mixed = Objective(task, teaching, alpha=0.25)(output, batch)
     kl = distillation_loss(output, expert(batch[0]), 3.0)
     assert mixed.item() == pytest.approx((0.25 * task.loss(output, batch) + 0.75 * kl).item(), rel=1e-5)
 
