@@ -161,13 +161,21 @@ def registry() -> Registry:
     return discover()
 
 
+def _name(distribution: Distribution) -> str | None:
+    """Its name; None where its metadata are missing, which the backport importlib_metadata raises for."""
+    try:
+        return distribution.metadata["Name"] if distribution.metadata else None
+    except FileNotFoundError:
+        return None
+
+
 def _distributions() -> list[Distribution]:
     """The installed distributions with plugins, by name; the first on the path hides others of its name."""
     found: dict[str, Distribution] = {}
     for distribution in distributions():
         # Reading every distribution's METADATA would take longer than all the rest of a command's start.
         if f"[{GROUP}]" in (distribution.read_text("entry_points.txt") or ""):
-            name = distribution.metadata["Name"] if distribution.metadata else None
+            name = _name(distribution)
             if name:  # a half-removed installation has none
                 found.setdefault(normalize(name), distribution)
     return [found[name] for name in sorted(found)]

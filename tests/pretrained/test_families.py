@@ -79,8 +79,9 @@ def test_trained_ternary_packed_and_exported(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_folder_is_quantised_in_groups_from_its_file(family, tmp_path, capsys):
+def test_a_folder_is_quantised_in_groups_from_its_file(family, tmp_path, capsys, monkeypatch):
     """The same bits as from the network in memory, and a table that names every layer."""
+    monkeypatch.setenv("COLUMNS", "200")  # long names are cut in a narrow terminal
     model = write(family, tmp_path / "model")
     capsys.readouterr()
     assert open_source(str(tmp_path / "model")).streamed()[1] is not None, "it was loaded"
