@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from ort_models import needs_library, node_model, random_layer, tiled
@@ -60,6 +61,7 @@ def test_a_session_holds_its_packed_weights_once(tmp_path, external):
     save(chain(layers), path, external)
     write_empty(empty)
     packed = layers * N * K // 4
-    # of a file that holds its weights, runtimes before 1.21 or so keep up to a fifth more than those
-    allowed = 1.15 if external else 1.35
+    # of a file that holds its weights, 1.17.3 and 1.20.1 kept up to a fifth more than those, 1.32 did not
+    old = tuple(map(int, onnxruntime.__version__.split(".")[:2])) <= (1, 20)
+    allowed = 1.35 if old and not external else 1.15
     assert measure_memory(path, empty, threads=1, bound=2).resident_bytes <= allowed * packed
