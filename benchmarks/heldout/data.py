@@ -1,13 +1,14 @@
-"""Data sets of R, out of Debian's packages; nothing is installed.
+"""Data out of Debian's packages, data sets of R among them, and single files; nothing is installed.
 
-A package is fetched once, into the cache of the benches (HYBRIDKIT_BENCH_CACHE moves it). Where the archive
-cannot be reached, the file may be put there by hand: it is its sha256 that counts.
+A package or file is fetched once, into the cache of the benches (HYBRIDKIT_BENCH_CACHE moves it). Where that
+is out of reach, the file may be put there by hand: it is its sha256 that counts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tarfile
 import urllib.request
 from dataclasses import dataclass
@@ -31,17 +32,51 @@ class Package:
     sha256: str
 
     @property
+    def url(self) -> str:
+        """Where it comes from."""
+        return POOL + self.path
+
+    @property
     def cached(self) -> Path:
         """Where it is kept on this machine."""
         return cache_folder() / Path(self.path).name
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file by its address, and its sha256."""
+
+    url: str
+    sha256: str
+
+    @property
+    def cached(self) -> Path:
+        """Where it is kept on this machine; many are called `test.txt`."""
+        return cache_folder() / f"{self.sha256[:12]}-{Path(self.url).name}"
+
+
 def read_files(package: Package, *paths: str) -> list[bytes]:
     """The contents of some files of a package, named by their paths in R's library. Raises as `fetch`."""
+    found = read_matching(package, *(re.escape(f"usr/lib/R/site-library/{path}") for path in paths))
+    return [content for contents in found for content in contents]
+
+
+def read_matching(package: Package, *patterns: str) -> list[list[bytes]]:
+    """For each regular expression, the contents of the files whose whole path it matches, by path.
+
+    Links are left out. Raises as `fetch`, and FileError where one matches nothing.
+    """
     archive = fetch(package)
+    found: list[list[bytes]] = []
     with tarfile.open(fileobj=io.BytesIO(_ar_member(archive, b"data.tar.xz"))) as files:
-        opened = [files.extractfile(f"./usr/lib/R/site-library/{path}") for path in paths]
-        return [file.read() for file in opened if file is not None]
+        members = {m.name.removeprefix("./"): m for m in files.getmembers() if m.isfile()}
+        for pattern in patterns:
+            names = sorted(name for name in members if re.fullmatch(pattern, name))
+            if not names:
+                raise FileError(f"{package.cached} holds no {pattern}")
+            opened = [files.extractfile(members[name]) for name in names]
+            found.append([file.read() for file in opened if file is not None])
+    return found
 
 
 def read_r(content: bytes, kind: Literal["rda", "rds"]) -> Any:
@@ -54,8 +89,8 @@ def read_r(content: bytes, kind: Literal["rda", "rds"]) -> Any:
     return read(io.BytesIO(content), default_encoding="utf-8")
 
 
-def fetch(package: Package) -> bytes:
-    """The package, from the cache or else from Debian.
+def fetch(package: Package | Source) -> bytes:
+    """The package or file, from the cache or else from where it comes from.
 
     Raises FileError if it cannot be fetched or is another file.
     """
@@ -63,7 +98,7 @@ def fetch(package: Package) -> bytes:
     content = package.cached.read_bytes() if known else _download(package)
     found = hashlib.sha256(content).hexdigest()
     if found != package.sha256:
-        place = f"{package.cached} (delete it)" if known else POOL + package.path
+        place = f"{package.cached} (delete it)" if known else package.url
         raise FileError(f"{place} has the sha256 {found}, not the expected {package.sha256}")
     if not known:
         with atomic_file(package.cached) as file:
@@ -71,8 +106,8 @@ def fetch(package: Package) -> bytes:
     return content
 
 
-def _download(package: Package) -> bytes:
-    url = POOL + package.path
+def _download(package: Package | Source) -> bytes:
+    url = package.url
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             content: bytes = answer.read()

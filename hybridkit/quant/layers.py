@@ -136,17 +136,19 @@ class QATLayer(nn.Module):
     def product(self, op: Bilinear, x: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's output for x, in x's type.
 
-        Computed in float32, also under autocast; where `compute` says "model", in x's type or autocast's.
+        Computed in float32, also under autocast, which then is the gradients' alone; where `compute` says
+        "model", in x's type or autocast's.
         """
         dtype, out = torch.float32, x.dtype
+        autocast = torch.is_autocast_enabled(x.device.type)
+        lower = torch.get_autocast_dtype(x.device.type) if autocast else None
         if self.compute == "model":
-            autocast = torch.is_autocast_enabled(x.device.type)
-            dtype = out = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+            dtype = out = lower or x.dtype
         with torch.autocast(x.device.type, enabled=False):
             quantized = self.quantized_weight()
             int8 = self.activations == "int8"
             if self.ramp >= 1:
-                y = self._quantized(op, x.to(dtype), quantized, int8)
+                y = self._quantized(op, x.to(dtype), quantized, int8, lower)
             else:
                 soft = self.relaxed_weight(quantized)
                 weight = soft.weight.view(self.oriented_weight().shape)
@@ -157,10 +159,17 @@ class QATLayer(nn.Module):
                 y = y + bias.float().reshape(-1, *[1] * op.trailing)
             return y.to(out)
 
-    def _quantized(self, op: Bilinear, x: Tensor, quantized: QuantizedTensor, int8: bool) -> Tensor:
+    def _quantized(
+        self,
+        op: Bilinear,
+        x: Tensor,
+        quantized: QuantizedTensor,
+        int8: bool,
+        gradients: torch.dtype | None,
+    ) -> Tensor:
         if not isinstance(self.quantizer, FrozenCodes) or quantized.group_size:
-            return quantized_product(op, x, self._carrier(quantized), quantized, int8)
-        y = quantized_product(op, x, self.oriented_weight(), quantized, int8)
+            return quantized_product(op, x, self._carrier(quantized), quantized, int8, gradients)
+        y = quantized_product(op, x, self.oriented_weight(), quantized, int8, gradients)
         return follow_gain(y, self.quantizer_parameters["gain"], op.trailing)
 
     def extra_repr(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -119,16 +119,17 @@ def _normal(spec: QuantizerSpec, options: Mapping[str, Any] | None = None) -> Qu
 def plan_layers(
     model: nn.Module, config: QuantConfig, *, example_inputs: Inputs | None = None
 ) -> list[LayerChoice]:
-    """`select` for the layers of a network, whose last Linear is the last to run on `example_inputs`.
+    """`select` for the layers of a network, seen to run on `example_inputs`.
 
-    `example_inputs` are the model's arguments; without them the last Linear is the last to be registered.
+    `example_inputs` are the model's arguments; without them layers count as run in the order in which they
+    are registered.
     """
     if any(isinstance(module, QATLayer) for module in model.modules()):
         raise UsageError("the model holds fake-quantised layers already; prepare a model only once")
     layers = describe(model)
     order = None
     if example_inputs is not None and _spares(config):
-        order = _as_they_run(model, [layer for layer in layers if layer.kind == "linear"], example_inputs)
+        order = _as_they_run(model, example_inputs)
     return select(layers, config, order)
 
 
@@ -137,9 +138,11 @@ def select(
 ) -> list[LayerChoice]:
     """The quantizer of every layer, in the order given.
 
-    The last Linear, the embeddings and what shares a weight with them stay in full precision unless
+    The head, the embeddings and what shares a weight with them stay in full precision unless
     `quantize_all` or `embeddings` say otherwise; so does what cannot be quantised, and what shares a weight
-    with that. The last Linear is the last of `order` (names, as layers run), else of `layers`.
+    with that. The head is the last Linear, unless another module with weights runs after it, as the norm at
+    the end of an encoder does; `order` has the names of all of them as they run. Without it the last Linear
+    of `layers` is the head.
     `config.layers` maps patterns of names to quantizers and wins over what could be otherwise. Raises
     UsageError where a pattern matches no layer that can be quantised, where layers with one weight would get
     different quantizers, or where nothing is left.
@@ -173,7 +176,7 @@ def select(
 
 
 def _spares(config: QuantConfig) -> bool:
-    """Whether the embeddings and the last Linear differ from the rest."""
+    """Whether the embeddings and the head differ from the rest."""
     return config.embeddings is not None or not config.quantize_all
 
 
@@ -197,17 +200,23 @@ def _exempt(layers: Sequence[Layer], order: Sequence[str] | None) -> dict[Layer,
     """The layers that stay in full precision by default, with the reason."""
     exempt = {layer: "embedding" for layer in layers if layer.kind == "embedding"}
     linears = {layer.name: layer for layer in layers if layer.kind == "linear"}
-    ran = [name for name in (order if order is not None else linears) if name in linears]
-    if ran:
+    ran = order if order is not None else list(linears)
+    if ran and ran[-1] in linears:
         exempt[linears[ran[-1]]] = "last Linear"
     weights = {layer.weight for layer in exempt}
     tied = {x: "shares its weight with one that is not quantised" for x in layers if x.weight in weights}
     return tied | exempt
 
 
-def _as_they_run(model: nn.Module, layers: Collection[Layer], example_inputs: Inputs) -> list[str]:
-    """The names of the layers in the order in which one evaluation calls them."""
-    names = {model.get_submodule(layer.name): layer.name for layer in layers}
+def _as_they_run(model: nn.Module, example_inputs: Inputs) -> list[str]:
+    """The names of the modules with weights and without parts, in the order in which one evaluation calls
+    them.
+    """
+    names = {
+        module: name
+        for name, module in model.named_modules()
+        if next(module.parameters(), None) is not None and next(module.children(), None) is None
+    }
     order: list[str] = []
     watch(model, example_inputs, names, lambda module, _: order.append(names[module]))
     return order

@@ -17,8 +17,9 @@ through the rounding of x, the quantizer's own estimator for w.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from hybridkit.quant.protocol import QuantizedTensor, int8_activations
+
+SMALLEST: Final = 16  # dimension that is worth an int8 product; torch's gets some vectors wrong
 
 
 class Bilinear(Protocol):
@@ -50,6 +53,10 @@ class Bilinear(Protocol):
         """The product; `weight` in its own shape."""
         ...
 
+    def multiply_int8(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        """The product of int8 tensors, int32; None where there is nothing faster than floats."""
+        ...
+
     def gradients(
         self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -67,6 +74,15 @@ class MatMul:
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         """x @ weight^T."""
         return F.linear(x, weight)
+
+    def multiply_int8(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        """x @ weight^T, on processors with VNNI; others saturate between the steps of their int8 products."""
+        if x.device.type != "cpu" or not _has_vnni():
+            return None
+        rows = x.reshape(-1, x.shape[-1])
+        if min(*rows.shape, *weight.shape) < SMALLEST:
+            return None
+        return torch._int_mm(rows, weight.T).view(*x.shape[:-1], -1)
 
     def gradients(
         self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
@@ -105,6 +121,10 @@ class Convolution:
         convolve = F.conv1d if self.trailing == 1 else F.conv2d
         return convolve(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
+    def multiply_int8(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        """torch has none."""
+        return None
+
     def gradients(
         self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -126,20 +146,31 @@ class Convolution:
         return by_x, by_weight
 
 
+@functools.cache
+def _has_vnni() -> bool:
+    return bool(torch.cpu._is_vnni_supported())
+
+
 def quantized_product(
-    op: Bilinear, x: Tensor, fake_weight: Tensor, quantized: QuantizedTensor, int8: bool
+    op: Bilinear,
+    x: Tensor,
+    fake_weight: Tensor,
+    quantized: QuantizedTensor,
+    int8: bool,
+    gradients: torch.dtype | None = None,
 ) -> Tensor:
     """The product of x with a quantised weight, as the module says; no bias.
 
     `fake_weight` [N, K...] only carries the gradient. x is float32, or for float activations of a smaller
     type, in which x . q is then multiplied; scales stay float32, and so does what comes out. For
-    the backward codes are kept as int8.
+    the backward codes are kept as int8, those of the activations too. `gradients` is the type in which the
+    backward's products are multiplied, None for that of the forward's.
     """
     grouped = quantized.group_size > 0
     codes = quantized.dequantize() if grouped else quantized.codes
     scale = None if grouped else quantized.scale.reshape(-1, *[1] * op.trailing)
     result: Tensor = _QuantizedProduct.apply(  # type: ignore[no-untyped-call]
-        x, fake_weight, op, codes.view(fake_weight.shape), scale, int8
+        x, fake_weight, op, codes.view(fake_weight.shape), scale, int8, gradients
     )
     return result
 
@@ -162,11 +193,18 @@ class _QuantizedProduct(Function):
         weight: Tensor,
         scale: Tensor | None,
         int8: bool,
+        gradients: torch.dtype | None,
     ) -> Tensor:
         activations, x_scale = int8_activations(x, op.reduced) if int8 else (x, None)
-        ctx.op = op
-        ctx.save_for_backward(activations, x_scale, weight, scale)
-        y = op.multiply(activations, weight.to(activations.dtype)).float()
+        exact = None
+        if x_scale is not None:
+            codes = activations.to(torch.int8)
+            if scale is not None:  # whole numbers on both sides
+                exact = op.multiply_int8(codes, weight)
+        y = op.multiply(activations, weight.to(activations.dtype)) if exact is None else exact
+        y = y.float()
+        ctx.op, ctx.dtype, ctx.input_dtype = op, gradients or activations.dtype, x.dtype
+        ctx.save_for_backward(activations if x_scale is None else codes, x_scale, weight, scale)
         if x_scale is not None and scale is not None:
             return y.mul_(x_scale * scale)
         factor = x_scale if scale is None else scale
@@ -176,15 +214,15 @@ class _QuantizedProduct(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         activations, x_scale, weight, scale = ctx.saved_tensors
-        dtype = activations.dtype
-        weight = weight.to(dtype)
+        activations, weight = activations.to(ctx.dtype), weight.to(ctx.dtype)
         need_x, need_weight = ctx.needs_input_grad[:2]
         to_x = to_weight = None
         if need_x:
             scaled = grad if scale is None else grad * scale
-            to_x, _ = ctx.op.gradients(scaled.to(dtype), activations, weight, True, False)
+            to_x, _ = ctx.op.gradients(scaled.to(ctx.dtype), activations, weight, True, False)
+            to_x = to_x.to(ctx.input_dtype)
         if need_weight:
             scaled = grad if x_scale is None else grad * x_scale
-            _, to_weight = ctx.op.gradients(scaled.to(dtype), activations, weight, False, True)
+            _, to_weight = ctx.op.gradients(scaled.to(ctx.dtype), activations, weight, False, True)
             to_weight = to_weight.float()
-        return to_x, to_weight, None, None, None, None
+        return to_x, to_weight, None, None, None, None, None

@@ -130,15 +130,7 @@ class TernaryLearned:
 
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor, *, step: Tensor) -> Tensor:
         """The dequantised weight, a clipped straight-through gradient to `weight` and LSQ's to `step`."""
-        import torch
+        from hybridkit.quant.learned_step import LearnedStep
 
-        value = quantized.dequantize()
-        codes = quantized.codes.float()
-        with torch.no_grad():
-            ratio = weight / quantized.scale[:, None]
-            gradient_scale = math.sqrt(step.numel() / max(weight.numel(), 1))
-            slope = torch.where(ratio.abs() <= 1, codes - ratio, codes) * gradient_scale
-        # Both terms are zero in value and carry the gradients.
-        by_weight = (ratio.abs() <= 1.5) * (weight - weight.detach())
-        by_step = slope * (step - step.detach()).reshape(-1, 1)
-        return value + by_weight + by_step
+        value: Tensor = LearnedStep.apply(weight, step, quantized)  # type: ignore[no-untyped-call]
+        return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
 from hybridkit.tasks.data import Batch, Data, count, in_order, on
-from hybridkit.tasks.protocol import Task, collate_of, forward, meter_of
+from hybridkit.tasks.protocol import Meter, Task, collate_of, forward, meter_of
 from hybridkit.training.distributed import World, world
 from hybridkit.trees import floating, main_output
 
@@ -37,13 +37,14 @@ def measuring(model: nn.Module) -> Iterator[None]:
 
 
 class Means:
-    """Loss and metrics averaged over samples, batch by batch."""
+    """Loss and metrics averaged over samples, batch by batch, and what meters say: the task's, and `more`."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, *more: Meter) -> None:
         self.task = task
         self.sums: dict[str, float] = {}
         self.samples = 0
-        self.meter = meter_of(task)
+        own = meter_of(task)
+        self.meters = ([own] if own else []) + list(more)
 
     def add(self, output: Any, batch: Batch) -> None:
         """Add the model's output on one batch."""
@@ -52,8 +53,8 @@ class Means:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value) * samples
         self.samples += samples
-        if self.meter:
-            self.meter.add(output, batch, values)
+        for meter in self.meters:
+            meter.add(output, batch, values)
 
     def of_all(self, world: World) -> Means:
         """The sums of all processes of a run."""
@@ -73,19 +74,27 @@ class Means:
                 f"task {self.task.name!r}: a part of its data that is measured on holds no sample"
             )
         means = {name: total / self.samples for name, total in self.sums.items()}
-        return means | (self.meter.result() if self.meter else {})
+        for meter in self.meters:
+            means |= meter.result()
+        return means
 
 
 def evaluate(
-    model: nn.Module, task: Task, data: Data, *, batch_size: int, device: str = "cpu"
+    model: nn.Module,
+    task: Task,
+    data: Data,
+    *,
+    batch_size: int,
+    device: str = "cpu",
+    meters: Sequence[Meter] = (),
 ) -> dict[str, float]:
     """Loss and metrics of `model` on `data`, means over the samples; the model's mode is left as it was.
 
-    The processes of a run take every other batch, and all get the means over all. A task's meter sees the
-    whole part: with one, every process measures everything.
+    The processes of a run take every other batch, and all get the means over all. A meter sees the whole
+    part: with one, of the task's or of `meters`, every process measures everything.
     """
-    means = Means(task)
-    here = World() if means.meter else world()
+    means = Means(task, *meters)
+    here = World() if means.meters else world()
     with measuring(model):
         turns = in_order(data, batch_size, collate_of(task))
         while turn := list(islice(turns, here.size)):
@@ -109,10 +118,20 @@ class Comparison:
 
 
 def compare(
-    model: nn.Module, packed: nn.Module, task: Task, data: Data, *, batch_size: int, device: str = "cpu"
+    model: nn.Module,
+    packed: nn.Module,
+    task: Task,
+    data: Data,
+    *,
+    batch_size: int,
+    device: str = "cpu",
+    meters: Callable[[], Sequence[Meter]] = tuple,
 ) -> Comparison:
-    """Metrics of both networks (the packed one on the CPU), and the error of its outputs."""
-    ours, theirs = Means(task), Means(task)
+    """Metrics of both networks (the packed one on the CPU), and the error of its outputs.
+
+    `meters` makes the meters of one of them.
+    """
+    ours, theirs = Means(task, *meters()), Means(task, *meters())
     difference = size = 0.0
     with measuring(model), measuring(packed):
         for batch in batches(task, data, batch_size):

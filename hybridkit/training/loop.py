@@ -329,7 +329,9 @@ class _Session:
             commit = self.run.about().get("environment", {}).get("git_commit")
             with evaluation_weights(trainer.optimizer):
                 task, network, path = trainer.task, trainer.whole_network(), self.run.packed_path
-                packed = self.world.shared(lambda: pack_run(config, task, network, path, commit))
+                packed = self.world.shared(
+                    lambda: pack_run(config, task, network, path, commit, trainer.meters)
+                )
         test = packed.test.network if packed else trainer.evaluate("test")
         final: dict[str, Any] = {f"test_{name}": value for name, value in test.items()}
         if packed:

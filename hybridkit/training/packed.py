@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from hybridkit.quant.plan import LeftAlone
 from hybridkit.quant.post_training import quantize
 from hybridkit.runtime.modules import load_packed
 from hybridkit.tasks.data import Batch, on
-from hybridkit.tasks.protocol import Task, forward, named_inputs
+from hybridkit.tasks.protocol import Meter, Task, forward, named_inputs
 from hybridkit.training.config import TrainConfig
 from hybridkit.training.evaluation import Comparison, compare, measuring
 from hybridkit.training.network import example_batch, model_name
@@ -56,9 +57,17 @@ def packed_difference(task: Task, model: nn.Module, batch: Batch, device: str = 
 
 
 def pack_run(
-    config: TrainConfig, task: Task, model: nn.Module, path: Path, commit: str | None
+    config: TrainConfig,
+    task: Task,
+    model: nn.Module,
+    path: Path,
+    commit: str | None,
+    meters: Callable[[], Sequence[Meter]] = tuple,
 ) -> PackedResult:
-    """Pack the trained network into `path`: as it trained under QAT, else quantised afterwards."""
+    """Pack the trained network into `path`: as it trained under QAT, else quantised afterwards.
+
+    `meters`: see `compare`.
+    """
     metadata = about(config, task, commit) | assets_beside(path)
     report = quantize(model, config.quantization, metadata=metadata)  # packs what is prepared as it trained
     packed = report.packed
@@ -70,6 +79,7 @@ def pack_run(
         task.splits().test,
         batch_size=config.batch_size,
         device=config.device,
+        meters=meters,
     )
     return PackedResult(path, sizes, found, report.left_alone)
 

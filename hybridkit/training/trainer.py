@@ -34,18 +34,18 @@ from hybridkit.quant.attachments import adapter_names
 from hybridkit.quant.layers import latent_weights, scale_parameters, set_ramp
 from hybridkit.sources.protocol import Code, Source, open_source
 from hybridkit.tasks.data import Data, first, is_stream, on, size
-from hybridkit.tasks.protocol import Task, collate_of
+from hybridkit.tasks.protocol import Meter, Task, collate_of
 from hybridkit.tasks.resolve import make_model
 from hybridkit.training.checkpoint import Checkpoint
 from hybridkit.training.config import TrainConfig, named_targets
-from hybridkit.training.distillation.agreement import embedding_agreement
+from hybridkit.training.distillation.agreement import Agreement
 from hybridkit.training.distillation.progressive import Progressive
 from hybridkit.training.distillation.teacher import cast_, check_teacher, drop_nothing_
 from hybridkit.training.distillation.teaching import Teaching
 from hybridkit.training.distillation.terms import DEFAULT, SELF, UNLABELLED, parse_layer_map, parse_terms
 from hybridkit.training.distributed import world
 from hybridkit.training.engine import Engine
-from hybridkit.training.evaluation import batches, evaluate
+from hybridkit.training.evaluation import evaluate
 from hybridkit.training.feed import Fed, Feed, Sampled, Streamed, StreamedAhead, origin
 from hybridkit.training.network import (
     Allocation,
@@ -207,17 +207,16 @@ class Trainer:
         return min(self.config.accumulate, self.feed.steps_per_epoch - taken)
 
     def evaluate(self, part: Part = "validation") -> dict[str, float]:
-        """Loss and metrics on one part of the data, in evaluation mode.
-
-        Where the data say nothing, the loss is how far the embeddings are from the teacher's.
-        """
+        """Loss and metrics on one part of the data, in evaluation mode, and what `meters` say."""
         data: Data = getattr(self.task.splits(), part)
-        size, device, teaching = self.config.batch_size, self.config.device, self.objective.teaching
+        size, device = self.config.batch_size, self.config.device
         with evaluation_weights(self.optimizer):
-            found = evaluate(self.model, self.task, data, batch_size=size, device=device)
-            if teaching is not None and getattr(self.task, "needs_teacher", False):
-                found |= embedding_agreement(teaching, self.model, batches(self.task, data, size, device))
-        return found
+            return evaluate(self.model, self.task, data, batch_size=size, device=device, meters=self.meters())
+
+    def meters(self) -> Sequence[Meter]:
+        """What measures a network of this run beside the task: how close it is to the teacher."""
+        teaching = self.objective.teaching
+        return () if teaching is None else (Agreement(teaching),)
 
     def whole_network(self) -> nn.Module:
         """The network as one process has it, to measure and pack; of several processes all have to ask.

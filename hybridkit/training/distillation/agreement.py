@@ -1,32 +1,63 @@
-"""How close a student's embeddings are to its teacher's."""
+"""How close a student is to its teacher on data that neither learns from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor
 
-from hybridkit.tasks.data import Batch
-from hybridkit.tasks.protocol import forward
+from hybridkit.tasks.data import Batch, on
+from hybridkit.training.distillation.losses import positions
 from hybridkit.training.distillation.teaching import Teaching, attention_mask, embedding_of
-from hybridkit.training.evaluation import measuring
+from hybridkit.trees import main_output
 
 
-def embedding_agreement(teaching: Teaching, student: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-    """`teacher_cosine`, the mean over all samples, and as `loss` what it lacks to 1.
+class Agreement:
+    """A `Meter` of a student beside its teacher.
 
-    For networks that say themselves what an embedding is (see `embedding_of`), in evaluation mode.
+    Where the data say nothing but by the teacher (see `Objective`): `teacher_cosine`, the mean cosine of
+    the embeddings, and as `loss` what it lacks to 1. Where logits are learned from: `teacher_kl`, the mean of
+    KL(teacher || student) in nats, and `teacher_top1`, the share of positions where both have the same
+    first choice.
     """
-    total, samples = 0.0, 0
-    with measuring(student):
-        for batch in batches:
-            mask = attention_mask(teaching.task, batch)
-            ours = embedding_of(forward(teaching.task, student, batch), None, mask)
-            theirs = embedding_of(teaching.answer(batch), None, mask)
-            cosines = F.cosine_similarity(ours.float(), theirs.float(), dim=-1)
-            total += float(cosines.sum(dtype=torch.float64))
-            samples += len(cosines)
-    mean = total / max(samples, 1)
-    return {"loss": 1 - mean, "teacher_cosine": mean}
+
+    def __init__(self, teaching: Teaching) -> None:
+        self.teaching = teaching
+        self._embeds = bool(getattr(teaching.task, "needs_teacher", False))
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    @torch.no_grad()
+    def add(self, output: Any, batch: Batch, values: Mapping[str, float]) -> None:
+        """Run the teacher on a batch that the student has run on, and compare."""
+        if not self._embeds and "logits" not in self.teaching.weights:
+            return
+        expert = self.teaching.answer(on(batch, self.teaching.device))
+        mask = attention_mask(self.teaching.task, batch)
+        if self._embeds:
+            ours = embedding_of(output, None, mask)
+            theirs = embedding_of(expert, None, mask).to(ours.device)
+            self._note(teacher_cosine=F.cosine_similarity(ours.float(), theirs.float(), dim=-1))
+            return
+        ours, theirs = main_output(output), main_output(expert)
+        kept = positions(ours, mask)
+        theirs = theirs.to(ours.device)
+        rows = [(x if kept is None else x[kept]).flatten(0, -2).float() for x in (ours, theirs)]
+        student, teacher = (F.log_softmax(x, dim=-1) for x in rows)
+        self._note(
+            teacher_kl=F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1),
+            teacher_top1=(student.argmax(-1) == teacher.argmax(-1)).float(),
+        )
+
+    def _note(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value.sum(dtype=torch.float64))
+        self._count += len(next(iter(values.values())))
+
+    def result(self) -> dict[str, float]:
+        """The means so far."""
+        means = {name: total / max(self._count, 1) for name, total in self._sums.items()}
+        return {"loss": 1 - means["teacher_cosine"], **means} if "teacher_cosine" in means else means

@@ -127,6 +127,11 @@ class Teaching:
             )
         return found
 
+    @property
+    def device(self) -> torch.device:
+        """Where the teacher is."""
+        return next((p.device for p in self.teacher.parameters()), torch.device("cpu"))
+
     @torch.no_grad()
     def answer(self, batch: Batch) -> Any:
         """The teacher's output on a batch."""
