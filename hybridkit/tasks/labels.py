@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hybridkit.errors import FileError
 from hybridkit.pretrained import Head, Pretrained
@@ -95,39 +93,6 @@ def with_head(found: Pretrained, head: Head, names: Sequence[str]) -> Any:
             f"({listed}): it gets a new one"
         )
     return found.network(head, **named)
-
-
-class Confusion:
-    """Accuracy and macro F1 of whole data. It is a `Meter`."""
-
-    def __init__(self) -> None:
-        self._counts: dict[tuple[int, int], int] = {}
-
-    def add(self, output: Any, batch: Mapping[str, Tensor], values: Mapping[str, float]) -> None:
-        """Take note of a batch."""
-        from hybridkit.trees import main_output
-
-        guessed = main_output(output).argmax(-1).tolist()
-        for pair in zip(batch["labels"].tolist(), guessed, strict=True):
-            self._counts[pair] = self._counts.get(pair, 0) + 1
-
-    def result(self) -> dict[str, float]:
-        """What was found so far."""
-        pairs = torch.tensor(list(self._counts)).view(-1, 2)
-        weights = torch.tensor(list(self._counts.values()), dtype=torch.float64)
-        return {"macro_f1": macro_f1(pairs[:, 0], pairs[:, 1], weights)}
-
-
-def macro_f1(labels: Tensor, guessed: Tensor, weights: Tensor | None = None) -> float:
-    """The mean over classes that are there of 2 tp / (2 tp + fp + fn); labels, guesses: int64 [samples]."""
-    labels, guessed = labels.cpu(), guessed.cpu()
-    weights = torch.ones(len(labels), dtype=torch.float64) if weights is None else weights
-    scores = []
-    for number in set(labels.tolist()) | set(guessed.tolist()):
-        is_it, said_it = labels == number, guessed == number
-        hits = weights[is_it & said_it].sum()
-        scores.append(2 * hits / (weights[is_it].sum() + weights[said_it].sum()))
-    return float(torch.stack(scores).mean()) if scores else 0.0
 
 
 def _none(label: Any) -> bool:

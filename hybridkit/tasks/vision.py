@@ -18,8 +18,9 @@ from torch import Tensor
 from hybridkit.errors import FileError, UsageError
 from hybridkit.options import option
 from hybridkit.pretrained import Pretrained
+from hybridkit.tasks.classes import ByClass
 from hybridkit.tasks.datafiles import Part, find_files
-from hybridkit.tasks.labels import LABELS, Confusion, Labels, macro_f1, with_head
+from hybridkit.tasks.labels import LABELS, Labels, with_head
 from hybridkit.tasks.pretrained_task import PretrainedOptions, PretrainedTask
 from hybridkit.tasks.protocol import Splits
 from hybridkit.tasks.rows import (
@@ -34,7 +35,6 @@ from hybridkit.tasks.rows import (
     renamed,
     with_all_parts,
 )
-from hybridkit.trees import main_output
 
 IMAGES: Final = ("image", "img", "pixel_values")
 THUMBNAIL: Final = 8  # pixels along each side of what images are clustered by
@@ -49,7 +49,7 @@ class ImageOptions(PretrainedOptions):
     label_column: str = option("", "column with the class (default: label, ...)")
 
 
-class ImageClassification(PretrainedTask):
+class ImageClassification(ByClass, PretrainedTask):
     """Batches of `pixel_values`, float32 [batch, channels, height, width], and `labels`, int64 [batch].
 
     Images lie in one folder per class, below train, validation and test where they are shared out, or in a
@@ -57,8 +57,6 @@ class ImageClassification(PretrainedTask):
     """
 
     name = "image-classification"
-    metric = "accuracy"
-    metric_goal = "max"
     input_names = ("pixel_values",)
     dynamic_axes: Mapping[str, Mapping[int, str]] = {"pixel_values": {0: "batch"}}
     Options = ImageOptions
@@ -129,23 +127,6 @@ class ImageClassification(PretrainedTask):
         if not hasattr(image, "convert"):
             raise FileError(f"{self._where}: the image column holds {type(image).__name__}, not images")
         return image.convert(self._mode)
-
-    def loss(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy, 0-d."""
-        return F.cross_entropy(main_output(output).float(), batch["labels"])
-
-    def metrics(self, output: Any, batch: Mapping[str, Tensor]) -> dict[str, float]:
-        """Loss, accuracy and macro F1."""
-        guessed, labels = main_output(output).argmax(-1), batch["labels"]
-        return {
-            "loss": float(self.loss(output, batch)),
-            "accuracy": float((guessed == labels).float().mean()),
-            "macro_f1": macro_f1(labels, guessed),
-        }
-
-    def meter(self) -> Confusion:
-        """Macro F1 of a whole part."""
-        return Confusion()
 
     def _features(self, batch: Mapping[str, Tensor]) -> Tensor:
         return F.adaptive_avg_pool2d(batch["pixel_values"], THUMBNAIL).flatten(1)

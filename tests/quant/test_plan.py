@@ -63,6 +63,15 @@ def test_the_last_linear_is_the_last_to_run_where_that_can_be_seen():
     assert not model.head._forward_hooks
 
 
+def test_a_linear_that_other_weights_come_after_is_no_head():
+    encoder = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4), nn.LayerNorm(4), nn.Identity())
+    assert table(plan_layers(encoder, example_inputs=(torch.randn(2, 4),))) == {
+        "0": "ternary-absmean",
+        "2": "ternary-absmean",
+    }
+    assert table(plan_layers(encoder))["2"] == "last Linear"  # not seen to run
+
+
 def test_what_shares_a_weight_with_an_embedding_stays_with_it():
     found = table(plan_layers(Language(), example_inputs=(TOKENS,)))
     assert found == {

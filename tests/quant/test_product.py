@@ -12,6 +12,7 @@ from torch import nn
 
 from hybridkit.quant.layers import QATConv2d, QATLinear, qat_class
 from hybridkit.quant.plan import make_quantizer
+from hybridkit.quant.product import MatMul
 
 EXACT = ["ternary-absmean", "ternary-mse", "ternary-learned", "binary", {"quantizer": "nbit", "bits": 4}]
 GROUPED = {"quantizer": "nbit", "bits": 4, "group_size": 8}
@@ -30,15 +31,15 @@ def integer_rows(x, axes):
 
 
 @given(
-    st.integers(1, 3),
+    st.integers(1, 20),  # on some processors the larger shapes are multiplied as integers
     st.integers(1, 90),
-    st.integers(1, 12),
+    st.integers(1, 40),
     st.sampled_from(EXACT),
     st.booleans(),
     st.sampled_from([1e-7, 1.0, 3e4]),
     st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_linear_int8_equals_integer_arithmetic(rows, K, N, spec, bias, size, seed):
     torch.manual_seed(seed)
     layer = fake(nn.Linear(K, N, bias=bias), spec)
@@ -145,6 +146,7 @@ def obvious(layer, x):
     ("layer", "shape"),
     [
         (nn.Linear(12, 7), (2, 3, 12)),
+        (nn.Linear(24, 17), (3, 6, 24)),
         (nn.Conv1d(4, 6, 3, stride=2, padding=1), (2, 4, 9)),
         (nn.Conv2d(4, 6, 3, padding=(2, 1), dilation=2, groups=2), (2, 4, 7, 6)),
     ],
@@ -161,6 +163,32 @@ def test_gradients_are_those_of_the_dequantised_product(layer, shape, spec, acti
         torch.autograd.grad(y, wanted, upstream), torch.autograd.grad(expected, wanted, upstream), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 40), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_int8_products_are_those_of_whole_numbers(rows, K, N, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, q = (torch.randint(-127, 128, (n, K), generator=generator, dtype=torch.int8) for n in (rows, N))
+    expected = x.long() @ q.long().T
+    for way in (x, x.t().contiguous().t(), x[None]):  # strides differ
+        found = MatMul().multiply_int8(way, q)
+        assert found is None or torch.equal(found.long().view_as(expected), expected)
+
+
+def test_autocast_lowers_the_gradients_alone():
+    torch.manual_seed(0)
+    layer, x = fake(nn.Linear(32, 24)), torch.randn(20, 32, requires_grad=True)
+    exact = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert torch.equal(y, exact)
+    upstream = torch.randn_like(y)
+    wanted = [x, layer.weight]
+    ours, theirs = (torch.autograd.grad(z, wanted, upstream) for z in (y, exact))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype == torch.float32
+        assert 0 < float((a - b).norm() / b.norm()) < 2**-7  # the precision of bf16
 
 
 def test_only_the_gradients_that_are_needed():

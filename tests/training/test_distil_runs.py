@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from torch import nn
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.quant.layers import qat_layers
+from hybridkit.tasks.data import size
 from hybridkit.tasks.models.transformer import Shape, Transformer
 from hybridkit.tasks.protocol import forward
 from hybridkit.training.config import TrainConfig, resolve
-from hybridkit.training.distillation.layers import projections, repeated_blocks
+from hybridkit.training.distillation.layers import main_blocks, projections
 from hybridkit.training.distillation.losses import embedding_loss, hidden_loss, relation_loss
 from hybridkit.training.distillation.teaching import Teaching
 from hybridkit.training.loop import resume, train
+from hybridkit.training.metrics import read_records
 from hybridkit.training.trainer import Trainer
 
 CLASSIFY, EMBED = "teach_task:classify", "teach_task:embed"
@@ -132,6 +135,30 @@ def test_a_task_without_a_loss_of_its_own_learns_from_the_teacher_alone() -> Non
     assert values["loss"] == pytest.approx(expected, rel=1e-6)
 
 
+def test_what_is_packed_is_compared_with_the_teacher_too(tmp_path: Path) -> None:
+    run = train(config(EMBED, teacher="self", activations="float"), run_dir=tmp_path).run
+    final = read_records(run.metrics_path)[-1]
+    assert final["event"] == "final"
+    assert 0 < final["test_teacher_cosine"] < 1
+    assert final["packed_test_teacher_cosine"] == pytest.approx(final["test_teacher_cosine"], abs=1e-4)
+    assert final["packed_test_loss"] == pytest.approx(1 - final["packed_test_teacher_cosine"])
+
+
+def test_logits_are_compared_with_the_teachers() -> None:
+    trainer = Trainer.seeded(config(teacher="teach_task:wide"))
+    found, sample = trainer.evaluate(), teach_task.splits().validation
+    with torch.no_grad():
+        networks = (trainer.model.eval(), trainer.objective.teacher)
+        ours, theirs = (forward(trainer.task, each, sample)["logits"].softmax(-1) for each in networks)
+    expected = (theirs * (theirs / ours).log()).sum(-1).mean()
+    assert found["teacher_kl"] == pytest.approx(float(expected), rel=1e-4)
+    assert found["teacher_top1"] == pytest.approx(
+        float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
+    )
+    silent = Trainer.seeded(config(teacher="teach_task:wide", distil="hidden")).evaluate()
+    assert not {"teacher_kl", "teacher_cosine"} & set(silent)
+
+
 def test_a_pretrained_teacher_gets_the_tasks_head(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     teacher = Trainer.seeded(config(EMBED, teacher=str(tmp_path))).objective.teacher
@@ -147,8 +174,9 @@ def test_the_teacher_runs_once_for_each_batch() -> None:
     assert trainer.objective.teacher is not None
     trainer.objective.teacher.register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
     trainer.step()
-    trainer.evaluate()
     assert runs == [False]
+    trainer.evaluate()
+    assert runs == [False] * (1 + math.ceil(size(trainer.task.splits().validation) / 16))
     assert not trainer.objective.teacher.training
 
 
@@ -209,7 +237,7 @@ def test_a_smaller_teacher_dtype_changes_its_weights_and_its_inputs() -> None:
 def test_block_by_block_then_end_to_end() -> None:
     """In a block's stage nothing but that block moves, and nothing behind it runs."""
     trainer = Trainer.seeded(config(teacher="self", progressive=True, max_steps=8))
-    blocks, runs = repeated_blocks(trainer.model), []
+    blocks, runs = main_blocks(trainer.model), []
     for place, block in enumerate(blocks):
         block.register_forward_hook(lambda *_, place=place: runs.append(place))
     for stage in ([0], [0], [0, 1], [0, 1]):
@@ -274,7 +302,7 @@ def test_blocks_of_other_networks() -> None:
     ]
     ids = torch.randint(0, 30, (2, 5))
     for network in networks:
-        blocks = repeated_blocks(network.eval())
+        blocks = main_blocks(network.eval())
         assert len(blocks) == 3
         found = projections(blocks[0])
         joined = found["query"].layer is found["value"].layer

@@ -9,6 +9,7 @@ from typing import Any
 import block_task
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from same_run import assert_same_run
@@ -23,6 +24,7 @@ from hybridkit.training.engine import Engine
 from hybridkit.training.feed import share
 from hybridkit.training.loop import resume, train
 from hybridkit.training.objective import Objective
+from hybridkit.training.precision import autocast
 from hybridkit.training.runs import newest_run
 from hybridkit.training.trainer import DivergedError, Trainer
 
@@ -148,9 +150,21 @@ def test_bf16_computes_in_bf16_but_for_quantised_layers() -> None:
     assert seen["bf16"][0] == torch.bfloat16
     assert set(seen["bf16"][1:]) == {torch.float32}  # measured as it is packed
     plain, mixed = losses(**QAT, quantize_all=True), losses(**QAT, quantize_all=True, precision="bf16")
-    assert plain == mixed  # every product is a quantised layer's
+    assert plain[0] == mixed[0]  # every product is a quantised layer's
+    assert plain == pytest.approx(mixed, abs=0.05)  # whose gradients are bf16
     assert losses(precision="bf16") != losses()
     assert losses(precision="bf16") == pytest.approx(losses(), abs=0.05)
+
+
+def test_attention_on_a_cpu_is_float32() -> None:
+    parts = [torch.randn(2, 3, 5, 8).bfloat16() for _ in range(3)]
+    mask = torch.randn(2, 1, 1, 5)
+    expected = F.scaled_dot_product_attention(*(p.float() for p in parts), attn_mask=mask)
+    with autocast("bf16", "cpu"):
+        found = F.scaled_dot_product_attention(*parts, attn_mask=mask)
+        assert F.linear(parts[0].float(), torch.ones(4, 8)).dtype == torch.bfloat16
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
 
 
 def test_fp16_needs_a_gpu(tmp_path: Path) -> None:

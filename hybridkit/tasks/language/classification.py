@@ -7,24 +7,21 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hybridkit.pretrained import Pretrained
+from hybridkit.tasks.classes import ByClass
 from hybridkit.tasks.datafiles import Part
-from hybridkit.tasks.labels import LABELS, Confusion, Labels, macro_f1, with_head
+from hybridkit.tasks.labels import LABELS, Labels, with_head
 from hybridkit.tasks.language.sentences import SentenceOptions, SentenceTask
 from hybridkit.tasks.protocol import Splits
 from hybridkit.tasks.rows import Rows, column, cut_by_class, with_all_parts
-from hybridkit.trees import main_output
 
 
-class TextClassification(SentenceTask):
+class TextClassification(ByClass, SentenceTask):
     """Batches of `input_ids`, `attention_mask` (`token_type_ids` for pairs) and `labels`, int64 [batch]."""
 
     name = "text-classification"
-    metric = "accuracy"
-    metric_goal = "max"
     Options = SentenceOptions
 
     def __init__(self, options: SentenceOptions | None = None) -> None:
@@ -58,20 +55,3 @@ class TextClassification(SentenceTask):
         seconds = [sample["text2"] for sample in samples] if "text2" in samples[0] else None
         tokens = self._tokens([sample["text"] for sample in samples], seconds)
         return tokens | {"labels": torch.tensor([sample["label"] for sample in samples])}
-
-    def loss(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy, 0-d."""
-        return F.cross_entropy(main_output(output).float(), batch["labels"])
-
-    def metrics(self, output: Any, batch: Mapping[str, Tensor]) -> dict[str, float]:
-        """Loss, accuracy and macro F1."""
-        guessed, labels = main_output(output).argmax(-1), batch["labels"]
-        return {
-            "loss": float(self.loss(output, batch)),
-            "accuracy": float((guessed == labels).float().mean()),
-            "macro_f1": macro_f1(labels, guessed),
-        }
-
-    def meter(self) -> Confusion:
-        """Macro F1 of a whole part."""
-        return Confusion()

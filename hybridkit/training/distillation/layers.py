@@ -32,7 +32,7 @@ class Projection:
         return output if self.third is None else output.chunk(3, dim=-1)[self.third]
 
 
-def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+def main_blocks(network: nn.Module) -> list[nn.Module]:
     """The blocks of a network, first to last: the list or sequence of modules of one class with most weights.
 
     Raises UsageError where there is none.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hybridkit.errors import UsageError
 from hybridkit.tasks.data import Batch
 from hybridkit.tasks.protocol import forward
-from hybridkit.training.distillation.layers import paired_blocks, repeated_blocks
+from hybridkit.training.distillation.layers import main_blocks, paired_blocks
 from hybridkit.training.distillation.teaching import Teaching
 from hybridkit.training.distillation.terms import Pairs
 from hybridkit.training.distillation.watching import hidden_of
@@ -48,7 +48,7 @@ class Progressive:
 
     def __init__(self, teaching: Teaching, student: nn.Module, steps: int, layer_map: Pairs = ()) -> None:
         self.teaching, self.task = teaching, teaching.task
-        ours, theirs = repeated_blocks(student), repeated_blocks(teaching.teacher)
+        ours, theirs = main_blocks(student), main_blocks(teaching.teacher)
         self.pairs = [(ours[i], theirs[j]) for i, j in paired_blocks(len(ours), len(theirs), layer_map)]
         self.steps_per_block = int(SHARE * steps) // len(self.pairs)
         if not self.steps_per_block:

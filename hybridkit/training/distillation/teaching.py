@@ -14,9 +14,9 @@ from hybridkit.tasks.protocol import Task, forward, named_inputs
 from hybridkit.training.distillation.layers import (
     Part,
     Projection,
+    main_blocks,
     paired_blocks,
     projections,
-    repeated_blocks,
 )
 from hybridkit.training.distillation.losses import (
     distillation_loss,
@@ -71,7 +71,7 @@ class Teaching:
         if set(self.weights) <= {"logits"}:
             return
         try:
-            ours, theirs = repeated_blocks(student), repeated_blocks(self.teacher)
+            ours, theirs = main_blocks(student), main_blocks(self.teacher)
         except UsageError as error:
             if set(self.weights) <= {"logits", "embedding"}:
                 return
