@@ -55,6 +55,8 @@ def blocks() -> dict[str, str]:
         "latency": markdown(tables.latency_table(bench.inference)),
         "help-latency": help_latency(),
         "gpu-steps": markdown(gpu_steps()),
+        "encoder": markdown(encoder()),
+        "encoder-latency": markdown(encoder_latency()),
         "arena": comparison("convergence"),
         "arena-summary": summary(),
         "arena-cells": "\n".join(settings("convergence")),
@@ -225,6 +227,61 @@ def gpu_steps() -> TextTable:
         f"torch {found['torch']}."
     ]
     return TextTable("Training steps of a byte-level transformer on a GPU", columns, rows, notes)
+
+
+def encoder() -> TextTable:
+    """A sentence encoder made ternary: how close, how good, how large."""
+    found = json.loads((RESULTS / "minilm.json").read_text("utf-8"))
+    cosine, ranks, run = found["cosine"], found["spearman"], found["training"]
+    minutes = found["processor_seconds"] / 2 / 60
+    whole = {suffix: sizes["everything"] / 1e6 for suffix, sizes in found["bytes"].items()}
+    lost = interval(Interval(ranks["lost"], *ranks["interval"]), 2)
+    mean = interval(Interval(cosine["mean"], *cosine["interval"]), 4)
+    rows = [
+        ("mean cosine to the original, sentences of novels", ">= 0.93", mean, _met(cosine["mean"] >= 0.93)),
+        ("its 10th and 1st percentile", "reported", f"{cosine['p10']:.3f}, {cosine['p1']:.3f}", ""),
+        ("Spearman on the STS benchmark, original", "reported", f"{ranks['original']:.2f}", ""),
+        ("the same, ternary", "reported", f"{ranks['ternary']:.2f}", ""),
+        ("points lost", "<= 2", lost, _met(ranks["lost"] <= 2)),
+        ("packed file, tokenizer included, MB", "<= 15", *_megabytes(whole[".safetensors"])),
+        ("ONNX file, tokenizer included, MB", "<= 15", *_megabytes(whole[".onnx"])),
+        ("minutes of training, two cores' time / 2", "<= 60", f"{minutes:.1f}", _met(minutes <= 60)),
+    ]
+    notes = [
+        f"{found['sentences']:,} sentences, {ranks['pairs']:,} pairs; 95 % bootstrap intervals over them, one"
+        f" run. {run['steps']:,} steps, {run['tokens'] / 1e6:.1f} million tokens of other text, "
+        f"{found['machine']['processor']}, {found['machine']['cores']} cores. The original is "
+        f"{found['original_bytes'] / 1e6:.1f} MB. "
+        "Cosine on other sentences of the novels by step: "
+        + ", ".join(f"{step:,}: {value:.3f}" for step, value in run["curve"])
+        + "."
+    ]
+    return TextTable("all-MiniLM-L6-v2, ternary", ("number", "must be", "measured", "verdict"), rows, notes)
+
+
+def encoder_latency() -> TextTable:
+    """What a run of its file takes, beside its peers."""
+    found = json.loads((RESULTS / "minilm.json").read_text("utf-8"))
+    rows = [
+        (
+            f"{row['batch']} x 32 tokens, {row['threads']} thread{'s' if row['threads'] > 1 else ''}",
+            row["name"],
+            f"{row['p50_ms']:.2f}",
+            f"{row['p90_ms']:.2f}",
+            f"{row['times_ours']:.2f}",
+        )
+        for row in found["latency"]
+    ]
+    columns = ("texts", "file", "median, ms", "90th percentile, ms", "times ours")
+    return TextTable("The encoder inside ONNX Runtime", columns, rows, ["Files take turns; inputs differ."])
+
+
+def _met(holds: bool) -> str:
+    return "met" if holds else "missed"
+
+
+def _megabytes(size: float) -> tuple[str, str]:
+    return f"{size:.2f}", _met(size <= 15)
 
 
 def filled(text: str, found: dict[str, str]) -> str:

@@ -151,7 +151,8 @@ def command(
 ) -> None:
     """Quantise a trained network without further training, pack it, and print what that cost.
 
-    A network that trained with --qat is packed as it trained. The error of a layer is ||W - Q|| / ||W||.
+    A network that trained with --qat is packed as it trained; --embeddings takes what it left in full
+    precision. The error of a layer is ||W - Q|| / ||W||.
     In an ONNX file MatMul, Gemm and Conv with constant weights become packed operators; no torch is needed.
     """
     options = strategy_options(ctx, set_)
@@ -183,16 +184,20 @@ def _quantize(found: Source, output: Path, flags: Flags, options: Mapping[str, A
     from hybridkit.quant.config import config_from
     from hybridkit.quant.layers import qat_layers
     from hybridkit.quant.post_training import AFTERWARDS, quantize_to_file
+    from hybridkit.quant.prepare import quantize_spared_
 
     # what weighs the errors of layers, where the source itself says it
     examples = found.examples.draw(CALIBRATION) if flags.target_bits and found.examples else None
     network, weights = found.streamed() if examples is None else (found.network, None)
     given = flags.given("quantizer") | ({"options": options} if options else {}) | flags.given(*_HOW)
-    if qat_layers(network):
-        _reject_idle(found.text, given)
-    given["overrides"] = _overrides(given.pop("layer", []))
     if (bits := flags.embeddings) and bits.isdecimal():
         given["embeddings"] = int(bits)
+    if qat_layers(network):
+        spared = given.pop("embeddings", None)
+        _reject_idle(found.text, given)
+        if spared is not None:
+            quantize_spared_(network, spared)
+    given["overrides"] = _overrides(given.pop("layer", []))
     with travelling(found.assets, output) as assets:
         metadata = {name: value for name, value in found.metadata.items() if name != "metrics"}  # of before
         return quantize_to_file(

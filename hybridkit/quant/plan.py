@@ -60,6 +60,9 @@ def left_alone(plans: Iterable[LayerChoice]) -> tuple[LeftAlone, ...]:
     )
 
 
+_TIED: Final = "shares its weight with one that is not quantised"
+SPARED: Final = ("embedding", "last Linear", _TIED)  # reasons of layers that could be quantised
+
 EMBEDDINGS: Final[Mapping[Embeddings, QuantizerSpec]] = {
     8: {"quantizer": "nbit", "bits": 8},
     4: {"quantizer": "nbit", "bits": 4, "group_size": 64},
@@ -198,13 +201,14 @@ def _obstacles(layers: Iterable[Layer]) -> dict[Layer, str]:
 
 def _exempt(layers: Sequence[Layer], order: Sequence[str] | None) -> dict[Layer, str]:
     """The layers that stay in full precision by default, with the reason."""
-    exempt = {layer: "embedding" for layer in layers if layer.kind == "embedding"}
+    embedding, head, _ = SPARED
+    exempt = {layer: embedding for layer in layers if layer.kind == "embedding"}
     linears = {layer.name: layer for layer in layers if layer.kind == "linear"}
     ran = order if order is not None else list(linears)
     if ran and ran[-1] in linears:
-        exempt[linears[ran[-1]]] = "last Linear"
+        exempt[linears[ran[-1]]] = head
     weights = {layer.weight for layer in exempt}
-    tied = {x: "shares its weight with one that is not quantised" for x in layers if x.weight in weights}
+    tied = {x: _TIED for x in layers if x.weight in weights}
     return tied | exempt
 
 

@@ -13,11 +13,11 @@ from torch import nn
 from hybridkit.calls import Inputs
 from hybridkit.errors import UsageError
 from hybridkit.packing.activations import Activations
-from hybridkit.quant.config import QuantConfig, QuantizerSpec, config_from
+from hybridkit.quant.config import Embeddings, QuantConfig, QuantizerSpec, config_from
 from hybridkit.quant.fast_path import close_fast_paths
 from hybridkit.quant.layers import QATLayer, qat_class, qat_layers
 from hybridkit.quant.norms import insert_norms_
-from hybridkit.quant.plan import LeftAlone, left_alone, plan_layers
+from hybridkit.quant.plan import EMBEDDINGS, SPARED, LeftAlone, left_alone, make_quantizer, plan_layers
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -95,6 +95,33 @@ def prepare_qat_(
 
 
 prepare_qat = prepare_qat_
+
+
+def quantize_spared_(model: nn.Module, embeddings: Embeddings) -> None:
+    """Quantise the embeddings and the head of a prepared model too, which trained without that; in place.
+
+    `embeddings`: as in QuantConfig. Raises UsageError for another value, and where none of them was left in
+    full precision.
+    """
+    QuantConfig(embeddings=embeddings)
+    done = prepared(model)
+    spared = (
+        {x.name: model.get_submodule(x.name) for x in done.left_alone if x.reason in SPARED} if done else {}
+    )
+    if done is None or not spared:
+        raise UsageError("no embedding or head was left in full precision: they are packed as they trained")
+    for layer in spared.values():
+        quantizer, name = make_quantizer(EMBEDDINGS[embeddings])
+        assert quantizer is not None
+        qat_class(layer).adopt(
+            layer,
+            quantizer,
+            activations=done.config.activations,
+            compute=done.config.compute,
+            name=name,
+        )
+    rest = tuple(x for x in done.left_alone if x.name not in spared)
+    model._hybridkit_prepared = Prepared(replace(done.config, embeddings=embeddings), rest)  # type: ignore[assignment]
 
 
 def prepared(model: nn.Module) -> Prepared | None:

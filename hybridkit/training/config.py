@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from hybridkit.errors import FileError, UsageError
 from hybridkit.hookspecs import KINDS, Kind
 from hybridkit.options import Flag, nearest
-from hybridkit.pretrained import PREFIX
+from hybridkit.pretrained import PREFIX, is_pretrained
 from hybridkit.quant.config import QuantConfig, parse_granularity
 from hybridkit.training.distillation.terms import parse_layer_map, parse_terms
 
@@ -23,6 +23,8 @@ HYBRID_DEFAULTS = {
     "clusterer": "none",  # balanced batches cost accuracy wherever they were measured
     "constraint": "l2",
 }
+# Of a pretrained network: relative steps, made for training from scratch, would undo what it knows.
+HYBRID_FINE_TUNING = {**HYBRID_DEFAULTS, "optimizer": "adamw", "lr_controller": "cosine"}
 HYBRID_CLUSTERER = "kmeans"  # where clusters are asked for
 HYBRID_RAMP = 0.8
 
@@ -290,7 +292,9 @@ def resolve(
         given["epochs"] = None
     if hybrid:
         asked = "data_clusters" in given or given.get("sampler", "shuffle") != "shuffle"
-        given = {**HYBRID_DEFAULTS, **({"clusterer": HYBRID_CLUSTERER} if asked else {}), **given}
+        trained = is_pretrained(str(given.get("model") or ""))
+        defaults = HYBRID_FINE_TUNING if trained else HYBRID_DEFAULTS
+        given = {**defaults, **({"clusterer": HYBRID_CLUSTERER} if asked else {}), **given}
         if qat and "trainable" not in given:
             given.setdefault("ramp", HYBRID_RAMP)
     given["sink"], chosen = _sinks(given.get("sink", ()), options or {})

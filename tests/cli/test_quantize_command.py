@@ -77,6 +77,14 @@ def test_a_qat_run_is_packed_as_it_trained(runs: dict[str, Run], capsys: pytest.
         assert layer.spec == ours.layers[name].spec
 
 
+def test_what_a_qat_run_spared_gets_its_own_bits(runs: dict[str, Run]) -> None:
+    assert run(["quantize", str(runs["qat"].path), "--embeddings", "8"]) == 0
+    ours, theirs = PackedModel.load("model.hk.safetensors"), runs["qat"].packed()
+    assert set(ours.layers) - set(theirs.layers) == {"output"}
+    assert (ours.layers["output"].quantizer, ours.layers["output"].codec) == ("nbit", "nbit8")
+    assert all((layer.codes == ours.layers[name].codes).all() for name, layer in theirs.layers.items())
+
+
 def test_one_checkpoint_of_a_run(runs: dict[str, Run]) -> None:
     checkpoint = next((runs["plain"].path / "checkpoints").glob("step-*"))
     assert run(["quantize", str(checkpoint), "--quantizer", "nbit", "--set", "quantizer.bits=8"]) == 0

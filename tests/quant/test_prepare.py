@@ -9,9 +9,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from hybridkit.errors import UsageError
+from hybridkit.quant.convert import convert
 from hybridkit.quant.layers import QATConv2d, QATEmbedding, QATLinear, qat_layers
 from hybridkit.quant.nbit import NBit
-from hybridkit.quant.prepare import full_precision_copy, prepare_qat
+from hybridkit.quant.prepare import full_precision_copy, prepare_qat, prepared, quantize_spared_
 
 
 class Tied(nn.Module):
@@ -62,6 +63,29 @@ def test_tied_weights_stay_tied_and_learn_one_step():
     model(torch.tensor([[1, 2]])).square().sum().backward()
     optimizer.step()
     assert model.head.weight is model.embed.weight
+
+
+def test_what_training_spared_can_be_quantised_later():
+    model = prepare_qat(Tied(), activations="float")
+    tokens = torch.tensor([[1, 2, 19]])
+    before, trained = model(tokens), convert(model).layers["hidden"].codes
+    quantize_spared_(model, 8)
+    assert 0 < float((model(tokens) - before).norm() / before.norm()) < 0.02
+    packed = convert(model)
+    assert {name: layer.quantizer for name, layer in packed.layers.items()} == {
+        "hidden": "ternary-absmean",
+        "embed": "nbit",
+    }
+    assert packed.tied == {"head.weight": "embed.weight"}
+    assert packed.metadata["quantization"]["embeddings"] == 8
+    assert (packed.layers["hidden"].codes == trained).all()
+    assert prepared(model).left_alone == ()
+    with pytest.raises(UsageError, match="no embedding or head was left in full precision"):
+        quantize_spared_(model, 8)
+    with pytest.raises(UsageError, match="8, 4 or 8-tensor, not 5"):
+        quantize_spared_(prepare_qat(Tied()), 5)
+    with pytest.raises(UsageError, match="no embedding or head"):
+        quantize_spared_(Tied(), 8)
 
 
 def test_an_instance_serves_every_layer():
