@@ -72,6 +72,10 @@ def test_hybrid_switches_everything_on_and_each_part_can_be_named() -> None:
     for asked in ({"data_clusters": 8}, {"sampler": "balanced"}, {"clusterer": "kmeans"}):
         clustered = resolve(hybrid=True, **asked)
         assert (clustered.clusterer, clustered.sampler) == ("kmeans", "balanced")
+    fine = resolve(hybrid=True, task="causal-lm", model="hf:owner/name")
+    assert (fine.optimizer, fine.lr_controller, fine.constraint) == ("adamw", "cosine", "l2")
+    named = resolve(hybrid=True, task="causal-lm", model="hf:owner/name", optimizer="steepest")
+    assert (named.optimizer, named.lr_controller) == ("steepest", "cosine")
     assert resolve(hybrid=True, lr_controller="cosine").lr_controller == "cosine"
     assert resolve(hybrid=True, sampler="per-cluster").sampler == "per-cluster"
     plain = resolve()
