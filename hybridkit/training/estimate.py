@@ -14,7 +14,10 @@ from hybridkit.trees import tensors
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Sizes of a run. `memory_bytes`: weights, gradients, buffers, optimizer state; activations on top."""
+    """Sizes of a run.
+
+    `memory_bytes`: weights, gradients, buffers, optimizer state, the teacher; activations come on top.
+    """
 
     parameters: int
     quantized_weights: int
@@ -41,6 +44,8 @@ def estimate(config: TrainConfig) -> Estimate:
     parameters = list(trainer.model.parameters())
     held = [*parameters, *(p.grad for p in parameters if p.grad is not None), *trainer.model.buffers()]
     held += list(tensors(trainer.optimizer.state_dict()))
+    if (teacher := trainer.objective.teacher) is not None:
+        held += list(teacher.state_dict().values())
     return Estimate(
         parameters=sum(p.numel() for p in parameters),
         quantized_weights=sizes.weights if sizes else 0,

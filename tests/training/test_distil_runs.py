@@ -22,6 +22,7 @@ from hybridkit.training.config import TrainConfig, resolve
 from hybridkit.training.distillation.layers import main_blocks, projections
 from hybridkit.training.distillation.losses import embedding_loss, hidden_loss, relation_loss
 from hybridkit.training.distillation.teaching import Teaching
+from hybridkit.training.estimate import estimate
 from hybridkit.training.loop import resume, train
 from hybridkit.training.metrics import read_records
 from hybridkit.training.trainer import Trainer
@@ -178,6 +179,12 @@ def test_the_teacher_runs_once_for_each_batch() -> None:
     trainer.evaluate()
     assert runs == [False] * (1 + math.ceil(size(trainer.task.splits().validation) / 16))
     assert not trainer.objective.teacher.training
+
+
+def test_an_estimate_counts_the_teacher() -> None:
+    alone, taught = (estimate(config(**more)) for more in ({}, {"teacher": "teach_task:wide"}))
+    teacher = sum(tensor.nbytes for tensor in teach_task.wide().state_dict().values())
+    assert taught.memory_bytes == alone.memory_bytes + teacher
 
 
 def test_accumulated_batches_and_autocast_are_taught_too() -> None:
