@@ -184,7 +184,6 @@ def _dry_run(config: TrainConfig, json: bool) -> None:
     print(f"Bits per weight on disk: {expected.bits_per_weight:.3f}")
     if expected.packed_bytes:
         print(f"Packed file: {expected.packed_bytes:,} bytes")
-    print(
-        f"Memory: {expected.memory_bytes / 2**20:.1f} MiB (weights, gradients, optimizer, teacher; no activations)"
-    )
+    held = "weights, gradients, optimizer, teacher; no activations"
+    print(f"Memory: {expected.memory_bytes / 2**20:.1f} MiB ({held})")
     print(f"Steps: {expected.total_steps:,} ({expected.steps_per_epoch:,} per epoch)")
