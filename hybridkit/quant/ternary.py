@@ -104,6 +104,7 @@ class TernaryLearned:
 
     levels = LEVELS
     bits = BITS
+    version: ClassVar = 2  # gradients are rounded elsewhere since
     takes_numpy: ClassVar = True
 
     @dataclass(frozen=True, kw_only=True, slots=True)

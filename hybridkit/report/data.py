@@ -83,7 +83,12 @@ def collect(run: Run) -> Report:
     history = read_notes(run.history_path)
     found = about.get("config")
     config = found if isinstance(found, dict) else {}
-    steps = [r for r in records if r["event"] == "step"]
+    bounded = config.get("constraint") not in (None, "none")  # a radius is logged all the same
+    steps = [
+        r if bounded else {n: v for n, v in r.items() if n != "trust_radius"}
+        for r in records
+        if r["event"] == "step"
+    ]
     evaluations = [r for r in records if r["event"] == "evaluation"]
     final = next((r for r in reversed(records) if r["event"] == "final"), {})
     layers, layer_steps = _layers(evaluations)

@@ -80,6 +80,17 @@ def test_full_precision_says_what_there_is_not(plain: Run) -> None:
     assert "Weights train in full precision" in page(report)
 
 
+def test_without_a_trust_region_there_is_no_radius_to_draw(ternary: Run, tmp_path: Path) -> None:
+    run = copied(ternary, tmp_path)
+    path = run.path / "config.json"
+    about = json.loads(path.read_text())
+    about["config"]["constraint"] = None
+    path.write_text(json.dumps(about))
+    report = collect(run)
+    assert "Trust radius" not in titles(report)
+    assert "No trust region is on." in report.missing
+
+
 def test_a_run_of_an_older_version(ternary: Run, tmp_path: Path) -> None:
     run = copied(ternary, tmp_path)
     new = ("codes_changed", "codes_zero", "samples", "tokens", "layers", "sample",

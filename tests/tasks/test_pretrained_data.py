@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from hybridkit.clustering.samplers import ShuffleSampler
 from hybridkit.errors import FileError, UsageError
+from hybridkit.tasks.classes import macro_f1
 from hybridkit.tasks.datafiles import find_files, part_of
-from hybridkit.tasks.labels import macro_f1
 from hybridkit.tasks.resolve import make_task
 
 ROWS = [{"text": f"word {i} " + "more " * (i % 7), "label": ("no", "yes")[i % 2]} for i in range(40)]
