@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from hybridkit.errors import UsageError
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from hybridkit.exporting import ExportReport
     from hybridkit.exporting.subject import Subject
     from hybridkit.pretrained.examples import Examples
     from hybridkit.sources.protocol import Source
@@ -48,6 +50,22 @@ def described(source: Source, model: str | None, inputs: Sequence[str]) -> Subje
     from hybridkit.exporting.subject import subject_of
 
     return subject_of(task)
+
+
+def write(source: Source, subject: Subject, path: Path, **how: Any) -> ExportReport:
+    """Export what a source opens; `how` is as `exporting.export` takes it."""
+    from hybridkit.exporting import export
+
+    return export(
+        source.network,
+        source.packed,
+        path,
+        example_inputs=subject.example_inputs,
+        input_names=subject.input_names,
+        dynamic_axes=subject.dynamic_axes,
+        validation=subject.validation,
+        **how,
+    )
 
 
 def _of_examples(examples: Examples) -> Subject:

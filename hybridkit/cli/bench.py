@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +16,7 @@ import typer
 from hybridkit.cli._shared import (
     ConfigOption,
     JsonOption,
+    RemoteOption,
     console,
     emit_json,
     flag,
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("convergence", "quantization", "inference")
 WHAT, HOW = "What is measured", "How"
+ONNX = ".onnx"
 TRIALS = "trials.jsonl"  # the runs of convergence, each kept as soon as it ends
 
 
@@ -89,6 +94,7 @@ class Flags:
             "LR,LR,...",
         ),
     ] = None
+    trust_remote_code: RemoteOption = False
     out: Annotated[Path, flag(HOW, "Where results.json and the plots go.", "DIR")] = Path("bench-results")
 
 
@@ -98,13 +104,15 @@ def command(
         str | None,
         typer.Argument(
             metavar="convergence|quantization|inference",
-            help="One section; a MODEL.onnx in its place means inference (default: all three).",
+            help="One section; a MODEL in its place means inference (default: all three).",
         ),
     ] = None,
     model: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
-            metavar="MODEL.onnx", help="The file for inference (default: one is trained and exported)."
+            metavar="MODEL",
+            help="For inference: an ONNX file, or what export takes as --from (hf:OWNER/NAME, a folder, a run, "
+            "a packed model), exported to be measured (default: one is trained).",
         ),
     ] = None,
     *,
@@ -117,11 +125,11 @@ def command(
     Every claim is printed beside what was measured; nothing is asserted. Results go to stdout and, with
     plots, to a folder.
     """
-    section, file = _parse(what, model)
+    section, source = _parse(what, model)
     if section == ("convergence",):
         _convergence(flags, json)
     else:
-        _suite(section or SECTIONS, file, flags, json)
+        _suite(section or SECTIONS, source, flags, json)
 
 
 def _convergence(flags: Flags, json: bool) -> None:
@@ -165,7 +173,7 @@ def _custom(flags: Flags) -> tuple[Method, ...]:
     return custom_methods(flags.method or (), tables, parse_grid(flags.grid) if flags.grid else ())
 
 
-def _suite(sections: tuple[str, ...], file: Path | None, flags: Flags, json: bool) -> None:
+def _suite(sections: tuple[str, ...], source: str | None, flags: Flags, json: bool) -> None:
     f = flags
     if f.full or f.steps or f.batch_size or f.method or f.methods or f.grid:
         raise UsageError(
@@ -174,16 +182,16 @@ def _suite(sections: tuple[str, ...], file: Path | None, flags: Flags, json: boo
 
     from hybridkit.bench.suite import Request, run_bench
 
-    request = Request(
-        sections=sections,  # type: ignore[arg-type]
-        task=f.task or "digits",
-        seeds=f.seeds,
-        epochs=f.epochs or 10,
-        threads=(f.threads,) if f.threads else (),
-        model=file,
-        trials=f.out / TRIALS,
-    )
-    with progress() as display:
+    with progress() as display, _onnx_file(source, f.trust_remote_code) as file:
+        request = Request(
+            sections=sections,  # type: ignore[arg-type]
+            task=f.task or "digits",
+            seeds=f.seeds,
+            epochs=f.epochs or 10,
+            threads=(f.threads,) if f.threads else (),
+            model=file,
+            trials=f.out / TRIALS,
+        )
         results = run_bench(request.quick() if f.quick else request, _bars(display))
     _keep(results, f.out)
     if json:
@@ -194,19 +202,41 @@ def _suite(sections: tuple[str, ...], file: Path | None, flags: Flags, json: boo
         _print(results)
 
 
-def _parse(what: str | None, model: Path | None) -> tuple[tuple[str, ...], Path | None]:
+def _parse(what: str | None, model: str | None) -> tuple[tuple[str, ...], str | None]:
     """The sections (none: all) and the model. Raises UsageError for arguments that do not fit together."""
-    if what is not None and what.endswith(".onnx"):
+    if what is not None and what not in SECTIONS and _is_source(what):
         if model is not None:
             raise UsageError(f"two models were given, {what} and {model}; bench one at a time")
-        return ("inference",), Path(what)
+        return ("inference",), what
     if what is not None and what not in SECTIONS:
         raise UsageError(
-            f"bench has no section {what!r}; {nearest(what, SECTIONS)} (or a file that ends in .onnx)"
+            f"bench has no section {what!r}; {nearest(what, SECTIONS)} (or a model that is there: an ONNX "
+            "file, hf:OWNER/NAME, a folder, a run)"
         )
     if model is not None and what != "inference":
         raise UsageError(f"{what} does not take a model; say hybridkit bench inference {model}")
     return ((what,) if what else ()), model
+
+
+def _is_source(text: str) -> bool:
+    return text.endswith(ONNX) or ":" in text or Path(text).exists()
+
+
+@contextlib.contextmanager
+def _onnx_file(text: str | None, remote: bool) -> Iterator[Path | None]:
+    """The ONNX file that `text` names, or for the time of the measurement what another source exports to."""
+    if text is None or text.endswith(ONNX):
+        yield Path(text) if text else None
+        return
+    from hybridkit.cli._export_inputs import described, write
+    from hybridkit.sources.protocol import Code, open_source
+
+    source = open_source(text, Code(remote=remote), None)
+    with tempfile.TemporaryDirectory() as folder:
+        name = re.split(r"[/:]", text.rstrip("/"))[-1].split(".")[0] or "model"
+        file = Path(folder) / f"{name}{ONNX}"
+        write(source, described(source, None, ()), file, metadata=source.metadata)
+        yield file
 
 
 def _bars(display: Progress) -> Callable[[str, int], Tick]:

@@ -98,8 +98,8 @@ def command(
     """
     options, inputs = strategy_options(ctx, set_), flags.input_ or ()
 
-    from hybridkit.cli._export_inputs import described
-    from hybridkit.exporting import export, target_for
+    from hybridkit.cli._export_inputs import described, write
+    from hybridkit.exporting import target_for
     from hybridkit.pretrained.assets import travelling
 
     chosen = flags.target or target_for(output)
@@ -109,16 +109,12 @@ def command(
     subject = described(source, flags.model, inputs)
     metadata = {name: value for name, value in source.metadata.items() if not (inputs and name == "inputs")}
     with travelling(source.assets, output) as assets:
-        report = export(
-            source.network,
-            source.packed,
+        report = write(
+            source,
+            subject,
             output,
-            example_inputs=subject.example_inputs,
-            input_names=subject.input_names,
-            dynamic_axes=subject.dynamic_axes,
             target=chosen,
             opset=flags.opset,
-            validation=subject.validation,
             verify=flags.verify,
             metadata=metadata | assets,
             options=options.get("exporter"),

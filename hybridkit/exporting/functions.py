@@ -91,11 +91,17 @@ def function(operator: str, opset: int) -> onnx.FunctionProto:
 
 def _body(stem: str, storage: Storage) -> str:
     if stem == "Unpack":
-        return _UNPACK_BEFORE + _digits(storage) + _UNPACK_AFTER + _codes(storage, "y")
+        whole_bytes = storage.bits == 8
+        return (_BYTES if whole_bytes else _unpacked(storage)) + _codes(storage, "y")
     kind = "MatMul" if stem.startswith("MatMul") else "Conv"
     mode = "Int8" if stem.endswith("Int8") else "Float"
     before, after, product = _PRODUCTS[kind]
     return before + _TILES + _digits(storage) + _ROWS + after + _codes(storage, "q") + product[mode]
+
+
+def _unpacked(storage: Storage) -> str:
+    """`codes` [..., bytes] to `kept` digits [..., K]."""
+    return _UNPACK_BEFORE + _digits(storage) + _UNPACK_AFTER
 
 
 def _digits(storage: Storage) -> str:
@@ -121,6 +127,9 @@ def _codes(storage: Storage, result: str) -> str:
     """
 
 
+_BYTES = """
+        kept = Identity (codes)
+"""
 _UNPACK_BEFORE = """
         last_axis = Constant <value_ints = [-1]> ()
         bytes = Identity (codes)

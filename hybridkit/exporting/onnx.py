@@ -20,6 +20,7 @@ from hybridkit.errors import FileError
 from hybridkit.exporting import files, lowering, verify
 from hybridkit.exporting.assembly import assemble, tidy
 from hybridkit.exporting.folding import fold_batch_normalization
+from hybridkit.exporting.gelu import reorder_gelu
 from hybridkit.exporting.graph import PackedNode, packed_nodes
 from hybridkit.exporting.precision import without_bfloat16
 from hybridkit.exporting.protocol import ExportReport, ExportRequest
@@ -92,6 +93,7 @@ def write_onnx(
             runnable, request.example_inputs, request.input_names, request.dynamic_axes, request.opset
         )
         fold_batch_normalization(graph)
+        reorder_gelu(graph)
         fp32_bytes = _fp32_bytes(graph)
         products = {layer.name: layer for layer in packed_nodes(graph)}
         lower(graph)

@@ -33,8 +33,10 @@ def model(tmp_path):
         (None, None, ((), None)),
         ("convergence", None, (("convergence",), None)),
         ("inference", None, (("inference",), None)),
-        ("inference", Path("a.onnx"), (("inference",), Path("a.onnx"))),
-        ("dir/a.onnx", None, (("inference",), Path("dir/a.onnx"))),
+        ("inference", "a.onnx", (("inference",), "a.onnx")),
+        ("dir/a.onnx", None, (("inference",), "dir/a.onnx")),
+        ("hf:owner/name", None, (("inference",), "hf:owner/name")),
+        (str(Path(__file__).parent), None, (("inference",), str(Path(__file__).parent))),
     ],
 )
 def test_what_the_arguments_mean(what, model, expected):
@@ -46,8 +48,8 @@ def test_what_the_arguments_mean(what, model, expected):
     [
         ("convergense", None, "did you mean 'convergence'"),
         ("model.pt", None, "no section 'model.pt'"),
-        ("quantization", Path("a.onnx"), "say hybridkit bench inference a.onnx"),
-        ("a.onnx", Path("b.onnx"), "two models"),
+        ("quantization", "a.onnx", "say hybridkit bench inference a.onnx"),
+        ("a.onnx", "b.onnx", "two models"),
     ],
 )
 def test_arguments_that_do_not_fit(what, model, message):
