@@ -98,20 +98,20 @@ def dictionary() -> Iterator[str]:
 
 
 def wikipedia() -> Iterator[str]:
-    """Prose, put back from its tokens as far as that goes."""
+    """Sentences of prose."""
+    for paragraph in articles():
+        yield from _sentences(paragraph)
+
+
+def articles() -> Iterator[str]:
+    """Paragraphs of prose, put back from their tokens as far as that goes."""
     for source in WIKITEXT:
         for line in fetch(source).decode().splitlines():
             if line.strip() and not line.strip().startswith("="):
                 text = line.replace(" <unk>", " something")
-                for token, plain in (
-                    (" @-@ ", "-"),
-                    (" @,@ ", ","),
-                    (" @.@ ", "."),
-                    ("( ", "("),
-                    (" 's", "'s"),
-                ):
+                for token, plain in TOKENS.items():
                     text = text.replace(token, plain)
-                yield from _sentences(re.sub(r" ([,.;:!?)'])", r"\1", text))
+                yield re.sub(r" ([,.;:!?)'])", r"\1", text)
 
 
 def fortunes() -> Iterator[str]:

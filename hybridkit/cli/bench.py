@@ -111,8 +111,8 @@ def command(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="For inference: an ONNX file, or what export takes as --from (hf:OWNER/NAME, a folder, a run, "
-            "a packed model), exported to be measured (default: one is trained).",
+            help="For inference: an ONNX file, or what export takes as --from (hf:OWNER/NAME, a folder, a "
+            "run, a packed model), exported to be measured (default: one is trained).",
         ),
     ] = None,
     *,

@@ -31,17 +31,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hybridkit.packing.model import Sizes
+    from hybridkit.quant.calibration import BlockReport
     from hybridkit.quant.post_training import FileReport, LayerReport
     from hybridkit.tasks.protocol import Task
 
 HOW, FILE, CODE, ONNX = "How", "The file", "Code that a file names", "ONNX files"
+DATA = "On calibration data"
 DEFAULT_OUTPUT = Path("model.hk.safetensors")
 _HOW = ("granularity", "layer", "activations", "quantize_all", "target_bits", "embeddings")
 _OF_NETWORKS = (
     *("codec", "compress", "quantize_all", "target_bits", "model", "task", "granularity", "layer"),
-    *("embeddings", "float_dtype"),
+    *("embeddings", "float_dtype", "calibrate", "samples", "tune_steps"),
 )
 _OF_ONNX = ("include", "exclude", "max_error", "more_bits", "inputs")
+SAMPLES = 128  # of calibration data
 CALIBRATION = 8  # random samples where a pretrained network says its inputs itself
 
 
@@ -94,6 +97,20 @@ class Flags:
     target_bits: Annotated[
         float | None, flag(HOW, "Mean bits per weight, 1 to 8; layers get what they need.")
     ] = None
+    calibrate: Annotated[
+        str | None,
+        flag(
+            DATA,
+            "Text, tables, images or hf:OWNER/NAME that a pretrained network is run on, block by block, so "
+            "that codes and scales keep what its layers give.",
+            "DATA",
+        ),
+    ] = None
+    samples: Annotated[int | None, flag(DATA, "Samples of it (128).", "N", min=1)] = None
+    tune_steps: Annotated[
+        int | None,
+        flag(DATA, "Steps that tune scales, norms and biases of each block (200).", "N", min=0),
+    ] = None
     model: Annotated[
         str | None,
         flag(
@@ -103,7 +120,10 @@ class Flags:
     task: Annotated[
         str | None,
         flag(
-            CODE, "Whose network a .safetensors file holds; or repeats the run's package.module:attr.", "NAME"
+            CODE,
+            "Whose network a .safetensors file holds; or repeats the run's package.module:attr; or what "
+            "reads --calibrate (by the network: causal-lm, text-embedding, ...).",
+            "NAME",
         ),
     ] = None
     trust_remote_code: RemoteOption = False
@@ -169,14 +189,53 @@ def command(
     for name in of_onnx:
         raise UsageError(f"--{name.replace('_', '-')} is for ONNX files, and {source} is none; drop it")
     output = flags.output or DEFAULT_OUTPUT
-    report = _quantize(found, output, flags, options.get("quantizer"))
+    if not flags.calibrate:
+        for name in flags.given("samples", "tune_steps"):
+            raise UsageError(f"--{name.replace('_', '-')} goes with --calibrate DATA; say both, or drop it")
+    if flags.calibrate:
+        report, blocks = _calibrate(found, output, flags, options)
+    else:
+        report, blocks = _quantize(found, output, flags, options.get("quantizer")), []
     if json:
-        document = {"layers": report.layers, "left_alone": report.left_alone}
+        document: dict[str, Any] = {"layers": report.layers, "left_alone": report.left_alone}
+        document |= {"blocks": blocks} if blocks else {}
         sizes = _size_fields(report.sizes)
         emit_json("quantize", {"path": output, "sizes": sizes, **document, **assets_fields(output)})
     else:
+        if blocks:
+            console().print(_block_table(blocks))
         _print(output, report)
         print(*assets_lines(output, report.sizes.file_bytes), sep="\n", end="")
+
+
+def _calibrate(
+    found: Source, output: Path, flags: Flags, options: Mapping[Any, Any]
+) -> tuple[FileReport, list[BlockReport]]:
+    from hybridkit.cli._calibrate import Data, calibrated, forget
+    from hybridkit.pretrained.assets import travelling
+    from hybridkit.quant.calibration import Tuning
+    from hybridkit.quant.config import config_from
+    from hybridkit.quant.post_training import AFTERWARDS, quantize_to_file
+
+    given = flags.given("quantizer", *_HOW)
+    given |= {"options": options["quantizer"]} if "quantizer" in options else {}
+    given["overrides"] = _overrides(given.pop("layer", []))
+    if (bits := flags.embeddings) and bits.isdecimal():
+        given["embeddings"] = int(bits)
+    data = Data(flags.calibrate or "", flags.samples or SAMPLES, flags.task, options.get("task", {}))
+    tuning = Tuning() if flags.tune_steps is None else Tuning(steps=flags.tune_steps)
+    with travelling(found.assets, output) as assets:
+        network, blocks = calibrated(found, config_from(None, AFTERWARDS, **given), data, tuning, output)
+        report = quantize_to_file(
+            network,
+            output,
+            metadata={**found.metadata, **assets},
+            codec=flags.codec,
+            float_dtype=flags.float_dtype,
+            compress=flags.compress,
+        )
+    forget(output)
+    return report, blocks
 
 
 def _quantize(found: Source, output: Path, flags: Flags, options: Mapping[str, Any] | None) -> FileReport:
@@ -250,6 +309,17 @@ def _print(output: Path, report: FileReport) -> None:
     print(f"Packed model: {output}")
 
 
+def _block_table(blocks: Sequence[BlockReport]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("Block", "Error, fitted", "tuned"):
+        table.add_column(heading, justify="right")
+    for block in blocks:
+        table.add_row(str(block.place), f"{block.fitted:.4f}", f"{block.tuned:.4f}")
+    return table
+
+
 def _layer_table(layers: Sequence[LayerReport]) -> Table:
     from rich.markup import escape
     from rich.table import Table
@@ -266,7 +336,7 @@ def _layer_table(layers: Sequence[LayerReport]) -> Table:
             "x".join(map(str, layer.shape)),
             f"{layer.bits:.2f}",
             f"{100 * layer.zero_fraction:.1f} %",
-            f"{layer.relative_error:.4f}",
+            "-" if layer.relative_error is None else f"{layer.relative_error:.4f}",
         )
     return table
 

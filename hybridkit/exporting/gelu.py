@@ -1,7 +1,7 @@
 """GELU in the order of operations that ONNX Runtime knows and computes in one pass over the activations.
 
-torch writes x * (0.5 * (1 + erf(x / sqrt 2))). ONNX Runtime looks for (x * (1 + erf(x / sqrt 2))) * 0.5, which
-is the same number, as halving is exact.
+torch writes x * (0.5 * (1 + erf(x / sqrt 2))). ONNX Runtime looks for (x * (1 + erf(x / sqrt 2))) * 0.5,
+which is the same number, as halving is exact.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def _swap(places: list[ir.Value]) -> bool:
     _, total, halved, product = places
     halving, last = halved.producer(), product.producer()
     divided = places[0].producer().inputs[0].producer()  # type: ignore[union-attr]
-    assert halving is not None and last is not None
+    assert halving is not None
+    assert last is not None
     half, x = _other(halving, total), _other(last, halved)
     value = constant(halving.inputs[half])
     if value is None or value.size != 1 or value.item() != 0.5:

@@ -80,7 +80,7 @@ def packing_source(
 ) -> ModelSource:
     """What `convert` packs, each piece produced when it is asked for.
 
-    `seen` is called with each layer as it is packed, and its latent weight.
+    `seen` is called with each layer as it is packed, and its latent weight or, int8, the codes in its place.
     """
     layers = {_weight_name(name): (name, layer) for name, layer in qat_layers(model).items()}
     if not layers:
@@ -191,12 +191,16 @@ def _layer_source(
         frozen = not weight.is_floating_point()  # then the weight is the codes, and the trained one is this
         return made.dequantize().view(weight.shape) if frozen else weight, made
 
+    def shown(packed: PackedLayer, _: Tensor) -> None:
+        if seen is not None:
+            seen(packed, layer.oriented_weight().detach())
+
     return layer_source(
         layer.quantizer,
         quantized,
         wanted,
         half=half,
-        seen=seen,
+        seen=shown,
         name=name,
         kind=layer.kind,
         shape=tuple(layer.oriented_weight().shape),

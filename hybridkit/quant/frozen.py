@@ -20,7 +20,7 @@ from hybridkit.quant.attachments import ADAPTER, Adapter, add_adapter
 from hybridkit.quant.frozen_codes import FrozenCodes
 from hybridkit.quant.kinds import kind_of
 from hybridkit.quant.layers import QATLayer, qat_layers
-from hybridkit.quant.protocol import Quantizer
+from hybridkit.quant.protocol import QuantizedTensor, Quantizer
 
 SCALES, NORMS, BIASES, ADAPTERS, REST = "scales", "norms", "biases", "adapters", "rest"
 KINDS: Final = (SCALES, NORMS, BIASES, ADAPTERS, REST)
@@ -72,20 +72,35 @@ def freeze_codes_(model: nn.Module, trainable: Trainable) -> None:
     for layer in layers.values():
         latent = layer.weight
         if latent not in held:
-            held[latent] = _held(layer)
-        layer.weight, layer.quantizer_parameters, layer.quantizer = held[latent]
-        layer.ramp = 1.0
+            held[latent] = _held(layer, layer.quantized_weight())
+        _hold(layer, held[latent])
         if trainable.rank and layer.kind == "linear" and not hasattr(layer, ADAPTER):
             N, K = layer.oriented_weight().shape
             add_adapter(layer, K, N, trainable.rank).to(latent.device)
+    train_only(model, trainable)
+
+
+def freeze_layer_(layer: QATLayer, quantized: QuantizedTensor) -> None:
+    """Give a layer, which shares its weight with no other, these codes and scales in place of its weight."""
+    _hold(layer, _held(layer, quantized))
+
+
+def train_only(model: nn.Module, trainable: Trainable) -> list[nn.Parameter]:
+    """Let gradients reach what `trainable` names, and nothing else; what that is."""
     kinds = _kinds(model)
     for parameter in model.parameters():
         parameter.requires_grad_(kinds.get(parameter) in trainable.kinds)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _held(layer: QATLayer) -> _Held:
+def _hold(layer: QATLayer, held: _Held) -> None:
+    layer.weight, layer.quantizer_parameters, layer.quantizer = held
+    layer.ramp = 1.0
+
+
+def _held(layer: QATLayer, made: QuantizedTensor) -> _Held:
     """What takes the place of a layer's latent weight."""
-    made, quantizer = layer.quantized_weight(), layer.quantizer
+    quantizer = layer.quantizer
     codes = made.codes.view(layer.oriented_weight().shape)
     stored = nn.Parameter(codes.t().contiguous() if layer.transposed else codes, requires_grad=False)
     scale = made.scale.flatten()

@@ -46,14 +46,17 @@ Source = nn.Module | Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """What quantising one layer did. `relative_error` = ||W - Q|| / ||W||, in Frobenius norms."""
+    """What quantising one layer did.
+
+    relative_error: ||W - Q|| / ||W||, in Frobenius norms; None where codes took the weight's place before.
+    """
 
     name: str
     shape: tuple[int, ...]
     quantizer: str
     bits: float
     zero_fraction: float
-    relative_error: float
+    relative_error: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,10 +339,14 @@ def _nothing_known(name: str) -> None:
 
 
 def _report(layer: PackedLayer, weight: Tensor) -> LayerReport:
+    error = _relative_error(layer, weight) if weight.is_floating_point() else None
+    return LayerReport(layer.name, layer.shape, layer.quantizer, layer.bits, layer.zero_fraction, error)
+
+
+def _relative_error(layer: PackedLayer, weight: Tensor) -> float:
     error = size = 0.0
     for rows in row_blocks(weight):
         latent = weight.detach()[rows].float().cpu()
         error = math.hypot(error, float(torch.dist(latent, torch.from_numpy(layer.dequantize(rows)))))
         size = math.hypot(size, float(torch.linalg.vector_norm(latent)))
-    relative = error / size if size > 0 else error
-    return LayerReport(layer.name, layer.shape, layer.quantizer, layer.bits, layer.zero_fraction, relative)
+    return error / size if size > 0 else error

@@ -13,13 +13,14 @@ import torch
 from same_run import assert_same_run, logged
 from torch import nn
 
+from hybridkit.blocks import main_blocks
 from hybridkit.errors import FileError, UsageError
 from hybridkit.quant.layers import qat_layers
 from hybridkit.tasks.data import size
 from hybridkit.tasks.models.transformer import Shape, Transformer
 from hybridkit.tasks.protocol import forward
 from hybridkit.training.config import TrainConfig, resolve
-from hybridkit.training.distillation.layers import main_blocks, projections
+from hybridkit.training.distillation.layers import projections
 from hybridkit.training.distillation.losses import embedding_loss, hidden_loss, relation_loss
 from hybridkit.training.distillation.teaching import Teaching
 from hybridkit.training.estimate import estimate

@@ -32,29 +32,6 @@ class Projection:
         return output if self.third is None else output.chunk(3, dim=-1)[self.third]
 
 
-def main_blocks(network: nn.Module) -> list[nn.Module]:
-    """The blocks of a network, first to last: the list or sequence of modules of one class with most weights.
-
-    Raises UsageError where there is none.
-    """
-    best: list[nn.Module] = []
-    most = (False, 0)
-    for module in network.modules():
-        if not isinstance(module, nn.ModuleList | nn.Sequential):
-            continue
-        children = list(module.children())
-        weights = sum(p.numel() for p in module.parameters())
-        if weights and len({type(child) for child in children}) == 1:
-            found = (len(children) > 1, weights)  # a list of one block only where no other is there
-            if found > most:
-                best, most = children, found
-    if not best:
-        raise UsageError(
-            "the network has no repeated blocks (a ModuleList or Sequential of modules of one class)"
-        )
-    return best
-
-
 def paired_blocks(students: int, teachers: int, given: Pairs = ()) -> Pairs:
     """Which of the student's blocks learns from which of the teacher's, both counted from 0.
 

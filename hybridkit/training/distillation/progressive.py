@@ -16,13 +16,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from hybridkit.blocks import hidden_of, main_blocks
 from hybridkit.errors import UsageError
 from hybridkit.tasks.data import Batch
 from hybridkit.tasks.protocol import forward
-from hybridkit.training.distillation.layers import main_blocks, paired_blocks
+from hybridkit.training.distillation.layers import paired_blocks
 from hybridkit.training.distillation.teaching import Teaching
 from hybridkit.training.distillation.terms import Pairs
-from hybridkit.training.distillation.watching import hidden_of
 
 SHARE: Final = 0.5  # of the steps go block by block
 

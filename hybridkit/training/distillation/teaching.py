@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridkit.blocks import main_blocks
 from hybridkit.errors import FileError, UsageError
 from hybridkit.tasks.data import Batch
 from hybridkit.tasks.protocol import Task, forward, named_inputs
 from hybridkit.training.distillation.layers import (
     Part,
     Projection,
-    main_blocks,
     paired_blocks,
     projections,
 )

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridkit.blocks import hidden_of
 from hybridkit.errors import UsageError
-from hybridkit.trees import floating
 
 
 class Watch:
@@ -52,10 +52,3 @@ class Watch:
     def _keep(self, place: int, layer: nn.Module, args: Any, output: Any) -> None:
         if self._open and place not in self._seen:
             self._seen[place] = hidden_of(output)
-
-
-def hidden_of(output: Any) -> Tensor:
-    """The hidden states in what a layer gives: its first floating-point tensor."""
-    for tensor in floating(output).values():
-        return tensor
-    raise UsageError(f"--distil: a layer gives a {type(output).__name__} without a floating-point tensor")

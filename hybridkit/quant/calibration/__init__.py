@@ -1,0 +1,171 @@
+"""Quantising with calibration data, block by block, without training the network.
+
+Block after block, on what the quantised blocks before it give:
+
+1. Its linear layers, in the order in which they run, get codes and scales that keep their outputs
+   (output_fit.py), those with the same input together. What they are to give is what they give in the
+   original network (`Moments.target`), so that errors of before are made up for.
+2. Scales, norms and biases are tuned to what the original block gives (tuning.py).
+
+In memory are the network, one block in full precision, and the hidden states between two blocks, twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from hybridkit.blocks import main_blocks
+from hybridkit.calls import Inputs
+from hybridkit.errors import UsageError
+from hybridkit.quant.calibration.keeping import Kept
+from hybridkit.quant.calibration.moments import Side, moments
+from hybridkit.quant.calibration.streams import Call, Hidden, advance, record
+from hybridkit.quant.calibration.tuning import Tuning, relative_error, tune_
+from hybridkit.quant.frozen import freeze_layer_
+from hybridkit.quant.frozen_codes import FrozenCodes
+from hybridkit.quant.layers import QATLayer, qat_layers, set_ramp
+from hybridkit.quant.output_fit import fit_output
+from hybridkit.quant.prepare import full_precision_copy
+from hybridkit.quant.protocol import QuantizedTensor, Statistics, quantize_weight, takes_statistics
+
+__all__ = ["BlockReport", "Kept", "Tuning", "calibrate_"]
+
+DEFAULT: Final = Tuning()
+Seen = Callable[["BlockReport"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockReport:
+    """One block of `blocks`: its error before tuning and after, relative to its output without its mean."""
+
+    place: int
+    blocks: int
+    fitted: float
+    tuned: float
+
+
+def calibrate_(
+    network: nn.Module,
+    batches: Sequence[Inputs],
+    *,
+    counted: Sequence[Tensor | None] | None = None,
+    tuning: Tuning = DEFAULT,
+    kept: Kept | None = None,
+    seen: Seen = lambda report: None,
+) -> list[BlockReport]:
+    """Give the fake-quantised layers in the blocks of `network` codes and scales that suit data, in place.
+
+    network: prepared by `prepare_qat_`; afterwards its codes are frozen and `convert` packs it. batches: the
+    network's arguments. counted: for each batch the positions that count, bool [batch, positions], or None
+    for all. kept: where finished blocks are kept, and found again. `seen` is called after each block that was
+    not.
+
+    A quantizer that takes statistics gets those of its layer; for any other one codes and scales are fitted,
+    starting from its own. Raises UsageError where there is no block with such a layer.
+    """
+    blocks = main_blocks(network)
+    if not batches or not any(qat_layers(block) for block in blocks):
+        raise UsageError("calibration takes a network with quantised layers in its blocks, and data")
+    counted = counted or [None] * len(batches)
+    if kept:
+        kept.begin()
+    set_ramp(network, 0.0)  # full precision
+    found = record(network, blocks, batches)
+    set_ramp(network, 1.0)
+    network.eval()
+    if any(len(calls) != len(batches) for calls in found.calls):
+        raise UsageError("a block of the network does not run exactly once; it cannot be calibrated")
+    ours = original = found.hidden
+    reports = []
+    for place, (block, calls) in enumerate(zip(blocks, found.calls, strict=True)):
+        full = full_precision_copy(block)
+        if kept and kept.load_(place, block):
+            ours, original = advance(block, ours, calls), advance(full, original, calls)
+            continue
+        _fit(block, full, ours, original, calls, counted)
+        targets = advance(full, original, calls)
+        given, ours = ours, advance(block, ours, calls)
+        fitted = tuned = _error(ours, targets, counted)
+        if tuning.steps:
+            before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+            tune_(block, given, targets, calls, counted, tuning)
+            better = advance(block, given, calls)
+            tuned = _error(better, targets, counted)
+            if tuned < fitted:
+                ours = better
+            else:  # so few steps, or so little to gain, that it was for nothing
+                block.load_state_dict(before)
+                tuned = fitted
+        original = targets
+        if kept:
+            kept.save(place, block)
+        reports.append(BlockReport(place, len(blocks), fitted, tuned))
+        seen(reports[-1])
+    return reports
+
+
+def _fit(
+    block: nn.Module,
+    full: nn.Module,
+    ours: Hidden,
+    original: Hidden,
+    calls: Sequence[Call],
+    counted: Sequence[Tensor | None],
+) -> None:
+    """Freeze the codes of a block's layers, in the order in which they run."""
+    names = {layer: name for name, layer in qat_layers(block).items()}
+    for layers in _together(block, ours[0], calls[0]):
+        first = layers[0]
+        known = None
+        if first.kind == "linear":
+            twin = full.get_submodule(names[first])
+            known = moments(Side(block, first, ours), Side(full, twin, original), calls, counted)
+        for layer in layers:
+            weight = layer.weight_matrix().detach()
+            if known is None:
+                freeze_layer_(layer, layer.quantized_weight())
+                continue
+            freeze_layer_(layer, _fitted(layer, known.target(weight), Statistics(known.gram, known.count)))
+
+
+def _fitted(layer: QATLayer, weight: Tensor, statistics: Statistics) -> QuantizedTensor:
+    start = quantize_weight(layer.quantizer, weight, statistics)
+    levels = layer.quantizer.levels
+    even = len({b - a for a, b in pairwise(levels)}) == 1
+    if takes_statistics(layer.quantizer) or not even:
+        return start
+    return fit_output(weight, statistics.gram, start, levels)
+
+
+def _together(block: nn.Module, hidden: Tensor, each: Call) -> Iterator[list[QATLayer]]:
+    """The layers with latent weights as they run, those that get one and the same tensor together."""
+    seen: list[tuple[Tensor, QATLayer]] = []
+
+    def hook(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+        assert isinstance(layer, QATLayer)
+        if all(layer is not other for _, other in seen):
+            seen.append((arguments[0], layer))
+
+    handles = [layer.register_forward_pre_hook(hook) for layer in qat_layers(block).values()]
+    try:
+        with torch.no_grad():
+            each.run(block, hidden)
+    finally:
+        for handle in handles:
+            handle.remove()
+    rest = [(x, layer) for x, layer in seen if not isinstance(layer.quantizer, FrozenCodes)]
+    while rest:
+        shared = [layer for x, layer in rest if x is rest[0][0] and layer.kind == rest[0][1].kind]
+        rest = [(x, layer) for x, layer in rest if layer not in shared]
+        yield shared
+
+
+def _error(ours: Hidden, targets: Hidden, counted: Sequence[Tensor | None]) -> float:
+    each = [float(relative_error(*three)) for three in zip(ours, targets, counted, strict=True)]
+    return sum(each) / len(each)

@@ -1,0 +1,162 @@
+"""Codes and scales that keep a layer's output: tr((W - Q) H (W - Q)^T) is least, with H the inputs' moments.
+
+Three moves, each of which knows nothing of a quantizer but its levels:
+
+- `feedback`: columns are rounded one after the other, and what rounding adds to the output is taken back by
+  the columns that are still free (GPTQ, arXiv 2210.17323, in its Cholesky form and the order of diag(H)).
+- `descend`: each code in turn becomes the best one while all others stay (coordinate descent, as QuantEase,
+  arXiv 2309.01885). The error never grows.
+- `best_scales`: for given codes the scales of least error, a linear system for each row (as PT2-LLM,
+  arXiv 2510.03267, alternates codes and scales of ternary weights). The error never grows.
+
+All compute with torch tensors and with NumPy arrays alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from array_api_compat import array_namespace, device
+
+from hybridkit.quant.protocol import QuantizedTensor
+from hybridkit.quant.scales import TINY, Array, as_float32
+
+DAMPING: Final = 0.01  # of the mean of diag(H), onto diag(H), as GPTQ has it
+BLOCK: Final = 128  # columns whose effect on those behind them is put off
+ROUNDS: Final = 4  # of scales and codes in turn
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Evenly spaced levels."""
+
+    low: int
+    high: int
+    step: int
+
+    @classmethod
+    def of(cls, levels: tuple[int, ...]) -> Grid:
+        """That of a quantizer's levels."""
+        return cls(levels[0], levels[-1], levels[1] - levels[0])
+
+    def nearest(self, values: Array) -> Array:
+        """The level next to each value."""
+        xp = array_namespace(values)
+        places = xp.round((values - self.low) / self.step)
+        return xp.clip(places * self.step + self.low, self.low, self.high)
+
+
+def fit_output(
+    weight: Array,
+    gram: Array,
+    start: QuantizedTensor,
+    levels: tuple[int, ...],
+    rounds: int = ROUNDS,
+) -> QuantizedTensor:
+    """Codes and scales of the least output error that the three moves find from the scales of `start`.
+
+    weight: float [N, K]. gram: H, float [K, K], symmetric, positive semidefinite. start: what a quantizer
+    with these levels made of `weight`. The result has its form, and no larger error under the damped H.
+    """
+    xp = array_namespace(weight)
+    weight, moments, grid = as_float32(weight), damped(gram), Grid.of(levels)
+    size = start.group_size or weight.shape[1]
+    scale = as_float32(start.scale).reshape(weight.shape[0], -1)
+    given = per_weight(scale, size, weight.shape[1])
+    begun = xp.astype(start.codes, xp.float32)
+    codes = feedback(weight, moments, given, grid)
+    worse = output_errors(weight, moments, codes * given) > output_errors(weight, moments, begun * given)
+    codes = xp.where(worse[:, None], begun, codes)
+    for _ in range(rounds):
+        scale = best_scales(weight, moments, codes, size, scale)
+        codes = descend(weight, moments, codes, per_weight(scale, size, weight.shape[1]), grid)
+    return QuantizedTensor(xp.astype(codes, xp.int8), scale.reshape(start.scale.shape), start.group_size)
+
+
+def per_weight(scale: Array, size: int, K: int) -> Array:
+    """Scales [N, G] of groups of `size` columns as [N, K]."""
+    return array_namespace(scale).repeat(scale, size, axis=1)[:, :K]
+
+
+def damped(gram: Array, share: float = DAMPING) -> Array:
+    """H + share * mean(diag(H)) I in float32; the identity where nothing but zeros came in."""
+    xp = array_namespace(gram)
+    identity = xp.eye(gram.shape[0], dtype=xp.float32, device=device(gram))
+    mean = float(xp.mean(xp.linalg.diagonal(gram)))
+    return as_float32(gram) + share * mean * identity if mean > 0 else identity
+
+
+def output_errors(weight: Array, moments: Array, quantized: Array) -> Array:
+    """(w - q) H (w - q)^T of each row, [N]."""
+    off = weight - quantized
+    return array_namespace(off).sum((off @ moments) * off, axis=1)
+
+
+def feedback(weight: Array, moments: Array, scale: Array, grid: Grid) -> Array:
+    """Codes [N, K] for the scales [N, K] of each weight, by error feedback."""
+    xp = array_namespace(weight)
+    order = xp.argsort(xp.linalg.diagonal(moments), descending=True)
+    free, scale = weight[:, order], xp.clip(scale[:, order], TINY)  # copies
+    inverse = xp.linalg.inv(xp.astype(moments[order, :][:, order], xp.float64))
+    factor = xp.astype(xp.linalg.cholesky((inverse + inverse.T) / 2, upper=True), xp.float32)
+    codes = xp.zeros_like(free)
+    for block in _blocks(weight.shape[1]):
+        inside, rows = free[:, block], factor[block, block]  # views
+        off = xp.zeros_like(inside)
+        for k in range(inside.shape[1]):
+            place = block.start + k
+            codes[:, place] = grid.nearest(inside[:, k] / scale[:, place])
+            off[:, k] = (inside[:, k] - codes[:, place] * scale[:, place]) / rows[k, k]
+            inside[:, k + 1 :] -= off[:, k, None] * rows[k, k + 1 :]
+        free[:, block.stop :] -= off @ factor[block, block.stop :]
+    return codes[:, xp.argsort(order)]
+
+
+def descend(weight: Array, moments: Array, codes: Array, scale: Array, grid: Grid) -> Array:
+    """One sweep over the columns: each code [N, K] the best one, all others given. scale: [N, K]."""
+    xp = array_namespace(weight)
+    codes, scale = xp.asarray(codes, copy=True), xp.clip(scale, TINY)
+    pull = (weight - codes * scale) @ moments  # half of minus the gradient, by the quantised weight
+    for block in _blocks(weight.shape[1]):
+        inside, rows = pull[:, block], moments[block, block]  # views
+        moved = xp.zeros_like(inside)
+        for k in range(inside.shape[1]):
+            place = block.start + k
+            now = codes[:, place]
+            best = grid.nearest(now + inside[:, k] / (rows[k, k] * scale[:, place]))
+            moved[:, k] = (best - now) * scale[:, place]
+            codes[:, place] = best
+            inside[:, k + 1 :] -= moved[:, k, None] * rows[k, k + 1 :]
+        pull[:, block.stop :] -= moved @ moments[block, block.stop :]
+    return codes
+
+
+def best_scales(weight: Array, moments: Array, codes: Array, size: int, scale: Array) -> Array:
+    """The scales [N, G] of least error for given codes; a row keeps its own where one would not be positive.
+
+    size: how many columns share a scale. scale: [N, G], what they were.
+    """
+    xp = array_namespace(weight)
+    N, G = scale.shape
+    groups = [slice(g * size, min((g + 1) * size, weight.shape[1])) for g in range(G)]
+    left = xp.zeros((N, G, G), dtype=xp.float64, device=device(weight))
+    right = xp.zeros((N, G), dtype=xp.float64, device=device(weight))
+    target = weight @ moments
+    for g, mine in enumerate(groups):
+        reached = codes[:, mine] @ moments[mine, :]  # [N, K]
+        for h, other in enumerate(groups):
+            left[:, g, h] = xp.sum(reached[:, other] * codes[:, other], axis=1)
+        right[:, g] = xp.sum(codes[:, mine] * target[:, mine], axis=1)
+    diagonal = xp.linalg.diagonal(left)
+    idle = diagonal <= 0  # groups of zeros
+    more = xp.where(idle, xp.ones_like(diagonal), 1e-9 * diagonal)
+    left = left + more[:, :, None] * xp.eye(G, dtype=xp.float64, device=device(weight))
+    found = xp.astype(xp.linalg.solve(left, right[:, :, None])[:, :, 0], xp.float32)
+    found = xp.where(idle, scale, found)
+    return xp.where(xp.all(found > 0, axis=1, keepdims=True), found, scale)
+
+
+def _blocks(columns: int) -> Sequence[slice]:
+    return [slice(first, min(first + BLOCK, columns)) for first in range(0, columns, BLOCK)]

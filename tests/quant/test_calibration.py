@@ -1,0 +1,169 @@
+"""Block by block on calibration data: closer than rounding, packed as it computes, and it survives a kill."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hybridkit.errors import FileError, UsageError
+from hybridkit.quant.calibration import Kept, Tuning, calibrate_
+from hybridkit.quant.config import QuantConfig
+from hybridkit.quant.convert import convert
+from hybridkit.quant.layers import qat_layers
+from hybridkit.quant.prepare import prepare_qat_
+from hybridkit.runtime.modules import load_packed
+from hybridkit.tasks.models.transformer import Shape, Transformer
+
+SHAPE = Shape(width=64, layers=3, heads=4, kv_heads=2, hidden=128, vocabulary=50)
+CONFIGS = {
+    "ternary, groups": QuantConfig(weights="ternary-mse", granularity="group:32", activations="float"),
+    "ternary, int8": QuantConfig(weights="ternary-mse", activations="int8"),
+    "2 bits": QuantConfig(weights={"quantizer": "nbit", "bits": 2}, activations="float"),
+    "binary": QuantConfig(weights="binary", activations="float"),
+    "learned": QuantConfig(weights="ternary-learned", activations="float"),
+}
+TUNING = Tuning(steps=20)
+
+
+def network():
+    torch.manual_seed(0)
+    return Transformer(SHAPE).eval()
+
+
+def tokens(batches=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    # a walk, so that what comes next depends on what was before
+    steps = torch.randint(-3, 4, (batches, 4, 24), generator=generator)
+    return list(steps.cumsum(dim=-1) % SHAPE.vocabulary)
+
+
+def prepared(config):
+    return prepare_qat_(network(), config)
+
+
+@torch.no_grad()
+def error(model):
+    """Of the logits on other data, beside the network's own."""
+    ours, theirs = (torch.cat([each(batch[0:]) for batch in tokens(seed=1)]) for each in (model, network()))
+    return float((ours - theirs).square().mean() / theirs.var())
+
+
+def inputs():
+    return [[batch] for batch in tokens()]
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_it_is_closer_than_rounding(name):
+    rounded, calibrated = prepared(CONFIGS[name]), prepared(CONFIGS[name])
+    reports = calibrate_(calibrated, inputs(), tuning=TUNING)
+    assert [report.place for report in reports] == [0, 1, 2]
+    assert all(report.tuned < report.fitted for report in reports)
+    assert error(calibrated) < 0.7 * error(rounded)
+
+
+@pytest.mark.parametrize("part", ["fitting", "tuning"])
+def test_each_part_helps(part):
+    config = CONFIGS["ternary, groups"]
+    both, fitted = prepared(config), prepared(config)
+    calibrate_(both, inputs(), tuning=TUNING)
+    calibrate_(fitted, inputs(), tuning=Tuning(steps=0))
+    better, worse = (fitted, prepared(config)) if part == "fitting" else (both, fitted)
+    assert error(better) < error(worse)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_what_is_packed_computes_the_same(name):
+    model = prepared(CONFIGS[name])
+    calibrate_(model, inputs(), tuning=TUNING)
+    packed = load_packed(network(), convert(model))
+    [given, *_] = tokens(seed=1)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(given), model(given), rtol=1e-4, atol=1e-5)
+
+
+def test_positions_that_do_not_count_change_nothing():
+    mask = torch.ones(4, 24, dtype=torch.bool)
+    mask[:, 16:] = False
+    found = []
+    for garbage in (0, 7):
+        given = [[torch.where(mask, batch, garbage)] for batch in tokens()]  # attention is causal
+        model = prepared(CONFIGS["ternary, groups"])
+        calibrate_(model, given, counted=[mask] * len(given), tuning=TUNING)
+        found.append(model.state_dict())
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name]), name
+
+
+class Killed(Exception):  # noqa: N818 - stands for one from outside
+    pass
+
+
+def test_a_killed_calibration_goes_on_at_its_block(tmp_path):
+    config, kept = CONFIGS["ternary, groups"], Kept(tmp_path / "kept", "a")
+    whole = prepared(config)
+    calibrate_(whole, inputs(), tuning=TUNING)
+
+    def killed(report):
+        if report.place == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        calibrate_(prepared(config), inputs(), tuning=TUNING, kept=kept, seen=killed)
+    resumed = prepared(config)
+    reports = calibrate_(resumed, inputs(), tuning=TUNING, kept=kept)
+    assert [report.place for report in reports] == [2]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    other = calibrate_(prepared(config), inputs(), tuning=TUNING, kept=Kept(kept.folder, "b"))
+    assert len(other) == 3  # of another calibration nothing is taken
+    kept.end()
+    assert not kept.folder.exists()
+
+
+def test_a_damaged_block_is_said(tmp_path):
+    kept = Kept(tmp_path / "kept", "a")
+    config = CONFIGS["ternary, groups"]
+    calibrate_(prepared(config), inputs(), tuning=TUNING, kept=kept)
+    (kept.folder / "block-0001.safetensors").write_bytes(b"nothing")
+    with pytest.raises(FileError, match="is damaged"):
+        calibrate_(prepared(config), inputs(), tuning=TUNING, kept=kept)
+
+
+def test_the_original_is_not_needed_any_more_and_not_changed():
+    before = network()
+    model = prepare_qat_(copy.deepcopy(before), CONFIGS["ternary, groups"])
+    calibrate_(model, inputs(), tuning=TUNING)
+    for name, tensor in network().state_dict().items():
+        assert torch.equal(tensor, before.state_dict()[name])
+    assert not any(layer.weight.is_floating_point() for layer in qat_layers(model).values())
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8))])
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.blocks[1](self.blocks[0](self.blocks[0](x))))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), "no repeated blocks"),
+        (Twice(), "does not run exactly once"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_said(model, message):
+    quantized = prepare_qat_(model, QuantConfig(weights="ternary-mse", activations="float"))
+    with pytest.raises(UsageError, match=message):
+        calibrate_(quantized, [[torch.randn(4, 8)]])
+
+
+def test_data_are_needed():
+    with pytest.raises(UsageError, match="data"):
+        calibrate_(prepared(CONFIGS["binary"]), [])
