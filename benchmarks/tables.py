@@ -11,7 +11,6 @@ A document says where a table goes, and which one:
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -59,8 +58,6 @@ def blocks() -> dict[str, str]:
         "encoder": markdown(encoder()),
         "encoder-latency": markdown(encoder_latency()),
         "classifier-start": markdown(classifier_start()),
-        "decoder": markdown(decoder()),
-        "training-step": markdown(training_step()),
         "arena": comparison("convergence"),
         "arena-summary": summary(),
         "arena-cells": "\n".join(settings("convergence")),
@@ -299,51 +296,6 @@ def classifier_start() -> TextTable:
     ]
     columns = ("start", "learning rate", "test accuracy by seed, %", "median")
     return TextTable("A ternary classifier of 26 categories", columns, rows, notes)
-
-
-def decoder() -> TextTable:
-    """A small language model made ternary: perplexity by tokens."""
-    found = json.loads((RESULTS / "decoder.json").read_text("utf-8"))
-    whole = found["end to end"]
-    rows = [
-        (
-            f"{point['tokens']:,}",
-            f"{point['loss']:.3f}",
-            f"{point['perplexity']:,.1f}",
-            f"{point['teacher_kl']:.3f}",
-            f"{100 * point['teacher_top1']:.1f}",
-        )
-        for point in whole["curve"]
-    ]
-    falls = all(b["loss"] < a["loss"] for a, b in itertools.pairwise(whole["curve"]))
-    stages = found["progressive"]
-    notes = [
-        f"Loss falls at every evaluation: {'yes' if falls else 'no'}. {whole['seconds'] / 60:.0f} minutes "
-        f"({whole['processor_seconds'] / 60:.0f} core-minutes), {whole['peak_bytes'] / 1e9:.1f} GB at most "
-        f"(must be <= 24). `--progressive`, {stages['steps']} steps: {stages['peak_bytes'] / 1e9:.1f} GB "
-        f"at most (must be <= 8). {found['machine']['processor']}, {found['machine']['cores']} cores."
-    ]
-    columns = ("tokens", "loss, nats", "perplexity", "KL to the original", "same likeliest token, %")
-    return TextTable("SmolLM2-135M, ternary, on novels", columns, rows, notes)
-
-
-def training_step() -> TextTable:
-    """A step of quantisation-aware training beside a plain one."""
-    found = json.loads((RESULTS / "training-step.json").read_text("utf-8"))
-    rows = [
-        (
-            row["network"],
-            row["precision"],
-            f"{row['ours_ms']:.0f}",
-            f"{row['plain_ms']:.0f}",
-            interval(Interval(**row["ratio"]), 2),
-            _met(row["ratio"]["median"] <= 1.3),
-        )
-        for row in found["rows"]
-    ]
-    notes = [f"{found['machine']['processor']}, {found['machine']['cores']} cores."]
-    columns = ("network", "precision", "ternary, ms", "plain, ms", "ratio", "<= 1.3")
-    return TextTable("A training step, ternary and plain", columns, rows, notes)
 
 
 def _met(holds: bool) -> str:
