@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hybridkit.calls import Inputs
-    from hybridkit.quant.calibration import BlockReport, Tuning
+    from hybridkit.quant.calibration import BlockReport, Kept, Tuning
     from hybridkit.quant.config import QuantConfig
     from hybridkit.tasks.protocol import Task
 
@@ -44,8 +44,8 @@ class Data:
 
 def calibrated(
     found: Source, config: QuantConfig, data: Data, tuning: Tuning, output: Path
-) -> tuple[nn.Module, list[BlockReport]]:
-    """The network of `found`, quantised in its blocks on `data`, and what that did to the blocks.
+) -> tuple[nn.Module, list[BlockReport], Kept]:
+    """The network of `found`, quantised in its blocks on `data`, what that did to them, and what keeps them.
 
     A calibration that was killed goes on at its block. Raises UsageError for a network whose data nobody
     knows how to read, and what reading data raises.
@@ -66,14 +66,7 @@ def calibrated(
             display.update(bar, total=report.blocks, completed=report.place + 1)
 
         reports = calibrate_(network, batches, counted=counted, tuning=tuning, kept=kept, seen=seen)
-    return network, reports
-
-
-def forget(output: Path) -> None:
-    """Remove the finished blocks that `calibrated` kept, once the output is written."""
-    from hybridkit.packing.atomic import remove
-
-    remove(output.with_name(output.name + SUFFIX))
+    return network, reports, kept
 
 
 def _task(found: Source, network: nn.Module, data: Data) -> Task:

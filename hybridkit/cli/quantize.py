@@ -211,7 +211,7 @@ def command(
 def _calibrate(
     found: Source, output: Path, flags: Flags, options: Mapping[Any, Any]
 ) -> tuple[FileReport, list[BlockReport]]:
-    from hybridkit.cli._calibrate import Data, calibrated, forget
+    from hybridkit.cli._calibrate import Data, calibrated
     from hybridkit.pretrained.assets import travelling
     from hybridkit.quant.calibration import Tuning
     from hybridkit.quant.config import config_from
@@ -225,7 +225,8 @@ def _calibrate(
     data = Data(flags.calibrate or "", flags.samples or SAMPLES, flags.task, options.get("task", {}))
     tuning = Tuning() if flags.tune_steps is None else Tuning(steps=flags.tune_steps)
     with travelling(found.assets, output) as assets:
-        network, blocks = calibrated(found, config_from(None, AFTERWARDS, **given), data, tuning, output)
+        config = config_from(None, AFTERWARDS, **given)
+        network, blocks, kept = calibrated(found, config, data, tuning, output)
         report = quantize_to_file(
             network,
             output,
@@ -234,7 +235,7 @@ def _calibrate(
             float_dtype=flags.float_dtype,
             compress=flags.compress,
         )
-    forget(output)
+    kept.end()
     return report, blocks
 
 

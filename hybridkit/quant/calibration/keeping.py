@@ -55,6 +55,8 @@ class Kept:
         except (OSError, safetensors.SafetensorError) as error:
             raise FileError(f"{self._file(place)} is damaged ({error}); remove {self.folder}") from None
         for name, layer in qat_layers(block).items():
+            if name + _SCALE not in state:  # it does not run, and kept its latent weight
+                continue
             group = layer.quantized_weight().group_size
             codes, scale = state[name + _CODES], state[name + _SCALE]
             matrix = (codes.t() if layer.transposed else codes).flatten(1)
