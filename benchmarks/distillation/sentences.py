@@ -2,18 +2,25 @@
 
     python benchmarks/distillation/sentences.py FOLDER
 
-writes FOLDER/sentences/train.txt (glosses and examples of WordNet, the GNU dictionary, fortunes, the
-validation and test parts of WikiText-2), validation.txt and test.txt beside it (256 and 2,048 sentences of
-Jane Austen's novels, in no order), and FOLDER/sts/test.csv (the test set of the STS benchmark: scored pairs).
+writes FOLDER/sentences/train.txt (prose that is not fiction: the validation and test parts of WikiText-2, the
+Anarchist FAQ, Matthew Henry's commentary, film reviews, addresses on the State of the Union, fortunes; and a
+part of the glosses and examples of WordNet and the GNU dictionary), validation.txt and test.txt beside it
+(256 and 2,048 sentences of Jane Austen's novels, in no order), and FOLDER/sts/test.csv (the test set of the
+STS benchmark: scored pairs).
 Everything is fetched once, into the cache of the benches, and known by its sha256.
 """
 
 from __future__ import annotations
 
 import gzip
+import html
+import io
 import random
 import re
+import struct
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -34,6 +41,14 @@ FORTUNES: Final = Package(
     "f/fortune-mod/fortunes_1.99.1-7.3_all.deb",
     "41d0551dc0ff52f875a2ecef7c39da2f672ab468c37e170119f7e0245a9d63c5",
 )
+AFAQ: Final = Package(
+    "a/anarchism/anarchism_15.3-3_all.deb",
+    "cf21c10948b00e923c62eb31c39a3390413fa26c5ee0e3b925feb0ec7fe42948",
+)
+HENRY: Final = Package(
+    "s/sword-comm-mhcc/sword-comm-mhcc_2.0-1_all.deb",
+    "06f748215de78ff48fdfdee93e3ffc5af6318b976485f7aedf22309236967e35",
+)
 _GITHUB: Final = "https://raw.githubusercontent.com"
 _WIKITEXT: Final = (
     f"{_GITHUB}/pytorch/examples/77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2"
@@ -42,20 +57,28 @@ WIKITEXT: Final = (
     Source(f"{_WIKITEXT}/valid.txt", "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8"),
     Source(f"{_WIKITEXT}/test.txt", "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0"),
 )
+_NLTK: Final = f"{_GITHUB}/nltk/nltk_data/5db857e6f7df11eabb5e5665836db9ec8df07e28/packages/corpora"
+REVIEWS: Final = Source(
+    f"{_NLTK}/movie_reviews.zip", "a41211ae685019137410268134db6a1a14428c89b671eb83056151a878539008"
+)
+ADDRESSES: Final = Source(
+    f"{_NLTK}/state_union.zip", "366c1dc82b2abf896f42b2ec50ba802a0141a29f75d29ca48a7a243ce5bfbe8d"
+)
 STS: Final = Source(
     f"{_GITHUB}/PhilipMay/stsb-multi-mt/30de0dec4ee199b7f42351d3f1a0b19592955385/data/stsb-en-test.csv",
     "11523b625219e94e9ca05d2816b5f02cac1614c5894fe657376fa0806378d053",
 )
 TOKENS: Final = {" @-@ ": "-", " @,@ ": ",", " @.@ ": ".", "( ": "(", " 's": "'s"}  # of WikiText
 SHORTEST, LONGEST = 20, 300  # characters of a sentence
+MARKUP: Final = re.compile(r"<[^>]*>")
 PLAIN: Final = 0.85  # share of its characters that are letters and spaces
+GLOSSES: Final = 90_000  # sentences of dictionaries: they are easy, and three times as many as there is prose
 VALIDATION, TEST = 256, 2_048  # sentences
 
 
 def main(folder: Path) -> None:
     """Write the files."""
-    train = sorted({s for s in training_sentences() if _is_plain(s)})
-    random.Random(0).shuffle(train)
+    train = training_sentences()
     prose = "\n\n".join(read_novels().values())
     held = sorted({s for p in _paragraphs(prose) for s in _sentences(p) if SHORTEST <= len(s) <= LONGEST})
     random.Random(1).shuffle(held)
@@ -68,12 +91,14 @@ def main(folder: Path) -> None:
     _write(folder / "sts" / "test.csv", b"sentence1,sentence2,score\n" + fetch(STS))
 
 
-def training_sentences() -> Iterator[str]:
-    """All of the training text, some of it twice or no sentence."""
-    yield from wordnet()
-    yield from dictionary()
-    yield from wikipedia()
-    yield from fortunes()
+def training_sentences() -> list[str]:
+    """All of the prose and a part of the dictionaries, each sentence once, shuffled."""
+    order = random.Random(0)
+    prose = {s for source in PROSE for s in source() if _is_plain(s)}
+    glosses = sorted({s for source in (wordnet, dictionary) for s in source() if _is_plain(s)} - prose)
+    train = sorted(prose) + order.sample(glosses, GLOSSES)
+    order.shuffle(train)
+    return train
 
 
 def wordnet() -> Iterator[str]:
@@ -119,6 +144,49 @@ def fortunes() -> Iterator[str]:
     for content in read_matching(FORTUNES, r"usr/share/games/fortunes/[\w-]+")[0]:
         for saying in content.decode(errors="ignore").split("\n%\n"):
             yield from _sentences(saying)
+
+
+def arguments() -> Iterator[str]:
+    """The Anarchist FAQ, without its headings and lists."""
+    for content in read_matching(AFAQ, r"usr/share/doc/anarchism/html/\w+\.html")[0]:
+        for paragraph in re.findall(r"<p\b[^>]*>(.*?)</p>", content.decode(errors="ignore"), re.DOTALL):
+            yield from _sentences(html.unescape(MARKUP.sub("", paragraph)))
+
+
+def commentary() -> Iterator[str]:
+    """Matthew Henry on the Bible: SWORD's zCom, an index (offset, bytes, bytes of text) of zlib streams."""
+    folder = "usr/share/sword/modules/comments/zcom/mhcc"
+    for part in ("ot", "nt"):
+        [index], [books] = read_matching(HENRY, rf"{folder}/{part}\.bzs", rf"{folder}/{part}\.bzz")
+        for start, size, _ in struct.iter_unpack("<III", index):
+            if size:
+                book = zlib.decompress(books[start : start + size]).decode(errors="ignore")
+                for paragraph in re.split(r"<div[^>]*>|<title.*?</title>", book):
+                    yield from _sentences(html.unescape(MARKUP.sub("", paragraph)))
+
+
+def reviews() -> Iterator[str]:
+    """Of films: a sentence a line, in lower case, punctuation apart."""
+    for text in _zipped(REVIEWS):
+        for line in text.splitlines():
+            yield re.sub(r" ([,.;:!?)'])", r"\1", line.replace("( ", "(")).strip()
+
+
+def addresses() -> Iterator[str]:
+    """What presidents said."""
+    for text in _zipped(ADDRESSES):
+        for paragraph in _paragraphs(text):
+            yield from _sentences(paragraph)
+
+
+PROSE: Final = (wikipedia, arguments, commentary, reviews, addresses, fortunes)
+
+
+def _zipped(source: Source) -> Iterator[str]:
+    with zipfile.ZipFile(io.BytesIO(fetch(source))) as archive:
+        for name in sorted(archive.namelist()):
+            if name.endswith(".txt"):
+                yield archive.read(name).decode(errors="ignore")
 
 
 def _paragraphs(text: str) -> list[str]:
