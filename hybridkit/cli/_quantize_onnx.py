@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridkit.cli._shared import console, emit_json
+from hybridkit.cli._shared import console, emit_json, progress
 from hybridkit.errors import UsageError
 
 if TYPE_CHECKING:
     from hybridkit.exporting.onnx_quantize import LayerReport, OnnxReport
+    from hybridkit.exporting.onnx_quantize.comparison import Feed
+    from hybridkit.quant.budgets import BudgetReport
 
 
 def run(
@@ -20,6 +22,9 @@ def run(
     idle: Mapping[str, Any],
     json: bool,
     inputs: Path | None = None,
+    within: str | None = None,
+    max_size: str | None = None,
+    frontier: Path | None = None,
     **how: Any,
 ) -> None:
     """Quantise, verify, print. `idle`: flags that are for networks; `how`: what `quantize_onnx` takes."""
@@ -31,11 +36,54 @@ def run(
     from hybridkit.exporting.onnx_quantize.comparison import read_inputs
 
     target = output or Path(f"{source.stem}.packed.onnx")
-    report = quantize_onnx(source, target, inputs=None if inputs is None else read_inputs(inputs), **how)
-    if json:
-        emit_json("quantize", {"report": report, "ratio": report.ratio})
+    feeds = None if inputs is None else read_inputs(inputs)
+    budget = None
+    if within or max_size:
+        report, budget = _to_budget(source, target, feeds or [], within, max_size, frontier, how)
     else:
-        _print(source, report)
+        if frontier:
+            raise UsageError("--frontier goes with --within or --max-size; say one of them, or drop it")
+        report = quantize_onnx(source, target, inputs=feeds, **how)
+    if json:
+        document = {"report": report, "ratio": report.ratio}
+        emit_json("quantize", {**document, "budget": budget} if budget else document)
+        return
+    _print(source, report)
+    if budget:
+        from hybridkit.cli._budget import frontier_table
+
+        console().print(frontier_table(budget))
+
+
+def _to_budget(
+    source: Path,
+    target: Path,
+    feeds: Sequence[Feed],
+    within: str | None,
+    max_size: str | None,
+    frontier: Path | None,
+    how: Mapping[str, Any],
+) -> tuple[OnnxReport, BudgetReport]:
+    from hybridkit.cli._budget import check_drawing, draw_frontier, refuse_idle
+    from hybridkit.exporting.onnx_quantize.budget import quantize_onnx_within
+    from hybridkit.quant.budgets import Budget
+
+    names = ("quantizer", "options", "max_error", "more_bits")
+    refuse_idle([name for name in names if how.get(name)])
+    budget = Budget.parse(within, max_size)
+    if frontier:
+        check_drawing(frontier)
+    said = {name: value for name, value in how.items() if name not in names}
+    with progress() as display:
+        bar = display.add_task("Trying layers", total=None)
+
+        def seen(layer: int, layers: int) -> None:
+            display.update(bar, total=layers, completed=layer)
+
+        report, found = quantize_onnx_within(source, target, budget, feeds, seen=seen, **said)
+    if frontier:
+        draw_frontier(found, frontier)
+    return report, found
 
 
 def _print(source: Path, report: OnnxReport) -> None:

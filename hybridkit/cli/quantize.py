@@ -30,13 +30,15 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
+    from hybridkit.budget import BudgetReport
+    from hybridkit.cli._calibrate import Data
     from hybridkit.packing.model import Sizes
-    from hybridkit.quant.calibration import BlockReport
+    from hybridkit.quant.calibration import BlockReport, Tuning
     from hybridkit.quant.post_training import FileReport, LayerReport
     from hybridkit.tasks.protocol import Task
 
 HOW, FILE, CODE, ONNX = "How", "The file", "Code that a file names", "ONNX files"
-DATA = "On calibration data"
+DATA, SPENT = "On calibration data", "To a budget"
 DEFAULT_OUTPUT = Path("model.hk.safetensors")
 _HOW = ("granularity", "layer", "activations", "quantize_all", "target_bits", "embeddings")
 _OF_NETWORKS = (
@@ -44,6 +46,7 @@ _OF_NETWORKS = (
     *("embeddings", "float_dtype", "calibrate", "samples", "tune_steps"),
 )
 _OF_ONNX = ("include", "exclude", "max_error", "more_bits", "inputs")
+_BUDGET = ("within", "max_size", "frontier")
 SAMPLES = 128  # of calibration data
 CALIBRATION = 8  # random samples where a pretrained network says its inputs itself
 
@@ -111,6 +114,19 @@ class Flags:
         int | None,
         flag(DATA, "Steps that tune scales, norms and biases of each block (200).", "N", min=0),
     ] = None
+    within: Annotated[
+        str | None,
+        flag(
+            SPENT,
+            "The smallest file that loses so much of the task's metric at most, as 1%; each layer gets the "
+            "bits it needs.",
+            "SHARE",
+        ),
+    ] = None
+    max_size: Annotated[
+        str | None, flag(SPENT, "The best file of so many bytes at most, as 40MB.", "BYTES")
+    ] = None
+    frontier: Annotated[Path | None, flag(SPENT, "A picture of size against quality.", "FILE.png")] = None
     model: Annotated[
         str | None,
         flag(
@@ -141,7 +157,8 @@ class Flags:
         Path | None,
         flag(
             ONNX,
-            "An .npz of arrays by input name: errors are then those of the layers' outputs on them.",
+            "An .npz of arrays by input name, or a folder of them: codes are fitted to them, and errors are "
+            "those of outputs.",
             "FILE",
         ),
     ] = None
@@ -182,7 +199,7 @@ def command(
     if found.onnx is not None:
         from hybridkit.cli import _quantize_onnx
 
-        how = of_onnx | flags.given("quantizer", "activations")
+        how = of_onnx | flags.given("quantizer", "activations", *_BUDGET)
         how |= {"options": options["quantizer"]} if "quantizer" in options else {}
         _quantize_onnx.run(found.onnx, flags.output, idle=flags.given(*_OF_NETWORKS), json=json, **how)
         return
@@ -190,30 +207,39 @@ def command(
         raise UsageError(f"--{name.replace('_', '-')} is for ONNX files, and {source} is none; drop it")
     output = flags.output or DEFAULT_OUTPUT
     if not flags.calibrate:
-        for name in flags.given("samples", "tune_steps"):
+        for name in flags.given("samples", "tune_steps", *_BUDGET):
             raise UsageError(f"--{name.replace('_', '-')} goes with --calibrate DATA; say both, or drop it")
-    if flags.calibrate:
+    budget: BudgetReport | None = None
+    if flags.within or flags.max_size:
+        report, blocks, budget = _to_budget(found, output, flags, options)
+    elif flags.calibrate:
+        if flags.frontier:
+            raise UsageError("--frontier goes with --within or --max-size; say one of them, or drop it")
         report, blocks = _calibrate(found, output, flags, options)
     else:
         report, blocks = _quantize(found, output, flags, options.get("quantizer")), []
     if json:
         document: dict[str, Any] = {"layers": report.layers, "left_alone": report.left_alone}
         document |= {"blocks": blocks} if blocks else {}
+        document |= {"budget": budget} if budget else {}
         sizes = _size_fields(report.sizes)
         emit_json("quantize", {"path": output, "sizes": sizes, **document, **assets_fields(output)})
     else:
         if blocks:
             console().print(_block_table(blocks))
         _print(output, report)
+        if budget:
+            from hybridkit.cli._budget import frontier_table
+
+            console().print(frontier_table(budget))
         print(*assets_lines(output, report.sizes.file_bytes), sep="\n", end="")
 
 
 def _calibrate(
     found: Source, output: Path, flags: Flags, options: Mapping[Any, Any]
 ) -> tuple[FileReport, list[BlockReport]]:
-    from hybridkit.cli._calibrate import Data, calibrated
+    from hybridkit.cli._calibrate import calibrated
     from hybridkit.pretrained.assets import travelling
-    from hybridkit.quant.calibration import Tuning
     from hybridkit.quant.config import config_from
     from hybridkit.quant.post_training import AFTERWARDS, quantize_to_file
 
@@ -222,8 +248,7 @@ def _calibrate(
     given["overrides"] = _overrides(given.pop("layer", []))
     if (bits := flags.embeddings) and bits.isdecimal():
         given["embeddings"] = int(bits)
-    data = Data(flags.calibrate or "", flags.samples or SAMPLES, flags.task, options.get("task", {}))
-    tuning = Tuning() if flags.tune_steps is None else Tuning(steps=flags.tune_steps)
+    data, tuning = _data(flags, options), _tuning(flags)
     with travelling(found.assets, output) as assets:
         config = config_from(None, AFTERWARDS, **given)
         network, blocks, kept = calibrated(found, config, data, tuning, output)
@@ -237,6 +262,46 @@ def _calibrate(
         )
     kept.end()
     return report, blocks
+
+
+def _to_budget(
+    found: Source, output: Path, flags: Flags, options: Mapping[Any, Any]
+) -> tuple[FileReport, list[BlockReport], BudgetReport]:
+    from hybridkit.budget import Budget, Storage
+    from hybridkit.cli._budget import budgeted, check_drawing, draw_frontier, refuse_idle
+    from hybridkit.pretrained.assets import travelling
+    from hybridkit.quant.config import config_from
+    from hybridkit.quant.post_training import AFTERWARDS
+
+    refuse_idle(
+        [
+            *flags.given("quantizer", "granularity", "quantize_all", "target_bits", "embeddings"),
+            *(["set quantizer"] if "quantizer" in options else []),
+        ]
+    )
+    if flags.frontier:
+        check_drawing(flags.frontier)
+    budget = Budget.parse(flags.within, flags.max_size)
+    given = flags.given("activations") | {"overrides": _overrides(flags.layer or [])}
+    config = config_from(None, AFTERWARDS, **given)
+    with travelling(found.assets, output) as assets:
+        storage = Storage({**found.metadata, **assets}, flags.codec, flags.float_dtype, flags.compress)
+        made, report = budgeted(found, config, _data(flags, options), _tuning(flags), budget, storage, output)
+    if flags.frontier:
+        draw_frontier(report, flags.frontier)
+    return made.report, made.blocks, report
+
+
+def _data(flags: Flags, options: Mapping[Any, Any]) -> Data:
+    from hybridkit.cli._calibrate import Data
+
+    return Data(flags.calibrate or "", flags.samples or SAMPLES, flags.task, options.get("task", {}))
+
+
+def _tuning(flags: Flags) -> Tuning:
+    from hybridkit.quant.calibration import Tuning
+
+    return Tuning() if flags.tune_steps is None else Tuning(steps=flags.tune_steps)
 
 
 def _quantize(found: Source, output: Path, flags: Flags, options: Mapping[str, Any] | None) -> FileReport:

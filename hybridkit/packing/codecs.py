@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,12 +144,14 @@ _CODECS = {
         Codec("two-bit", (-1, 0, 1), base=4, per_byte=4),
         Codec("base3", (-1, 0, 1), base=3, per_byte=5),
         Codec("one-bit", (-1, 1), base=2, per_byte=8),
+        Codec("base6", (-3, -2, -1, 0, 1, 2), base=6, per_byte=3),
         _nbit(2),
         _nbit(4),
         _nbit(8),
     )
 }
 CODECS: tuple[str, ...] = tuple(_CODECS)
+_OPERATORS: Final = {"base3": "two-bit", "base6": "nbit4"}
 
 
 def codec(name: str) -> Codec:
@@ -157,6 +159,11 @@ def codec(name: str) -> Codec:
     if name not in _CODECS:
         raise UsageError(f"no codec is called {name!r}; {nearest(name, CODECS)}")
     return _CODECS[name]
+
+
+def operator_codec(name: str) -> str:
+    """The codec in which operators read what is stored in the codec `name`: each code has its own bits."""
+    return _OPERATORS.get(name, name)
 
 
 def codec_for(levels: Sequence[int]) -> Codec:

@@ -35,6 +35,7 @@ from hybridkit.errors import UsageError
 from hybridkit.kmeans import kmeans_labels
 from hybridkit.quant.config import QuantConfig, QuantizerSpec
 from hybridkit.quant.kinds import Layer
+from hybridkit.quant.knapsack import Row, frontier
 from hybridkit.quant.plan import LayerChoice, make_quantizer, plan_layers
 from hybridkit.quant.protocol import is_ternary, quantize_weight
 
@@ -157,53 +158,19 @@ def allocate(
     labels = cluster_layers(errors, k, seed)
     members = [labels == c for c in range(labels.max() + 1)]
     allowed = [np.flatnonzero(good[m].all(axis=0)) for m in members]
-    clusters = [
-        Cluster(tuple(costs[m][:, i].sum(axis=0).tolist()), tuple(weighted[m][:, i].sum(axis=0).tolist()))
+    rows = [
+        Row(tuple(costs[m][:, i].sum(axis=0).tolist()), tuple(weighted[m][:, i].sum(axis=0).tolist()))
         for m, i in zip(members, allowed, strict=True)
     ]
-    chosen = [i[pick] for i, pick in zip(allowed, choose(clusters, budget), strict=True)]
+    found = frontier(rows, budget)
+    best = found.within(budget)
+    assert best is not None  # what is best for all layers alike is
+    chosen = [i[pick] for i, pick in zip(allowed, found.options(best), strict=True)]
     return {
         glob.escape(layer.name): options[chosen[label]].spec
         for group, label in zip(groups, labels, strict=True)
         for layer in group
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """Layers that get one candidate: what each costs, and its summed error."""
-
-    costs: tuple[int, ...]
-    errors: tuple[float, ...]
-
-
-def choose(clusters: Sequence[Cluster], budget: int) -> list[int]:
-    """For each cluster the index of a candidate: the least total error within the budget, exactly.
-
-    Dynamic programming over the clusters that keeps, of all partial choices, those that no other one beats
-    in both cost and error. The cheapest choice has to be within the budget.
-    """
-    reserve = sum(
-        min(cluster.costs) for cluster in clusters
-    )  # the least that the clusters still to come cost
-    costs, errors = np.zeros(1, np.int64), np.zeros(1)
-    history: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
-    for cluster in clusters:
-        reserve -= min(cluster.costs)
-        every_cost = (costs[:, None] + np.array(cluster.costs)).ravel()
-        every_error = (errors[:, None] + np.array(cluster.errors)).ravel()
-        order = np.lexsort((every_error, every_cost))
-        order = order[every_cost[order] + reserve <= budget]
-        least = np.minimum.accumulate(every_error[order])
-        better = np.concatenate([[True], every_error[order][1:] < least[:-1]])
-        kept = order[better]
-        costs, errors = every_cost[kept], every_error[kept]
-        history.append((kept // len(cluster.costs), kept % len(cluster.costs)))
-    state, choice = int(errors.argmin()), []
-    for parents, picks in reversed(history):
-        choice.append(int(picks[state]))
-        state = int(parents[state])
-    return choice[::-1]
 
 
 def cluster_layers(errors: NDArray[np.float64], k: int, seed: int) -> NDArray[np.int64]:

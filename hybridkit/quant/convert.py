@@ -54,7 +54,8 @@ def convert(
 
     Everything that is not a quantised weight goes in under its name in the state dictionary; learned
     quantizer parameters are folded into the scales; tied weights are stored once. `codec` is used for the
-    layers whose levels it holds (`base3` stores ternary ones in 1.6 bits), others take their default.
+    layers whose levels it holds in no more bits (`base3` stores ternary ones in 1.6), others take their
+    default.
     The metadata also hold `quantization`, the QuantConfig as JSON.
 
     `float_dtype` is what floating-point tensors are stored in: `fp32`, `fp16` or `bf16`; by default fp16 and
@@ -150,7 +151,9 @@ def layer_source(
     `quantized` gives its latent weight, outputs first, and what became of it. `half`: scales in fp16 where
     that is harmless. `known` are the other fields of its LayerSpec.
     """
-    codec = wanted if wanted and _holds(wanted, made_by) else codec_for(made_by.levels)
+    codec = codec_for(made_by.levels)
+    if wanted and _holds(wanted, made_by) and wanted.bits_per_weight <= codec.bits_per_weight:
+        codec = wanted
     # Only a quantised tensor tells the group size: that of one row of zeros.
     row = torch.zeros(1, math.prod(known["shape"][1:]))
     group_size = made_by.quantize(row, **made_by.parameters(row)).group_size

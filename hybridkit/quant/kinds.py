@@ -21,6 +21,8 @@ _FORWARDS: Final[dict[LayerKind, type[nn.Module]]] = {
 }
 _COMPUTES: Final = ("__call__", "forward", "_conv_forward")  # the last is what a convolution's forward calls
 _BASES: Final = tuple(_FORWARDS.values())
+_SCALED: Final = "ScaledWordEmbedding"
+_SCALED_FORWARD: Final = {"super", "forward", "embed_scale", "to", "weight", "dtype"}
 _ATTENTION: Final = "nn.MultiheadAttention reads its weights past any layer"
 _LOOSE: Final = "a parameter of {}, which is no Linear, Conv1d, Conv2d or Embedding"
 _DIMENSIONS: Final[dict[int, LayerKind]] = {2: "linear", 3: "conv1d", 4: "conv2d"}
@@ -61,10 +63,13 @@ class Layer:
 def kind_of(module: nn.Module) -> LayerKind | None:
     """The kind of layer that a module computes, or None.
 
-    Classes of torch, subclasses with the very same forward, and transformers' `Conv1D`, a linear layer.
+    Classes of torch, subclasses with the very same forward, and of transformers `Conv1D`, a linear layer, and
+    scaled word embeddings.
     """
     if is_transposed(module):
         return "linear"
+    if is_scaled(module):
+        return "embedding"
     for kind, base in _FORWARDS.items():
         if isinstance(module, base):
             return kind if all(_inherits(type(module), base, name) for name in _COMPUTES) else None
@@ -86,6 +91,22 @@ def is_transposed(module: nn.Module) -> bool:
     if origin is None or weight is None or not hasattr(module, "nf") or weight.dim() != 2:
         return False
     return _inherits(kind, origin, "forward") and weight.shape[1] == module.nf
+
+
+def is_scaled(module: nn.Module) -> bool:
+    """Whether this is an embedding whose rows are multiplied by `embed_scale`: transformers has many of them.
+
+    Known by the class's name and by what its forward names. A fake-quantised one still is one.
+    """
+    kind: type = getattr(module, "float_class", type(module))
+    origin = next((c for c in kind.__mro__ if c.__name__.endswith(_SCALED)), None)
+    if origin is None or not isinstance(module, nn.Embedding) or not hasattr(module, "embed_scale"):
+        return False
+    code = getattr(origin.__dict__.get("forward"), "__code__", None)
+    if code is None or not {"embed_scale"} <= set(code.co_names) <= _SCALED_FORWARD:
+        return False
+    plain = all(constant is None or isinstance(constant, str) for constant in code.co_consts)
+    return plain and _inherits(kind, origin, "forward")
 
 
 def describe(model: nn.Module) -> list[Layer]:

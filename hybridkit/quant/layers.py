@@ -21,7 +21,7 @@ from hybridkit.packing.activations import Activations
 from hybridkit.packing.layers import LayerKind
 from hybridkit.quant.config import Compute
 from hybridkit.quant.frozen_codes import FrozenCodes, follow_gain
-from hybridkit.quant.kinds import is_transposed, kind_of
+from hybridkit.quant.kinds import is_scaled, is_transposed, kind_of
 from hybridkit.quant.product import Bilinear, Convolution, MatMul, blended_product, quantized_product
 from hybridkit.quant.protocol import QuantizedTensor, Quantizer, Relaxed, relaxed
 from hybridkit.quant.straight import is_straight_through
@@ -252,6 +252,21 @@ class QATEmbedding(QATLayer, nn.Embedding):
         return rows.to(self.weight_dtype)
 
 
+class _QATScaled(QATEmbedding):
+    """An embedding of transformers whose rows are multiplied by `embed_scale`."""
+
+    embed_scale: Tensor | float
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The scaled rows at `input`."""
+        return scaled(super().forward(input), self.embed_scale)
+
+
+def scaled(rows: Tensor, factor: Tensor | float) -> Tensor:
+    """Rows times a factor in their type."""
+    return rows * (factor.to(rows.dtype) if isinstance(factor, Tensor) else factor)
+
+
 _LAYERS: dict[LayerKind, type[QATLayer]] = {
     cls.kind: cls for cls in (QATLinear, QATConv1d, QATConv2d, QATEmbedding)
 }
@@ -262,7 +277,7 @@ def qat_class(layer: nn.Module) -> type[QATLayer]:
     kind = kind_of(layer)
     if kind is None:
         raise UsageError(f"{type(layer).__name__} has a forward of its own and cannot be fake-quantised")
-    base = _QATTransposed if is_transposed(layer) else _LAYERS[kind]
+    base = _QATTransposed if is_transposed(layer) else _QATScaled if is_scaled(layer) else _LAYERS[kind]
     return base if getattr(base, "float_class", None) is type(layer) else _derived(base, type(layer))  # type: ignore[arg-type]
 
 

@@ -1,7 +1,8 @@
-"""Uniform quantisation to 2, 4 or 8 bits, symmetric about zero, per channel, tensor or group."""
+"""Uniform quantisation to 2, 3, 4 or 8 bits, symmetric about zero, per channel, tensor or group."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -25,8 +26,9 @@ CLIPS = tuple(0.88**i for i in range(16))
 
 
 class NBit(StraightThrough):
-    """codes = clip(round(w / scale), -2^(b-1), 2^(b-1) - 1).
+    """codes = clip(round(w / scale), -2^(b-1), 2^(b-1) - 1); of 3 bits -3 to 2.
 
+    Three codes of six levels fill a byte, so that 3 bits take 2.67 in a file; in a runtime they take 4.
     ONNX Runtime's MatMulNBits stores exactly these, unsigned, with zero point 2^(b-1).
     `scale="absmax"` maps the largest magnitude to 2^(b-1) - 1. `scale="mse"` also tries to clip it, down to
     15 %, and takes the clip of least squared error, which two bits need (the optimum that OCTAV, arXiv
@@ -38,7 +40,7 @@ class NBit(StraightThrough):
     class Options:
         """What can be set."""
 
-        bits: Literal[2, 4, 8] = option(4, "bits per weight")
+        bits: Literal[2, 3, 4, 8] = option(4, "bits per weight; 3: six levels in 2.67 bits")
         granularity: Granularity = option("channel", "one scale per output channel, or one per tensor")
         group_size: Annotated[int, Ge(0)] = option(0, "weights per scale along the row; 0: the whole row")
         scale: Literal["mse", "absmax"] = option(
@@ -49,9 +51,9 @@ class NBit(StraightThrough):
         super().__init__(options)
         if self.options.group_size and self.options.granularity == "tensor":
             raise UsageError("nbit: group_size and granularity=tensor contradict each other; set one of them")
-        half = 2 ** (self.options.bits - 1)
+        half = 3 if self.options.bits == 3 else 2 ** (self.options.bits - 1)
         self.levels = tuple(range(-half, half))
-        self.bits = float(self.options.bits)
+        self.bits = math.log2(2 * half)
 
     def quantize(self, weight: Tensor) -> QuantizedTensor:
         """Codes of `weight` [N, K] and its scale, [N] or [N, ceil(K / group_size)]."""

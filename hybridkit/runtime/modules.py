@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import ml_dtypes
 import numpy as np
@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
-from hybridkit.packing.codecs import codec
+from hybridkit.packing.codecs import codec, operator_codec
 from hybridkit.packing.layers import PackedLayer
 from hybridkit.packing.model import PackedModel
 from hybridkit.packing.tiles import tile, untile
 from hybridkit.quant.attachments import attach, attached_names
 from hybridkit.quant.fast_path import close_fast_paths
-from hybridkit.quant.kinds import is_transposed
+from hybridkit.quant.kinds import is_scaled, is_transposed
+from hybridkit.quant.layers import scaled
 from hybridkit.runtime import ops  # defines torch.ops.hybridkit
 from hybridkit.runtime.arithmetic import Codes
 from hybridkit.runtime.native import load
@@ -42,9 +43,9 @@ _M = TypeVar("_M", bound=nn.Module)
 class _Packed(nn.Module):
     """Codes and scales as an operator takes them.
 
-    codes: uint8, in the order that `layout` names (`base3` is repacked as `two-bit`). Ternary and binary
-    products hold tiles, on every device and with or without the native library, and so does an embedding
-    that is tied to one; all others hold rows [N, bytes], layout 0.
+    codes: uint8, in the order that `layout` names (`base3` is repacked as `two-bit`, `base6` as `nbit4`).
+    Ternary and binary products hold tiles, on every device and with or without the native library, and so
+    does an embedding that is tied to one; all others hold rows [N, bytes], layout 0.
     scale: float32 [N] or [N, groups]. bits and group_size matter for n-bit codes only: ternary and binary
     codes in groups become n-bit ones of two bits, which hold the same integers.
     """
@@ -61,7 +62,7 @@ class _Packed(nn.Module):
     def __init__(self, layer: PackedLayer, device: torch.device) -> None:
         super().__init__()
         name, codes = layer.codec, layer.codes
-        wanted = "two-bit" if name == "base3" else name
+        wanted = operator_codec(name)
         if layer.group_size and wanted in ("two-bit", "one-bit"):
             wanted = "nbit2"
         if wanted != name:
@@ -212,9 +213,17 @@ class PackedConv2d(_PackedConv):
 
 
 class PackedEmbedding(_Packed):
-    """An embedding over packed codes; integer indices [...] -> [..., K] in the original's type."""
+    """An embedding over packed codes; integer indices [...] -> [..., K] in the original's type.
+
+    embed_scale: what rows are multiplied by, where the original does that.
+    """
 
     dtype = torch.float32
+    embed_scale: Tensor | None
+
+    def __init__(self, layer: PackedLayer, device: torch.device) -> None:
+        super().__init__(layer, device)
+        self.register_buffer("embed_scale", None, persistent=False)
 
     @classmethod
     def from_packed(cls, layer: PackedLayer, module: nn.Module) -> Self:
@@ -224,13 +233,17 @@ class PackedEmbedding(_Packed):
             raise UsageError(f"layer {layer.name!r}: an embedding with max_norm cannot be packed")
         result = cls(layer, embedding.weight.device)
         result.dtype = getattr(embedding, "weight_dtype", embedding.weight.dtype)  # frozen codes are int8
+        if is_scaled(embedding):
+            factor: Any = embedding.embed_scale
+            result.embed_scale = torch.as_tensor(factor, dtype=result.dtype)
         return result
 
     def forward(self, indices: Tensor) -> Tensor:
         """One operator, `{ternary,binary,nbit}_embedding`."""
         operator = getattr(torch.ops.hybridkit, f"{self.code_kind}_embedding")
         result: Tensor = operator(indices, self.codes, self.scale, self.K, self.N, *self._code_arguments)
-        return result if self.dtype == torch.float32 else result.to(self.dtype)
+        result = result if self.dtype == torch.float32 else result.to(self.dtype)
+        return result if self.embed_scale is None else scaled(result, self.embed_scale)
 
 
 _PACKED: dict[

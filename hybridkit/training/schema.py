@@ -33,7 +33,7 @@ MOST_CLUSTERS = 2**20  # a sampler holds a number for each
 T = TypeVar("T")
 Whole = Annotated[int, Strict(), Ge(0), Le(LARGEST_COUNT)]
 Word = Annotated[int, Strict(), Ge(0), Le(2**32 - 1)]
-Bits = Literal[2, 4, 8]
+Bits = Literal[2, 3, 4, 8]
 GroupSize = Literal[32, 64, 128]
 Scale = Annotated[int | float, Ge(0), Le(LARGEST_NUMBER)]
 

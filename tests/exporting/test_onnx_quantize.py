@@ -187,11 +187,14 @@ def test_the_error_on_given_inputs_is_that_of_outputs(tmp_path):
     report = quantize_onnx(source, tmp_path / "p.onnx", inputs={"x": x})
     assert report.measured == "outputs"
     assert report.layers[0].error < 0.5 * by_weight
+    kept = x[1::2]  # the others are what codes are fitted to
+    got, want = run_ort(tmp_path / "p.onnx", kept), run_ort(source, kept)
+    error = np.linalg.norm(got - want) / np.linalg.norm(want)
+    assert report.layers[0].error == pytest.approx(error, rel=1e-3, abs=1e-5)
     got, want = run_ort(tmp_path / "p.onnx", x), run_ort(source, x)
     error = np.linalg.norm(got - want) / np.linalg.norm(want)
-    assert report.layers[0].error == pytest.approx(error, rel=1e-3)
     assert report.comparison.inputs == "given"
-    assert report.comparison.outputs[0].relative_error == pytest.approx(error, rel=1e-3)
+    assert report.comparison.outputs[0].relative_error == pytest.approx(error, rel=1e-3, abs=1e-5)
     cosine = (got * want).sum() / np.linalg.norm(got) / np.linalg.norm(want)
     assert report.comparison.outputs[0].cosine == pytest.approx(cosine, rel=1e-4)
 
@@ -207,10 +210,38 @@ def test_the_output_error_of_each_layer(activations, tmp_path):
         [None, 3, 9, 8],
         4,
     )
-    quantize_onnx(saved(first, tmp_path, "c.onnx"), tmp_path / "cp.onnx", activations=activations)
-    got, want = run_ort(tmp_path / "cp.onnx", example()), run_ort(tmp_path / "c.onnx", example())
+    alone = {"activations": activations, "inputs": {"x": example()}}
+    quantize_onnx(saved(first, tmp_path, "c.onnx"), tmp_path / "cp.onnx", **alone)
+    kept = example()[1::2]
+    got, want = run_ort(tmp_path / "cp.onnx", kept), run_ort(tmp_path / "c.onnx", kept)
     assert errors["conv"] == pytest.approx(np.linalg.norm(got - want) / np.linalg.norm(want), rel=1e-3)
     assert all(0.05 < error < 0.8 for error in errors.values())
+
+
+@pytest.mark.parametrize(("name", "options"), QUANTIZERS)
+@pytest.mark.parametrize("kind", ["MatMul", "Conv"])
+def test_codes_are_fitted_to_inputs(kind, name, options, tmp_path):
+    """On inputs that it has not seen; what is not fitted to them rounds."""
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(6, 40)) * 3.0 ** -np.arange(6)[:, None]
+    rows = (rng.normal(size=(900, 6)) @ mixing + 0.05 * rng.normal(size=(900, 40))).astype(np.float32)
+    if kind == "MatMul":
+        layer = helper.make_node("MatMul", ["x", "w"], ["y"], "only")
+        weight, x, shape, rank = rng.normal(size=(40, 64)), rows, [None, 40], 2
+    else:
+        layer = helper.make_node("Conv", ["x", "w"], ["y"], "only", group=2)
+        weight, x = rng.normal(size=(64, 20, 1, 1)), rows.reshape(100, 9, 1, 40).transpose(0, 3, 1, 2)
+        shape, rank = [None, 40, 9, 1], 4
+    source = saved(one_layer(layer, {"w": weight.astype(np.float32)}, shape, rank), tmp_path)
+    how = {"quantizer": name, "options": options}
+    quantize_onnx(source, tmp_path / "rounded.onnx", **how)
+    quantize_onnx(source, tmp_path / "fitted.onnx", inputs={"x": np.ascontiguousarray(x[:-20])}, **how)
+    fresh = np.ascontiguousarray(x[-20:])
+    want = run_ort(source, fresh)
+    errors = [
+        np.linalg.norm(run_ort(tmp_path / f"{made}.onnx", fresh) - want) for made in ("rounded", "fitted")
+    ]
+    assert errors[1] < 0.8 * errors[0]
 
 
 def test_metadata_of_the_source_stays(tmp_path):

@@ -19,6 +19,9 @@ def reference_pack(name, rows):
         if name == "base3":
             groups = [row[start : start + 5] for start in range(0, len(row), 5)]
             out = [sum((q + 1) * 3**i for i, q in enumerate(group)) for group in groups]
+        elif name == "base6":
+            groups = [row[start : start + 3] for start in range(0, len(row), 3)]
+            out = [sum((q + 3) * 6**i for i, q in enumerate(group)) for group in groups]
         else:
             bits, offset = {
                 "two-bit": (2, 1),
@@ -127,6 +130,8 @@ def test_wrong_arrays_are_refused():
         ((-1, 0, 1), "two-bit"),
         ((-1, 1), "one-bit"),
         ((-2, -1, 0, 1), "nbit2"),
+        ((-2, -1, 1, 2), "base6"),
+        (range(-3, 3), "base6"),
         (range(-7, 8), "nbit4"),
         (range(-127, 128), "nbit8"),
     ],

@@ -38,6 +38,20 @@ ALONE = {
 }
 
 
+def test_gemmas_scaled_embedding_is_quantised(tmp_path):
+    model = network("gemma3")
+    batch = examples_of(model).draw(2)
+    report = hybridkit.quantize(model, quantizer="nbit", options={"bits": 8}, embeddings=8)
+    assert "model.embed_tokens" in report.packed.layers
+    assert not {"model.embed_tokens", "lm_head"} & {each.name for each in report.left_alone}
+    packed = load_packed(model, report.packed)
+    with torch.no_grad():
+        wanted, found = main_output(model(**batch)), main_output(packed(**batch))
+    assert float((found - wanted).norm() / wanted.norm()) < 0.05
+    exported = hybridkit.export(model, report.packed, tmp_path / "m.onnx", example_inputs=batch)
+    assert exported.verification.max_rel < 1e-3
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_trained_ternary_packed_and_exported(family, tmp_path):
     model = network(family)

@@ -12,72 +12,15 @@ from torch import nn
 from hybridkit.errors import UsageError
 from hybridkit.quant.allocation import (
     Candidate,
-    Cluster,
     _errors,
     allocate_bits,
     candidates,
-    choose,
     cluster_layers,
     input_squares,
 )
 from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.plan import make_quantizer, plan_layers
 from hybridkit.quant.prepare import prepare_qat
-
-OPTIONS = 6
-clusters = st.lists(
-    st.builds(
-        Cluster,
-        st.lists(st.integers(1, 10**6), min_size=OPTIONS, max_size=OPTIONS).map(tuple),
-        st.lists(st.floats(0, 1e3), min_size=OPTIONS, max_size=OPTIONS).map(tuple),
-    ),
-    min_size=1,
-    max_size=4,
-)
-shares = st.floats(0, 1.2)
-
-
-def cost(clusters, choice):
-    return sum(c.costs[i] for c, i in zip(clusters, choice, strict=True))
-
-
-def error(clusters, choice):
-    return math.fsum(c.errors[i] for c, i in zip(clusters, choice, strict=True))
-
-
-def budget_of(clusters, share):
-    """From what the cheapest choice costs (0) to what the dearest does (1)."""
-    least, most = (sum(pick(c.costs) for c in clusters) for pick in (min, max))
-    return least + int(share * (most - least))
-
-
-@given(clusters, shares)
-@settings(max_examples=80, deadline=None)
-def test_equals_trying_everything(clusters, share):
-    budget = budget_of(clusters, share)
-    choice = choose(clusters, budget)
-    assert cost(clusters, choice) <= budget
-    every = itertools.product(range(OPTIONS), repeat=len(clusters))
-    best = min(error(clusters, c) for c in every if cost(clusters, c) <= budget)
-    assert error(clusters, choice) == pytest.approx(best, rel=1e-9, abs=1e-12)
-
-
-@given(clusters, shares)
-@settings(max_examples=80, deadline=None)
-def test_no_candidate_for_all_alike_is_better(clusters, share):
-    budget = budget_of(clusters, share)
-    found = error(clusters, choose(clusters, budget))
-    for i in range(OPTIONS):
-        uniform = [i] * len(clusters)
-        if cost(clusters, uniform) <= budget:
-            assert found <= error(clusters, uniform) * (1 + 1e-12)
-
-
-@given(clusters, shares, shares)
-@settings(max_examples=60, deadline=None)
-def test_a_larger_budget_never_costs_quality(clusters, one, other):
-    low, high = (budget_of(clusters, share) for share in sorted((one, other)))
-    assert error(clusters, choose(clusters, high)) <= error(clusters, choose(clusters, low)) + 1e-9
 
 
 @given(st.integers(1, 40), st.integers(1, 200), st.sampled_from(candidates()))
@@ -89,17 +32,6 @@ def test_a_candidate_costs_what_is_stored(N, K, candidate):
     bits = nominal[spec] if isinstance(spec, str) else spec["bits"]
     scales = 32 * quantized.scale.numel() if quantized.group_size else 0
     assert candidate.cost((N, K)) == round(100 * (bits * N * K + scales))
-
-
-def test_many_clusters_are_no_problem():
-    generator = torch.Generator().manual_seed(0)
-    sizes = torch.randint(1, 10**6, (16,), generator=generator).tolist()
-    errors = torch.rand(16, 5, generator=generator).sort(descending=True).values.tolist()
-    many = [
-        Cluster(tuple(n * w for w in (100, 158, 200, 400, 800)), tuple(n * x for x in e))
-        for n, e in zip(sizes, errors, strict=True)
-    ]
-    assert cost(many, choose(many, 250 * sum(sizes))) <= 250 * sum(sizes)
 
 
 def test_layers_that_behave_alike_share_a_cluster():

@@ -167,3 +167,26 @@ def test_what_cannot_be_calibrated_is_said(model, message):
 def test_data_are_needed():
     with pytest.raises(UsageError, match="data"):
         calibrate_(prepared(CONFIGS["binary"]), [])
+
+
+def test_codes_that_move_help():
+    config = CONFIGS["ternary, groups"]
+    moved, stayed = prepared(config), prepared(config)
+    reports = calibrate_(moved, inputs(), tuning=Tuning(steps=60))
+    fixed = calibrate_(stayed, inputs(), tuning=Tuning(steps=60, codes=False))
+    assert sum(r.tuned for r in reports) < sum(r.tuned for r in fixed)
+    assert error(moved) < error(stayed)
+
+
+def test_a_head_outside_the_blocks_is_fitted_too():
+    config = QuantConfig(weights={"quantizer": "nbit", "bits": 2}, activations="float", quantize_all=True)
+    made = []
+    for tied in (False, True):
+        model = network()
+        if not tied:
+            model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+        made.append(prepare_qat_(model, config))
+        calibrate_(made[-1], inputs(), tuning=TUNING)
+    fitted, rounded = (model.head.quantized_weight().codes for model in made)
+    assert not torch.equal(fitted, rounded)
+    assert error(made[0]) < error(made[1])

@@ -107,7 +107,7 @@ def test_kinds_and_names_are_recorded():
 def test_a_codec_serves_the_layers_whose_levels_it_holds():
     model = trained("ternary-mse", overrides={"plane": "binary"})
     codecs = {name: layer.codec for name, layer in convert(model, codec="base3").layers.items()}
-    assert codecs == {"line": "base3", "plane": "base3", "hidden": "base3"}
+    assert codecs == {"line": "base3", "plane": "one-bit", "hidden": "base3"}
     nbit = trained("nbit", overrides={"plane": "ternary-mse"})
     codecs = {name: layer.codec for name, layer in convert(nbit, codec="base3").layers.items()}
     assert codecs == {"line": "nbit4", "plane": "base3", "hidden": "nbit4"}

@@ -74,6 +74,48 @@ def test_kinds():
         qat_class(Doubled(2, 2))
 
 
+class TensorScaledWordEmbedding(nn.Embedding):
+    def __init__(self, *size):
+        super().__init__(*size)
+        self.embed_scale = nn.Buffer(torch.tensor(3.0), persistent=False)
+
+    def forward(self, input_ids):
+        return super().forward(input_ids) * self.embed_scale.to(self.weight.dtype)
+
+
+class NumberScaledWordEmbedding(nn.Embedding):
+    embed_scale = 0.5
+
+    def forward(self, input_ids):
+        return super().forward(input_ids) * self.embed_scale
+
+
+class ShiftedScaledWordEmbedding(NumberScaledWordEmbedding):
+    def forward(self, input_ids):
+        return super().forward(input_ids + 1)
+
+
+@pytest.mark.parametrize("kind", [TensorScaledWordEmbedding, NumberScaledWordEmbedding])
+def test_scaled_embeddings_stay_scaled(kind):
+    torch.manual_seed(0)
+    layer, ids = kind(6, 8), torch.tensor([[0, 5], [2, 2]])
+    factor = float(layer.embed_scale)
+    model = prepare_qat_(nn.Sequential(layer), quantizer="ternary-absmean", quantize_all=True)
+    rows = layer.quantized_weight().dequantize()[ids] * factor
+    assert isinstance(layer, kind)
+    found = model(ids)
+    torch.testing.assert_close(found.detach(), rows)
+    found.sum().backward()
+    assert layer.weight.grad[2].tolist() == [2 * factor] * 8
+    torch.testing.assert_close(load_packed(nn.Sequential(kind(6, 8)), convert(model))(ids), rows)
+    layer.release()
+    torch.testing.assert_close(model(ids), layer.weight[ids] * factor)
+
+
+def test_an_embedding_that_does_more_is_left_alone():
+    assert kind_of(ShiftedScaledWordEmbedding(6, 8)) is None
+
+
 def test_a_subclass_stays_one_of_its_kind():
     layer = Named(6, 4)
     model = prepare_qat_(nn.Sequential(layer, nn.Linear(4, 2)))

@@ -131,6 +131,18 @@ def test_a_sample_without_a_batch_and_half_precision():
     assert rows.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("activations", ["int8", "float"])
+def test_three_bits_run_as_four(activations):
+    model = Everything()
+    how = {"activations": activations, "quantize_all": True}
+    prepare_qat(model, quantizer={"quantizer": "nbit", "bits": 3}, **how)
+    packed = convert(model)
+    assert {layer.codec for layer in packed.layers.values()} == {"base6"}
+    assert {round(layer.bits, 3) for layer in packed.layers.values()} == {2.585}
+    with torch.no_grad():
+        torch.testing.assert_close(load_packed(Everything(), packed)(TOKENS), model.eval()(TOKENS))
+
+
 def test_base3_runs_like_two_bit():
     torch.manual_seed(0)
     model = prepare_qat(Everything(), quantize_all=True).eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hybridkit.errors import FileError, HybridkitError, UsageError
 from hybridkit.exporting import files
 from hybridkit.exporting.agreement import check_native
 from hybridkit.exporting.assembly import assemble
-from hybridkit.exporting.door import admit
+from hybridkit.exporting.door import Admitted, admit
 from hybridkit.exporting.folding import fold_batch_normalization
 from hybridkit.exporting.onnx_quantize import measurement
 from hybridkit.exporting.onnx_quantize.comparison import (
@@ -27,8 +28,9 @@ from hybridkit.exporting.onnx_quantize.comparison import (
     run_source,
 )
 from hybridkit.exporting.onnx_quantize.loading import load, raise_opset
-from hybridkit.exporting.onnx_quantize.products import find
+from hybridkit.exporting.onnx_quantize.products import Product, Unfit, find
 from hybridkit.exporting.onnx_quantize.report import LayerReport, OnnxReport
+from hybridkit.exporting.onnx_quantize.rounding import Rounding
 from hybridkit.exporting.onnx_quantize.selection import choose, make_steps, quantize_layer
 from hybridkit.exporting.onnx_quantize.substitution import lower
 from hybridkit.exporting.protocol import Agreement
@@ -40,8 +42,6 @@ from hybridkit.runtime.session import session
 __all__ = ["LayerReport", "OnnxReport", "quantize_onnx"]
 
 
-@np.errstate(all="ignore")  # weights that overflow
-@quiet("onnxscript", "onnx_ir")
 def quantize_onnx(
     source: Path,
     output: Path,
@@ -53,7 +53,7 @@ def quantize_onnx(
     exclude: Sequence[str] = (),
     max_error: float | None = None,
     more_bits: bool = False,
-    inputs: Feed | None = None,
+    inputs: Feed | Sequence[Feed] | None = None,
 ) -> OnnxReport:
     """Write `source` with quantised weights to `output`, which appears whole and verified or not at all.
 
@@ -62,15 +62,36 @@ def quantize_onnx(
     quantizer, options: a registered quantizer's name, and its options.
     include, exclude: patterns of layer names as in a shell; all layers by default.
     max_error: layers whose relative error is above it stay as they are, or, with `more_bits`, go to 4 and
-    then 8 bits. inputs: arrays by input name; the error is then that of each layer's output on them.
+    then 8 bits. inputs: arrays by input name, once or several times. On half of what reaches a layer from
+    them its codes are fitted so that they keep its output, on the other half the error of that is measured.
 
     Raises UsageError for arguments that do not fit, FileError for files, HybridkitError where no layer is
     left or the model cannot be written, GateError where native operators and portable bodies differ.
     """
     steps = make_steps(quantizer, options, more_bits, max_error)
-    _check(source, output, activations)
+    check_paths(source, output, activations)
+    feeds = [inputs] if isinstance(inputs, Mapping) else list(inputs or [])
+    opened = open_layers(source, steps, include, exclude)
+    each = dict.fromkeys(opened.chosen, steps)
+    return write_quantized(opened, output, each, activations, max_error, feeds)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A source, its graph, and its layers: all, and by name those that may be quantised."""
+
+    admitted: Admitted
+    model: ir.Model
+    layers: list[Product | Unfit]
+    chosen: dict[str, Product]
+
+
+@quiet("onnxscript", "onnx_ir")
+def open_layers(
+    source: Path, steps: Sequence[Rounding], include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> Opened:
+    """Read a source; its opset is raised where `steps` need that."""
     admitted = admit(source)
-    reference = run_source(source, inputs)
     model = load(admitted)
     layers = find(model)
     chosen = choose(layers, include, exclude)
@@ -78,10 +99,30 @@ def quantize_onnx(
         model = raise_opset(model, source)
         layers = find(model)
         chosen = choose(layers, include, exclude)
+    return Opened(admitted, model, layers, chosen)
+
+
+@np.errstate(all="ignore")  # weights that overflow
+@quiet("onnxscript", "onnx_ir")
+def write_quantized(
+    opened: Opened,
+    output: Path,
+    steps: Mapping[str, Sequence[Rounding]],
+    activations: Activations,
+    max_error: float | None,
+    feeds: Sequence[Feed],
+) -> OnnxReport:
+    """Quantise layers in place, and write the file; see `quantize_onnx`.
+
+    steps: what to try on each layer, by its name; nothing, and layers that are not there, stay as they are.
+    """
+    model, source = opened.model, opened.admitted.path
+    reference = run_source(source, feeds[0] if feeds else None)
     int8 = activations == "int8"
-    seen = measurement.activations(model, list(chosen.values()), inputs) if inputs else {}
+    watched = [product for name, product in opened.chosen.items() if steps.get(name)]
+    seen = measurement.activations(model, watched, feeds) if feeds and watched else {}
     reports = [
-        quantize_layer(model, layer, chosen, steps, seen.get(layer.name), int8, max_error) for layer in layers
+        quantize_layer(model, layer, steps, seen.get(layer.name), int8, max_error) for layer in opened.layers
     ]
     if all(report.quantizer is None for report in reports):
         raise HybridkitError(f"{source.name}: no layer was quantised; {_reasons(reports)}")
@@ -93,22 +134,23 @@ def quantize_onnx(
     check_runtime(runtime)
     with files.staged(output) as staged:
         files.save(model, staged)
-        comparison, native = _verify(staged, reference, admitted.strict)
+        comparison, native = _verify(staged, reference, opened.admitted.strict)
         bytes_after = files.written_bytes(staged)
     return OnnxReport(
         path=output,
         opset=model.graph.opset_imports[""],
         runtime=runtime,
-        measured="outputs" if inputs else "weights",
+        measured="outputs" if feeds else "weights",
         layers=tuple(reports),
-        bytes_before=admitted.file_bytes,
+        bytes_before=opened.admitted.file_bytes,
         bytes_after=bytes_after,
         comparison=comparison,
         native=native,
     )
 
 
-def _check(source: Path, output: Path, activations: str) -> None:
+def check_paths(source: Path, output: Path, activations: str) -> None:
+    """Raises UsageError for what does not fit, FileError for a folder that is not there."""
     if activations not in ("int8", "float"):
         raise UsageError(f"no activation mode is called {activations!r}; say int8 or float")
     if output.suffix != ".onnx":

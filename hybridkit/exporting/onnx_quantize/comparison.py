@@ -45,8 +45,20 @@ class Comparison:
     outputs: tuple[Difference, ...]
 
 
-def read_inputs(path: Path) -> Feed:
-    """The arrays of an .npz file by name. Raises FileError if it is none; nothing in it is unpickled."""
+def read_inputs(path: Path) -> list[Feed]:
+    """The arrays of an .npz file by name, or of each such file in a folder, by their names in order.
+
+    Raises FileError if it is none; nothing in it is unpickled.
+    """
+    if path.is_dir():
+        found = [_read(file) for file in sorted(path.glob("*.npz"))]
+        if not found:
+            raise FileError(f"{path} holds no .npz file")
+        return found
+    return [_read(path)]
+
+
+def _read(path: Path) -> Feed:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -11,8 +12,15 @@ from numpy.typing import NDArray
 
 from hybridkit.errors import HybridkitError
 from hybridkit.exporting.functions import STORAGES
-from hybridkit.packing.codecs import Codec, codec, codec_for
-from hybridkit.quant.protocol import QuantizedTensor, quantize_weight, takes_numpy
+from hybridkit.packing.codecs import Codec, codec, codec_for, operator_codec
+from hybridkit.quant.output_fit import fit_output
+from hybridkit.quant.protocol import (
+    QuantizedTensor,
+    Statistics,
+    quantize_weight,
+    takes_numpy,
+    takes_statistics,
+)
 from hybridkit.registry import registry
 
 if TYPE_CHECKING:
@@ -64,6 +72,21 @@ class Rounding:
         """Itself; with n-bit codes where others come in groups, which no operator of ours has."""
         return replace(self, codec=codec("nbit2")) if found.group_size and not self.is_nbit else self
 
+    def fit(self, weight: Floats, gram: Floats, count: int) -> Quantized | None:
+        """As `quantize`, for inputs with these second moments, [K, K], of `count`; None if that is no other.
+
+        A quantizer that takes statistics sees to it itself; others' codes and scales are fitted.
+        """
+        if takes_statistics(self.quantizer):
+            return self._quantized(weight, Statistics(cast(Any, gram), count))
+        levels = self.quantizer.levels
+        if len({b - a for a, b in pairwise(levels)}) != 1:
+            return None
+        start = self.quantize(weight)
+        given = QuantizedTensor(cast(Any, start.codes), cast(Any, start.scale), start.group_size)
+        made = fit_output(weight, gram, given, levels)
+        return Quantized(_array(made.codes, np.int8), _array(made.scale, np.float32), made.group_size)
+
     def quantize(self, weight: Floats) -> Quantized:
         """Codes and scales of a float32 weight [N, K]."""
         options = getattr(self.quantizer, "options", None)
@@ -76,13 +99,16 @@ class Rounding:
             parts[0].group_size,
         )
 
-    def _quantized(self, rows: Floats) -> Quantized:
+    def _quantized(self, rows: Floats, statistics: Statistics | None = None) -> Quantized:
         given: Any = rows
         if not takes_numpy(self.quantizer):
             import torch
 
             given = torch.from_numpy(np.ascontiguousarray(rows))
-        made = quantize_weight(self.quantizer, given, None)
+            if statistics:
+                gram: Any = statistics.gram
+                statistics = Statistics(torch.from_numpy(gram), statistics.count)
+        made = quantize_weight(self.quantizer, given, statistics)
         return Quantized(_array(made.codes, np.int8), _array(made.scale, np.float32), made.group_size)
 
 
@@ -109,4 +135,4 @@ def make_rounding(name: str, options: Mapping[str, Any] | None = None) -> Roundi
             f"the quantizer {name!r} needs {missing.name}, which is not installed; "
             "install it, or take ternary-mse, ternary-absmean, binary or nbit"
         ) from error
-    return Rounding(name, quantizer, codec_for(quantizer.levels))
+    return Rounding(name, quantizer, codec(operator_codec(codec_for(quantizer.levels).name)))

@@ -8,13 +8,12 @@ from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from hybridkit.errors import UsageError
-from hybridkit.exporting.onnx_quantize.measurement import output_error, relative_error
+from hybridkit.exporting.onnx_quantize.measurement import Seen, output_error, relative_error
 from hybridkit.exporting.onnx_quantize.products import Product, Unfit
 from hybridkit.exporting.onnx_quantize.report import LayerReport
-from hybridkit.exporting.onnx_quantize.rounding import Rounding, make_rounding
+from hybridkit.exporting.onnx_quantize.rounding import Quantized, Rounding, make_rounding
 from hybridkit.exporting.onnx_quantize.substitution import stored_bytes, substitute
 
 _MORE_BITS: Final = (4, 8)
@@ -55,13 +54,15 @@ def choose(
 def quantize_layer(
     model: ir.Model,
     layer: Product | Unfit,
-    chosen: Mapping[str, Product],
-    steps: Sequence[Rounding],
-    x: NDArray[np.float32] | None,
+    steps: Mapping[str, Sequence[Rounding]],
+    seen: Seen | None,
     int8: bool,
     max_error: float | None,
 ) -> LayerReport:
-    """Quantise a layer in the graph, or leave it, and say which."""
+    """Quantise a layer in the graph, or leave it, and say which. `steps`: what to try, by layer.
+
+    With `seen`, codes are fitted to what reaches the layer, unless that is no better on what was kept of it.
+    """
     before = layer.weight.nbytes
 
     def stays(reason: str, error: float | None = None) -> LayerReport:
@@ -71,20 +72,36 @@ def quantize_layer(
 
     if isinstance(layer, Unfit):
         return stays(layer.reason)
-    if layer.name not in chosen:
+    if layer.name not in steps:
         return stays("not chosen by name")
+    if not steps[layer.name]:
+        return stays("what a budget leaves it")
     matrix, error = layer.matrix(), None
-    for step in steps:
+    for step in steps[layer.name]:
         quantized = step.quantize(matrix)
         rounding = step.holding(quantized)
         after = stored_bytes(layer, rounding, quantized)
         if after >= before:
             return stays("would not be smaller", error)
-        found = quantized.dequantize()
-        in_int8 = int8 and not rounding.is_nbit
-        error = relative_error(matrix, found) if x is None else output_error(layer, x, found, in_int8)
+        if seen is None:
+            error = relative_error(matrix, quantized.dequantize())
+        else:
+            quantized, error = _better(layer, step, quantized, seen, int8 and not rounding.is_nbit)
         if max_error is None or error <= max_error:
             substitute(model, layer, rounding, quantized, int8)
             bits, shape = rounding.quantizer.bits, tuple(layer.shape)
             return LayerReport(layer.name, layer.op, shape, rounding.name, bits, error, before, after)
     return stays(f"error above {max_error:g}", error)
+
+
+def _better(
+    layer: Product, step: Rounding, rounded: Quantized, seen: Seen, int8: bool
+) -> tuple[Quantized, float]:
+    """Codes fitted to inputs, or those that were rounded: whichever has the smaller error on other inputs."""
+    tries = [rounded]
+    fitted = None if seen.gram is None else step.fit(layer.matrix(), seen.gram, seen.count)
+    if fitted is not None:
+        tries.append(fitted)
+    errors = [output_error(layer, seen.x, each.dequantize(), int8) for each in tries]
+    best = int(np.argmin(errors))
+    return tries[best], errors[best]

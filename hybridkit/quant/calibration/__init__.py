@@ -5,15 +5,20 @@ Block after block, on what the quantised blocks before it give:
 1. Its linear layers, in the order in which they run, get codes and scales that keep their outputs
    (output_fit.py), those with the same input together. What they are to give is what they give in the
    original network (`Moments.target`), so that errors of before are made up for.
-2. Scales, norms and biases are tuned to what the original block gives (tuning.py).
+2. Scales, norms, biases and codes are tuned to what the original block gives (tuning.py).
 
-In memory are the network, one block in full precision, and the hidden states between two blocks, twice.
+Then linear layers outside the blocks get codes and scales that keep their outputs on what reaches them.
+
+In memory are the network, one block in full precision and, while it is tuned, four times more, and the hidden
+states between two blocks, twice.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
@@ -21,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from hybridkit.blocks import main_blocks
-from hybridkit.calls import Inputs
+from hybridkit.calls import Inputs, watch
 from hybridkit.errors import UsageError
 from hybridkit.quant.calibration.keeping import Kept
-from hybridkit.quant.calibration.moments import Side, moments
+from hybridkit.quant.calibration.moments import Side, moments, positions
 from hybridkit.quant.calibration.streams import Call, Hidden, advance, record
 from hybridkit.quant.calibration.tuning import Tuning, relative_error, tune_
 from hybridkit.quant.frozen import freeze_layer_
@@ -88,13 +93,13 @@ def calibrate_(
         if kept and kept.load_(place, block):
             ours, original = advance(block, ours, calls), advance(full, original, calls)
             continue
-        _fit(block, full, ours, original, calls, counted)
+        weights = _fit(block, full, ours, original, calls, counted)
         targets = advance(full, original, calls)
         given, ours = ours, advance(block, ours, calls)
         fitted = tuned = _error(ours, targets, counted)
         if tuning.steps:
             before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-            tune_(block, given, targets, calls, counted, tuning)
+            tune_(block, given, targets, calls, counted, tuning, weights)
             better = advance(block, given, calls)
             tuned = _error(better, targets, counted)
             if tuned < fitted:
@@ -107,6 +112,7 @@ def calibrate_(
             kept.save(place, block)
         reports.append(BlockReport(place, len(blocks), fitted, tuned))
         seen(reports[-1])
+    _fit_rest(network, blocks, batches, counted)
     return reports
 
 
@@ -117,8 +123,9 @@ def _fit(
     original: Hidden,
     calls: Sequence[Call],
     counted: Sequence[Tensor | None],
-) -> None:
-    """Freeze the codes of a block's layers, in the order in which they run."""
+) -> dict[QATLayer, Tensor]:
+    """Freeze the codes of a block's layers as they run; what the codes that may move stand for, [N, K]."""
+    found: dict[QATLayer, Tensor] = {}
     names = {layer: name for name, layer in qat_layers(block).items()}
     for layers in _together(block, ours[0], calls[0]):
         first = layers[0]
@@ -131,16 +138,56 @@ def _fit(
             if known is None:
                 freeze_layer_(layer, layer.quantized_weight())
                 continue
-            freeze_layer_(layer, _fitted(layer, known.target(weight), Statistics(known.gram, known.count)))
+            target = known.target(weight)
+            movable = _movable(layer)
+            freeze_layer_(layer, _fitted(layer, target, Statistics(known.gram, known.count)))
+            if movable:
+                found[layer] = target
+    return found
+
+
+@torch.no_grad()
+def _fit_rest(
+    network: nn.Module,
+    blocks: Sequence[nn.Module],
+    batches: Sequence[Inputs],
+    counted: Sequence[Tensor | None],
+) -> None:
+    """Freeze the codes of linear layers outside the blocks, but for those that share their weight."""
+    inside = {module for block in blocks for module in block.modules()}
+    layers = qat_layers(network).values()
+    holders = Counter(layer.weight for layer in layers)
+    rest = [
+        layer
+        for layer in layers
+        if layer not in inside and layer.kind == "linear" and holders[layer.weight] == 1
+    ]
+    sums: dict[QATLayer, tuple[Tensor, int]] = {}
+
+    def seen(mask: Tensor | None, layer: nn.Module, x: Tensor) -> None:
+        assert isinstance(layer, QATLayer)
+        rows = positions(x.float(), mask)
+        gram, count = sums.get(layer, (torch.zeros((), device=x.device), 0))
+        sums[layer] = gram + rows.T @ rows, count + len(rows)
+
+    for batch, mask in zip(batches, counted, strict=True) if rest else []:
+        watch(network, batch, rest, partial(seen, mask))
+    for layer, (gram, count) in sums.items():
+        weight = layer.weight_matrix().detach()
+        freeze_layer_(layer, _fitted(layer, weight, Statistics(gram / max(count, 1), count)))
 
 
 def _fitted(layer: QATLayer, weight: Tensor, statistics: Statistics) -> QuantizedTensor:
     start = quantize_weight(layer.quantizer, weight, statistics)
-    levels = layer.quantizer.levels
-    even = len({b - a for a, b in pairwise(levels)}) == 1
-    if takes_statistics(layer.quantizer) or not even:
+    if not _movable(layer):
         return start
-    return fit_output(weight, statistics.gram, start, levels)
+    return fit_output(weight, statistics.gram, start, layer.quantizer.levels)
+
+
+def _movable(layer: QATLayer) -> bool:
+    """Whether codes can be fitted here: the quantizer has not seen the data itself, and levels are even."""
+    steps = {b - a for a, b in pairwise(layer.quantizer.levels)}
+    return not takes_statistics(layer.quantizer) and len(steps) == 1
 
 
 def _together(block: nn.Module, hidden: Tensor, each: Call) -> Iterator[list[QATLayer]]:

@@ -1,10 +1,14 @@
-"""Scales, norms and biases of a block with frozen codes, tuned to what the original block gives."""
+"""Scales, norms, biases and codes of a block, tuned to what the original block gives.
+
+Codes move as in moving_codes.py. That is what BRECQ (arXiv 2102.05426), AutoRound (2309.05516) and the block
+phase of EfficientQAT (2407.11062) do, here from codes that keep each layer's output already.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +16,24 @@ from torch import Tensor, nn
 from hybridkit.quant.calibration.moments import positions
 from hybridkit.quant.calibration.streams import Call, Hidden
 from hybridkit.quant.frozen import parse_trainable, train_only
+from hybridkit.quant.layers import QATLayer
+from hybridkit.quant.moving_codes import loosen_, settle_
 
 TUNED: Final = parse_trainable("scales,norms,biases")
 WARM_UP: Final = 0.05  # of the steps
+FASTER: Final = 3  # codes, in steps between levels, than gains of 1
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How long, at which rate of Adam, and the seed of the order of the batches; no steps: not at all."""
+    """How long, at which rate of Adam, whether codes move too, and the seed of the order of the batches.
+
+    steps: 0: nothing is tuned. lr: of gains of 1, of codes in steps between levels, and of norms and biases.
+    """
 
     steps: int = 200
     lr: float = 1e-3
+    codes: bool = True
     seed: int = 0
 
 
@@ -39,12 +50,37 @@ def tune_(
     calls: Sequence[Call],
     counted: Sequence[Tensor | None],
     tuning: Tuning,
+    weights: Mapping[QATLayer, Tensor],
 ) -> None:
-    """Tune in place, on a batch a step. Dropout stays off: the block is in evaluation mode."""
+    """Tune in place, on a batch a step. Dropout stays off: the block is in evaluation mode.
+
+    weights: what the codes of layers stand for, float [N, K]; codes of other layers stay.
+    """
+    loose = list(weights) if tuning.codes else []
+    for layer in loose:
+        loosen_(layer, weights[layer])
     trained = train_only(block, TUNED)
-    if not trained or not tuning.steps:
-        return
-    optimizer = torch.optim.Adam(trained, lr=tuning.lr, betas=(0.9, 0.98))
+    codes = [layer.weight.requires_grad_() for layer in loose]
+    groups: list[dict[str, Any]] = [{"params": trained}] if trained else []
+    groups += [{"params": codes, "lr": FASTER * tuning.lr}] if codes else []
+    if groups and tuning.steps:
+        _descend(groups, block, hidden, targets, calls, counted, tuning)
+    for layer in loose:
+        settle_(layer)
+    for parameter in block.parameters():
+        parameter.requires_grad_(False).grad = None
+
+
+def _descend(
+    groups: list[dict[str, Any]],
+    block: nn.Module,
+    hidden: Hidden,
+    targets: Hidden,
+    calls: Sequence[Call],
+    counted: Sequence[Tensor | None],
+    tuning: Tuning,
+) -> None:
+    optimizer = torch.optim.Adam(groups, lr=tuning.lr, betas=(0.9, 0.98))
     warm = max(1, round(WARM_UP * tuning.steps))
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, 1 - step / tuning.steps)
@@ -61,5 +97,3 @@ def tune_(
             torch.autograd.backward(loss)
             optimizer.step()
             rate.step()
-    for parameter in trained:
-        parameter.requires_grad_(False).grad = None

@@ -37,20 +37,7 @@ class Agreement:
             return
         expert = self.teaching.answer(on(batch, self.teaching.device))
         mask = attention_mask(self.teaching.task, batch)
-        if self._embeds:
-            ours = embedding_of(output, None, mask)
-            theirs = embedding_of(expert, None, mask).to(ours.device)
-            self._note(teacher_cosine=F.cosine_similarity(ours.float(), theirs.float(), dim=-1))
-            return
-        ours, theirs = main_output(output), main_output(expert)
-        kept = positions(ours, mask)
-        theirs = theirs.to(ours.device)
-        rows = [(x if kept is None else x[kept]).flatten(0, -2).float() for x in (ours, theirs)]
-        student, teacher = (F.log_softmax(x, dim=-1) for x in rows)
-        self._note(
-            teacher_kl=F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1),
-            teacher_top1=(student.argmax(-1) == teacher.argmax(-1)).float(),
-        )
+        self._note(**(cosines if self._embeds else divergences)(output, expert, mask))
 
     def _note(self, **values: Tensor) -> None:
         for name, value in values.items():
@@ -61,3 +48,21 @@ class Agreement:
         """The means so far."""
         means = {name: total / max(self._count, 1) for name, total in self._sums.items()}
         return {"loss": 1 - means["teacher_cosine"], **means} if "teacher_cosine" in means else means
+
+
+def cosines(student: Any, teacher: Any, mask: Tensor | None) -> dict[str, Tensor]:
+    """`teacher_cosine`, [batch], of the embeddings in two outputs; mask: positions that count."""
+    ours, theirs = (embedding_of(output, None, mask) for output in (student, teacher))
+    return {"teacher_cosine": F.cosine_similarity(ours.float(), theirs.to(ours.device).float(), dim=-1)}
+
+
+def divergences(student: Any, teacher: Any, mask: Tensor | None) -> dict[str, Tensor]:
+    """`teacher_kl` and `teacher_top1` of the logits in two outputs, [positions that count]."""
+    ours, theirs = main_output(student), main_output(teacher)
+    kept = positions(ours, mask)
+    rows = [(x if kept is None else x[kept]).flatten(0, -2).float() for x in (ours, theirs.to(ours.device))]
+    log_student, log_teacher = (F.log_softmax(x, dim=-1) for x in rows)
+    return {
+        "teacher_kl": F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1),
+        "teacher_top1": (log_student.argmax(-1) == log_teacher.argmax(-1)).float(),
+    }

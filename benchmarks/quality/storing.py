@@ -1,0 +1,59 @@
+"""A network with the weights that a tool stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.quality.peers import Importance, Peer
+
+
+@torch.no_grad()
+def importances(network: nn.Module, run: Callable[[], object]) -> dict[str, Importance]:
+    """The mean square of what the columns of each linear layer meet while `run` runs it, [K], by name."""
+    sums: dict[nn.Module, Tensor] = {}
+    counts: dict[nn.Module, int] = {}
+
+    def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        x = arguments[0].flatten(0, -2).float()
+        sums[module] = sums.get(module, 0) + x.square().sum(0)
+        counts[module] = counts.get(module, 0) + len(x)
+
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+    run()
+    for handle in handles:
+        handle.remove()
+    return {name: sums[m] / counts[m] for name, m in network.named_modules() if m in sums}
+
+
+@contextmanager
+@torch.no_grad()
+def stored(network: nn.Module, peer: Peer, squares: dict[str, Importance]) -> Iterator[int]:
+    """In this context the weights are what `peer` stores; the bytes of all that is stored.
+
+    A head that shares the weight of an embedding is stored as that. Vectors stay in fp32; so do matrices of
+    fewer than 256 rows, which no tool quantises.
+    """
+    kept: dict[Tensor, Tensor] = {}
+    size = 0
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.Linear | nn.Embedding) or module.weight in kept:
+            continue
+        if len(module.weight) < 256:
+            continue
+        store = peer.embedding if isinstance(module, nn.Embedding) else peer.layers
+        bytes_, made = store(module.weight.detach().clone(), squares.get(name))
+        kept[module.weight] = module.weight.detach().clone()
+        module.weight.copy_(made)
+        size += bytes_
+    size += sum(p.nbytes for p in dict.fromkeys(network.parameters()) if p not in kept)
+    try:
+        yield size
+    finally:
+        for weight, before in kept.items():
+            weight.copy_(before)
