@@ -39,9 +39,7 @@ def _follower(layer: PackedNode) -> ir.Node | None:
         return None
     if layer.kind == "MatMul" and (output.shape is None or output.shape.rank() != 2):
         return None
-    channels = array_of(layer.bias).size
-    parameters = [constant(value) for value in node.inputs[1:]]  # of another length in a file that is wrong
-    return node if all(p is not None and p.size == channels for p in parameters) else None
+    return node if all(constant(value) is not None for value in node.inputs[1:]) else None
 
 
 def _fold(model: ir.Model, layer: PackedNode, follower: ir.Node) -> None:

@@ -18,7 +18,7 @@ from hybridkit.quant.output_fit import Grid, per_weight
 from hybridkit.quant.protocol import QuantizedTensor
 from hybridkit.quant.scales import TINY
 
-INSIDE: Final = 0.49  # of the step between two levels: how far from its code a heading starts at most
+INSIDE: Final = 0.45  # of the step between two levels: how far from its code a heading starts at most
 
 
 class MovingCodes:

@@ -71,16 +71,17 @@ def quantize_onnx(
     steps = make_steps(quantizer, options, more_bits, max_error)
     check_paths(source, output, activations)
     feeds = [inputs] if isinstance(inputs, Mapping) else list(inputs or [])
-    opened = open_layers(source, steps, include, exclude)
+    opened = open_layers(source, steps, feeds[0] if feeds else None, include, exclude)
     each = dict.fromkeys(opened.chosen, steps)
     return write_quantized(opened, output, each, activations, max_error, feeds)
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A source, its graph, and its layers: all, and by name those that may be quantised."""
+    """A source, what it gives, its graph, and its layers: all, and by name those that may be quantised."""
 
     admitted: Admitted
+    reference: Reference | None
     model: ir.Model
     layers: list[Product | Unfit]
     chosen: dict[str, Product]
@@ -88,10 +89,18 @@ class Opened:
 
 @quiet("onnxscript", "onnx_ir")
 def open_layers(
-    source: Path, steps: Sequence[Rounding], include: Sequence[str] = (), exclude: Sequence[str] = ()
+    source: Path,
+    steps: Sequence[Rounding],
+    feed: Feed | None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
 ) -> Opened:
-    """Read a source; its opset is raised where `steps` need that."""
+    """Read a source, run it on `feed` or on generated inputs, and raise its opset where `steps` need that.
+
+    It runs before its graph is looked at: what ONNX Runtime refuses is refused.
+    """
     admitted = admit(source)
+    reference = run_source(source, feed)
     model = load(admitted)
     layers = find(model)
     chosen = choose(layers, include, exclude)
@@ -99,7 +108,7 @@ def open_layers(
         model = raise_opset(model, source)
         layers = find(model)
         chosen = choose(layers, include, exclude)
-    return Opened(admitted, model, layers, chosen)
+    return Opened(admitted, reference, model, layers, chosen)
 
 
 @np.errstate(all="ignore")  # weights that overflow
@@ -117,7 +126,6 @@ def write_quantized(
     steps: what to try on each layer, by its name; nothing, and layers that are not there, stay as they are.
     """
     model, source = opened.model, opened.admitted.path
-    reference = run_source(source, feeds[0] if feeds else None)
     int8 = activations == "int8"
     watched = [product for name, product in opened.chosen.items() if steps.get(name)]
     seen = measurement.activations(model, watched, feeds) if feeds and watched else {}
@@ -134,7 +142,7 @@ def write_quantized(
     check_runtime(runtime)
     with files.staged(output) as staged:
         files.save(model, staged)
-        comparison, native = _verify(staged, reference, opened.admitted.strict)
+        comparison, native = _verify(staged, opened.reference, opened.admitted.strict)
         bytes_after = files.written_bytes(staged)
     return OnnxReport(
         path=output,

@@ -77,7 +77,7 @@ def quantize_onnx_within(
     steps = {label: make_rounding(name, options) for label, (name, options) in OPTIONS.items()}
 
     def opened() -> Opened:
-        return open_layers(source, list(steps.values()), include, exclude)
+        return open_layers(source, list(steps.values()), fitted[0], include, exclude)
 
     rows, weights = _tried(opened(), steps, fitted, measured, seen)
     expected = _Answers(source, measured)
