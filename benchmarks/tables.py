@@ -58,6 +58,7 @@ def blocks() -> dict[str, str]:
         "encoder": markdown(encoder()),
         "encoder-latency": markdown(encoder_latency()),
         "classifier-start": markdown(classifier_start()),
+        "training-step": markdown(training_step()),
         "arena": comparison("convergence"),
         "arena-summary": summary(),
         "arena-cells": "\n".join(settings("convergence")),
@@ -296,6 +297,25 @@ def classifier_start() -> TextTable:
     ]
     columns = ("start", "learning rate", "test accuracy by seed, %", "median")
     return TextTable("A ternary classifier of 26 categories", columns, rows, notes)
+
+
+def training_step() -> TextTable:
+    """A step of quantisation-aware training beside a plain one."""
+    found = json.loads((RESULTS / "training-step.json").read_text("utf-8"))
+    rows = [
+        (
+            row["network"],
+            row["precision"],
+            f"{row['ours_ms']:.0f}",
+            f"{row['plain_ms']:.0f}",
+            interval(Interval(**row["ratio"]), 2),
+            _met(row["ratio"]["median"] <= 1.3),
+        )
+        for row in found["rows"]
+    ]
+    notes = [f"{found['machine']['processor']}, {found['machine']['cores']} cores."]
+    columns = ("network", "precision", "ternary, ms", "plain, ms", "ratio", "<= 1.3")
+    return TextTable("A training step, ternary and plain", columns, rows, notes)
 
 
 def _met(holds: bool) -> str:

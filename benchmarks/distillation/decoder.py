@@ -49,20 +49,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         write_text(folder / "text")
-        lengths = {"end to end": options.steps, "progressive": options.progressive_steps}
-        runs = {name: run(options, folder, name, steps) for name, steps in lengths.items()}
-    result = {
-        "machine": dataclasses.asdict(this_machine()),
-        "model": options.folder.name,
-        "lr": options.lr,
-        "tokens_of_a_step": BATCH * LENGTH,
-        **runs,
-    }
-    text = json.dumps(result, indent=1)
-    if options.out:
-        with atomic_file(options.out) as file:
-            file.write(f"{text}\n".encode())
-    print(text)
+        lengths = {"progressive": options.progressive_steps, "end to end": options.steps}
+        result: dict[str, Any] = {
+            "machine": dataclasses.asdict(this_machine()),
+            "model": options.folder.name,
+            "lr": options.lr,
+            "tokens_of_a_step": BATCH * LENGTH,
+        }
+        for name, steps in lengths.items():
+            result[name] = run(options, folder, name, steps)
+            if options.out:  # also of the first, if the second fails
+                with atomic_file(options.out) as file:
+                    file.write(f"{json.dumps(result, indent=1)}\n".encode())
+    print(json.dumps(result, indent=1))
 
 
 def run(options: argparse.Namespace, folder: Path, name: str, steps: int) -> dict[str, Any]:
