@@ -105,8 +105,8 @@ def test_equal_unless_two_clips_are_equally_good(name, options, **how):
 
 def test_options_and_defaults_are_the_registrys():
     assert make_rounding("nbit").quantizer.options == registry().create("quantizer", "nbit").options
-    with pytest.raises(UsageError, match=r"bits='3'"):
-        make_rounding("nbit", {"bits": "3"})
+    with pytest.raises(UsageError, match=r"bits='5'"):
+        make_rounding("nbit", {"bits": "5"})
     with pytest.raises(UsageError, match="no option 'bit'; did you mean 'bits'"):
         make_rounding("nbit", {"bit": 4})
     with pytest.raises(UsageError, match="no quantizer is called 'ternary-mes'; did you mean 'ternary-mse'"):
