@@ -112,14 +112,14 @@ class Flags:
     samples: Annotated[int | None, flag(DATA, "Samples of it (128).", "N", min=1)] = None
     tune_steps: Annotated[
         int | None,
-        flag(DATA, "Steps that tune scales, norms and biases of each block (200).", "N", min=0),
+        flag(DATA, "Steps that tune scales, norms, biases and codes of each block (200).", "N", min=0),
     ] = None
     within: Annotated[
         str | None,
         flag(
             SPENT,
-            "The smallest file that loses so much of the task's metric at most, as 1%; each layer gets the "
-            "bits it needs.",
+            "The smallest file that loses so much of the task's metric at most, as 1% (of an ONNX file: of "
+            "its outputs' cosine); each layer gets the bits it needs.",
             "SHARE",
         ),
     ] = None
