@@ -17,8 +17,8 @@ from torch import nn
 
 from hybridkit.budget.options import Option
 from hybridkit.budget.quality import Quality
-from hybridkit.errors import UsageError
-from hybridkit.packing.atomic import temporary_beside
+from hybridkit.errors import FileError, UsageError
+from hybridkit.packing.atomic import remove, temporary_beside
 from hybridkit.packing.model import PackedModel
 from hybridkit.packing.table import Table
 from hybridkit.packing.writer import data_bytes, header_bytes
@@ -123,13 +123,17 @@ class Maker:
         self.network, self.samples, self.config, self.tuning = network, samples, config, tuning
         self.quality, self.output, self.storage, self.seen = quality, output, storage, seen
         self.made: list[Made] = []
+        self.folder = temporary_beside(output)
 
     def __enter__(self) -> Maker:
+        try:
+            self.folder.mkdir()
+        except OSError as error:
+            raise FileError(f"cannot write {self.output}: {error.strerror or error}") from None
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in self.made:
-            each.file.unlink(missing_ok=True)
+        remove(self.folder)
 
     def __call__(self, picks: Sequence[int]) -> tuple[int, float]:
         """Make a file of these options; its bytes, and what it loses."""
@@ -143,7 +147,7 @@ class Maker:
             tuning=self.tuning,
             seen=lambda block: self.seen(number, block),
         )
-        file = temporary_beside(self.output)
+        file = self.folder / f"{number}.hk.safetensors"
         self.made.append(
             Made(
                 file,
@@ -159,6 +163,8 @@ class Maker:
             )
         )
         del network
+        if not file.is_file():
+            raise UsageError("a budget is for models that fit into one file, of 2 GB")
         lost = self.quality.lost(load_packed(self.network, PackedModel.load(file)))
         return self.made[-1].report.sizes.file_bytes, lost
 

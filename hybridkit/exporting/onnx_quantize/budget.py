@@ -7,9 +7,7 @@ for every size, made, and measured through its file on inputs that nothing was f
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -34,7 +32,6 @@ from hybridkit.exporting.onnx_quantize.products import Product
 from hybridkit.exporting.onnx_quantize.rounding import Rounding, make_rounding
 from hybridkit.exporting.onnx_quantize.substitution import stored_bytes
 from hybridkit.packing.activations import Activations
-from hybridkit.packing.atomic import temporary_beside
 from hybridkit.quant.budgets import Budget, BudgetReport, Choices, spend
 from hybridkit.quant.knapsack import Row
 from hybridkit.runtime.session import session
@@ -83,30 +80,25 @@ def quantize_onnx_within(
     expected = _Answers(source, measured)
     whole = opened().admitted.file_bytes
     choices = Choices(rows, list(weights.values()), LABELS, whole - sum(row.costs[0] for row in rows))
-    made: list[tuple[Path, OnnxReport]] = []
 
-    def attempt(picks: Sequence[int]) -> tuple[int, float]:
+    def write(picks: Sequence[int], file: Path) -> OnnxReport:
         chosen = {
             name: [steps[LABELS[pick]]] if pick else [] for name, pick in zip(weights, picks, strict=True)
         }
+        return write_quantized(opened(), file, chosen, activations, None, fitted)
+
+    def attempt(picks: Sequence[int]) -> tuple[int, float]:
         if not any(picks):
             return whole, 0.0
-        file = temporary_beside(output).with_suffix(".onnx")
-        report = write_quantized(opened(), file, chosen, activations, None, fitted)
-        made.append((file, report))
-        return report.bytes_after, expected.lost(file)
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / output.name
+            return write(picks, file).bytes_after, expected.lost(file)
 
-    try:
-        report = spend(choices, budget, "cosine", lambda lost: lost, attempt)
-        best = report.tried[report.taken]
-        if not any(best.options):
-            raise GateError("nothing but the file as it is was within the budget; allow more")
-        file, result = made[[each for each in report.tried if any(each.options)].index(best)]
-        os.replace(file, output)
-        return replace(result, path=output), report
-    finally:
-        for file, _ in made:
-            file.unlink(missing_ok=True)
+    report = spend(choices, budget, "cosine", lambda lost: lost, attempt)
+    best = report.tried[report.taken]
+    if not any(best.options):
+        raise GateError("nothing but the file as it is was within the budget; allow more")
+    return write(best.options, output), report  # the same bytes again
 
 
 def halves(inputs: Sequence[Feed]) -> tuple[list[Feed], list[Feed]]:
