@@ -75,6 +75,26 @@ def test_json_with_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     assert operators("out.onnx") == ["MatMulNBits", "Relu", "MatMul"]
 
 
+def test_a_budget_with_inputs_in_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "inputs").mkdir()
+    draw = np.random.default_rng(5)
+    for number in range(6):
+        x = draw.normal(size=(1, 64)).astype(np.float32)
+        np.savez(folder / "inputs" / f"{number}.npz", x=x)
+    flags = ["--inputs", "inputs", "--within", "2%"]
+    assert run(["quantize", "net.onnx", *flags, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    tried = document["budget"]["tried"][document["budget"]["taken"]]
+    assert tried["lost"] <= 0.02
+    assert tried["bytes"] == document["report"]["bytes_after"] == Path("net.packed.onnx").stat().st_size
+    assert run(["quantize", "net.onnx", *flags, "--frontier", "f.png"]) == 0
+    assert "taken" in capsys.readouterr().out
+    assert Path("f.png").read_bytes()[:4] == b"\x89PNG"
+    Path("net.packed.onnx").unlink()
+    assert run(["quantize", "net.onnx", "--inputs", "inputs", "--max-size", "1KB"]) == 3
+    assert not Path("net.packed.onnx").exists()
+
+
 def test_more_bits_for_layers_above_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["quantize", "net.onnx", "--max-error", "0.2", "--more-bits", "--json"]) == 0
     layers = json.loads(capsys.readouterr().out)["report"]["layers"]
@@ -93,6 +113,9 @@ def test_more_bits_for_layers_above_an_error(capsys: pytest.CaptureFixture[str])
             "--codec is for networks, and net.onnx is an ONNX file; drop it",
         ),
         (["net.onnx", "--target-bits", "2"], 2, "--target-bits is for networks"),
+        (["net.onnx", "--within", "1%"], 2, "a budget for an ONNX file needs --inputs"),
+        (["net.onnx", "--max-size", "9KB", "--max-error", "1"], 2, "--max-error is what a budget decides"),
+        (["net.onnx", "--frontier", "f.png"], 2, "--frontier goes with --within or --max-size"),
         (["net.onnx", "--quantize-all"], 2, "--quantize-all is for networks"),
         (["net.onnx", "--include", "third"], 2, "no layer's name fits 'third'; layers: first, second"),
         (["net.onnx", "--exclude", "*"], 1, "no layer was quantised; not chosen by name"),
