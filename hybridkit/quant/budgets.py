@@ -91,8 +91,8 @@ def spend(
 
 
 def _points(front: Frontier, choices: Choices) -> tuple[Point, ...]:
-    """Some of the frontier, at sizes that are evenly apart."""
-    steps = np.linspace(front.costs[0], front.costs[-1], SHOWN)
+    """Some of the frontier, each so many times larger than the one before."""
+    steps = np.geomspace(max(front.costs[0], 1), front.costs[-1], SHOWN)
     places = sorted({int(np.abs(front.costs - step).argmin()) for step in steps})
     return tuple(
         Point(
