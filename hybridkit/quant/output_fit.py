@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from array_api_compat import array_namespace, device
@@ -46,6 +47,11 @@ class Grid:
         xp = array_namespace(values)
         places = xp.round((values - self.low) / self.step)
         return xp.clip(places * self.step + self.low, self.low, self.high)
+
+
+def evenly_spaced(levels: Sequence[int]) -> bool:
+    """Whether levels make a `Grid`: there are two or more, equally far apart."""
+    return len({b - a for a, b in pairwise(levels)}) == 1
 
 
 def fit_output(

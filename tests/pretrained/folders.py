@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import torch
@@ -138,3 +139,17 @@ def write_gguf(path: Path, family: str = "llama") -> transformers.PreTrainedMode
     file.write_tensors_to_file()
     file.close()
     return made
+
+
+def sentences(path, count):
+    """A file of so many sentences of words that the tokenizers know; each word is near the one before it."""
+    draw, place = random.Random(0), 3
+    lines = []
+    for _ in range(count):
+        words = []
+        for _ in range(12):
+            place = 3 + (place + draw.randint(-2, 3)) % (WORDS - 3)
+            words.append(f"w{place}")
+        lines.append(" ".join(words))
+    path.write_text("\n".join(lines) + "\n")
+    return path

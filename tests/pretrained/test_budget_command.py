@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 
 import pytest
 import torch
-from folders import WORDS, network, write
+from folders import WORDS, network, sentences, write
 
 from hybridkit.cli import run
 from hybridkit.packing.model import PackedModel
@@ -19,18 +18,7 @@ HOW = ["--samples", "16", "--tune-steps", "5"]
 
 @pytest.fixture
 def text(tmp_path):
-    """Sentences of words that the tokenizers know."""
-    draw, place = random.Random(0), 3
-    lines = []
-    for _ in range(400):
-        words = []
-        for _ in range(12):
-            place = 3 + (place + draw.randint(-2, 3)) % (WORDS - 3)
-            words.append(f"w{place}")
-        lines.append(" ".join(words))
-    path = tmp_path / "text.txt"
-    path.write_text("\n".join(lines) + "\n")
-    return path
+    return sentences(tmp_path / "text.txt", 400)
 
 
 def told(capsys, *arguments):

@@ -106,8 +106,7 @@ def halves(inputs: Sequence[Feed]) -> tuple[list[Feed], list[Feed]]:
     if len(inputs) > 1:
         return list(inputs[::2]), list(inputs[1::2])
     [feed] = inputs
-    counts = {array.shape[0] if array.ndim else 0 for array in feed.values()}
-    if len(counts) > 1 or min(counts) < 2:
+    if _samples(feed) < 2:
         return [feed], [feed]
     return [{n: a[::2] for n, a in feed.items()}], [{n: a[1::2] for n, a in feed.items()}]
 
@@ -171,8 +170,9 @@ def _overridable(model: ir.Model, products: Sequence[Product]) -> ir.Model:
     nodes = {node.outputs[0].name: node for node in clone.graph}
     for product in products:
         node = nodes[product.node.outputs[0].name]
-        value = ir.Value(name=_name(product), const_value=ir.tensor(np.ascontiguousarray(product.weight)))
-        value.shape, value.dtype = ir.Shape(product.weight.shape), value.const_value.dtype  # type: ignore[union-attr]
+        weight = ir.tensor(np.ascontiguousarray(product.weight))
+        kind, shape = ir.TensorType(weight.dtype), ir.Shape(product.weight.shape)
+        value = ir.Value(name=_name(product), type=kind, shape=shape, const_value=weight)
         clone.graph.initializers[_name(product)] = value
         clone.graph.inputs.append(value)
         node.replace_input_with(1, value)
@@ -181,9 +181,14 @@ def _overridable(model: ir.Model, products: Sequence[Product]) -> ir.Model:
 
 def _few(feed: Feed) -> Feed:
     """Some samples of a feed whose arrays agree on how many there are."""
-    counts = {array.shape[0] if array.ndim else 0 for array in feed.values()}
-    step = -(-max(counts) // PROBED) if len(counts) == 1 and min(counts) > PROBED else 1
+    step = -(-_samples(feed) // PROBED)
     return {name: array[::step] for name, array in feed.items()} if step > 1 else feed
+
+
+def _samples(feed: Feed) -> int:
+    """How many a feed holds, if its arrays agree on that; else one."""
+    counts = {array.shape[0] if array.ndim else 0 for array in feed.values()}
+    return max(counts) if len(counts) == 1 else 1
 
 
 class _Answers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from hybridkit.errors import HybridkitError
 from hybridkit.exporting.functions import STORAGES
 from hybridkit.packing.codecs import Codec, codec, codec_for, operator_codec
-from hybridkit.quant.output_fit import fit_output
+from hybridkit.quant.output_fit import evenly_spaced, fit_output
 from hybridkit.quant.protocol import (
     QuantizedTensor,
     Statistics,
@@ -80,7 +79,7 @@ class Rounding:
         if takes_statistics(self.quantizer):
             return self._quantized(weight, Statistics(cast(Any, gram), count))
         levels = self.quantizer.levels
-        if len({b - a for a, b in pairwise(levels)}) != 1:
+        if not evenly_spaced(levels):
             return None
         start = self.quantize(weight)
         given = QuantizedTensor(cast(Any, start.codes), cast(Any, start.scale), start.group_size)

@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any, Final
 
 import torch
@@ -35,7 +34,7 @@ from hybridkit.quant.calibration.tuning import Tuning, relative_error, tune_
 from hybridkit.quant.frozen import freeze_layer_
 from hybridkit.quant.frozen_codes import FrozenCodes
 from hybridkit.quant.layers import QATLayer, qat_layers, set_ramp
-from hybridkit.quant.output_fit import fit_output
+from hybridkit.quant.output_fit import evenly_spaced, fit_output
 from hybridkit.quant.prepare import full_precision_copy
 from hybridkit.quant.protocol import QuantizedTensor, Statistics, quantize_weight, takes_statistics
 
@@ -186,8 +185,7 @@ def _fitted(layer: QATLayer, weight: Tensor, statistics: Statistics) -> Quantize
 
 def _movable(layer: QATLayer) -> bool:
     """Whether codes can be fitted here: the quantizer has not seen the data itself, and levels are even."""
-    steps = {b - a for a, b in pairwise(layer.quantizer.levels)}
-    return not takes_statistics(layer.quantizer) and len(steps) == 1
+    return not takes_statistics(layer.quantizer) and evenly_spaced(layer.quantizer.levels)
 
 
 def _together(block: nn.Module, hidden: Tensor, each: Call) -> Iterator[list[QATLayer]]:
