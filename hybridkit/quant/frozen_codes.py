@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hybridkit.quant.protocol import QuantizedTensor
-from hybridkit.quant.scales import TINY
+from hybridkit.quant.scales import TINY, divisor
 
 
 class FrozenCodes:
@@ -30,9 +30,9 @@ class FrozenCodes:
         return {"scale": ones, "gain": ones.clone()}
 
     def quantize(self, weight: Tensor, *, scale: Tensor, gain: Tensor) -> QuantizedTensor:
-        """The codes that `weight` [N, K] holds, and their scales; one at or below zero counts as tiny."""
-        product = (scale * gain).detach()
-        scales = torch.where(scale > 0, product.clamp(min=TINY), torch.zeros_like(product))
+        """The codes that `weight` [N, K] holds, and their scales; a gain at or below zero counts as tiny."""
+        product = (scale * gain.clamp(min=0)).detach()
+        scales = torch.where(scale == 0, product, divisor(product))
         if self.group_size:
             scales = scales.view(weight.shape[0], -1)
         return QuantizedTensor(weight.detach().to(torch.int8), scales, self.group_size)

@@ -16,7 +16,7 @@ from hybridkit.quant.frozen_codes import FrozenCodes
 from hybridkit.quant.layers import QATLayer
 from hybridkit.quant.output_fit import Grid, per_weight
 from hybridkit.quant.protocol import QuantizedTensor
-from hybridkit.quant.scales import TINY
+from hybridkit.quant.scales import TINY, divisor
 
 INSIDE: Final = 0.45  # of the step between two levels: how far from its code a heading starts at most
 
@@ -57,7 +57,7 @@ def loosen_(layer: QATLayer, weight: Tensor) -> None:
     assert isinstance(frozen, FrozenCodes)
     moving: Any = MovingCodes(frozen)
     N, K = weight.shape
-    scale = per_weight(found.scale.view(N, -1), found.group_size or K, K).clamp(min=TINY)
+    scale = divisor(per_weight(found.scale.view(N, -1), found.group_size or K, K))
     codes = found.codes.float()
     reach = INSIDE * moving.grid.step
     heading = codes + (weight.float() / scale - codes).clamp(-reach, reach)

@@ -22,7 +22,7 @@ from typing import Final
 from array_api_compat import array_namespace, device
 
 from hybridkit.quant.protocol import QuantizedTensor
-from hybridkit.quant.scales import TINY, Array, as_float32
+from hybridkit.quant.scales import Array, as_float32, divisor
 
 DAMPING: Final = 0.01  # of the mean of diag(H), onto diag(H), as GPTQ has it
 BLOCK: Final = 128  # columns whose effect on those behind them is put off
@@ -104,7 +104,7 @@ def feedback(weight: Array, moments: Array, scale: Array, grid: Grid) -> Array:
     """Codes [N, K] for the scales [N, K] of each weight, by error feedback."""
     xp = array_namespace(weight)
     order = xp.argsort(xp.linalg.diagonal(moments), descending=True)
-    free, scale = weight[:, order], xp.clip(scale[:, order], TINY)  # copies
+    free, scale = weight[:, order], divisor(scale[:, order])  # copies
     inverse = xp.linalg.inv(xp.astype(moments[order, :][:, order], xp.float64))
     factor = xp.astype(xp.linalg.cholesky((inverse + inverse.T) / 2, upper=True), xp.float32)
     codes = xp.zeros_like(free)
@@ -123,7 +123,7 @@ def feedback(weight: Array, moments: Array, scale: Array, grid: Grid) -> Array:
 def descend(weight: Array, moments: Array, codes: Array, scale: Array, grid: Grid) -> Array:
     """One sweep over the columns: each code [N, K] the best one, all others given. scale: [N, K]."""
     xp = array_namespace(weight)
-    codes, scale = xp.asarray(codes, copy=True), xp.clip(scale, TINY)
+    codes, scale = xp.asarray(codes, copy=True), divisor(scale)
     pull = (weight - codes * scale) @ moments  # half of minus the gradient, by the quantised weight
     for block in _blocks(weight.shape[1]):
         inside, rows = pull[:, block], moments[block, block]  # views
@@ -140,7 +140,7 @@ def descend(weight: Array, moments: Array, codes: Array, scale: Array, grid: Gri
 
 
 def best_scales(weight: Array, moments: Array, codes: Array, size: int, scale: Array) -> Array:
-    """The scales [N, G] of least error for given codes; a row keeps its own where one would not be positive.
+    """The scales [N, G] of least error for given codes; a row keeps its own where one would change its sign.
 
     size: how many columns share a scale. scale: [N, G], what they were.
     """
@@ -161,7 +161,7 @@ def best_scales(weight: Array, moments: Array, codes: Array, size: int, scale: A
     left = left + more[:, :, None] * xp.eye(G, dtype=xp.float64, device=device(weight))
     found = xp.astype(xp.linalg.solve(left, right[:, :, None])[:, :, 0], xp.float32)
     found = xp.where(idle, scale, found)
-    return xp.where(xp.all(found > 0, axis=1, keepdims=True), found, scale)
+    return xp.where(xp.all(found * scale > 0, axis=1, keepdims=True), found, scale)
 
 
 def _blocks(columns: int) -> Sequence[slice]:

@@ -21,7 +21,8 @@ class QuantizedTensor:
     """A quantised weight matrix: weight[n, k] is represented by scale[n, k // group] * codes[n, k].
 
     codes: int8 [N, K], values from the quantizer's `levels`; as scale, an array of the weight's own library.
-    scale: float32 [N], or [N, ceil(K / group_size)] where the quantizer works in groups.
+    scale: float32 [N], or [N, ceil(K / group_size)] where the quantizer works in groups; with a
+        minus where levels reach further on one side than on the other and that side is the other one.
     """
 
     codes: Tensor

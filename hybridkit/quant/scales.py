@@ -45,4 +45,10 @@ def mean_magnitude(weight: Array, granularity: Granularity) -> Array:
 def round_to_codes(values: Array, scale: Array, low: int, high: int) -> Array:
     """clip(round_half_even(values / scale), low, high) as int8; a zero scale gives zeros for zeros."""
     xp = array_namespace(values)
-    return xp.astype(xp.clip(xp.round(values / xp.clip(scale, TINY)), low, high), xp.int8)
+    return xp.astype(xp.clip(xp.round(values / divisor(scale)), low, high), xp.int8)
+
+
+def divisor(scale: Array) -> Array:
+    """A scale of either sign as what can be divided by: its magnitude is at least `TINY`."""
+    xp = array_namespace(scale)
+    return xp.where(abs(scale) < TINY, xp.full_like(scale, TINY), scale)

@@ -141,10 +141,14 @@ def compare(
             theirs.add(other, batch)
             answers = floating(other)
             for name, expected in floating(output).items():
-                reference = expected.cpu().double()
-                difference += float((answers[name].double() - reference).square().sum())
-                size += float(reference.square().sum())
+                reference = expected.cpu().float()  # logits of a vocabulary are too many for doubles
+                difference += _squares(answers[name].float() - reference)
+                size += _squares(reference)
     return Comparison(ours.result(), theirs.result(), difference / size if size else 0.0)
+
+
+def _squares(x: Tensor) -> float:
+    return float(x.square().sum(dtype=torch.float64))
 
 
 def outputs(model: nn.Module, task: Task, data: Data, *, batch_size: int, device: str = "cpu") -> Tensor:

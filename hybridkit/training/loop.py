@@ -28,7 +28,7 @@ from hybridkit.training.signals import interruptible, stop_requests
 from hybridkit.training.trainer import DivergedError, Trainer, evaluation_weights
 from hybridkit.training.watch import watch_over
 
-DIFFERENCE_SAMPLES = 64  # validation samples on which the packed network is compared during training
+DIFFERENCE_SAMPLES = 64  # of a validation batch, at most: the packed network is compared on them
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +278,7 @@ class _Session:
         self.validation = trainer.evaluate("validation")
         metrics = {f"validation_{name}": value for name, value in self.validation.items()}
         if trainer.is_quantized:
-            sample = example_batch(trainer.task, DIFFERENCE_SAMPLES)
+            sample = example_batch(trainer.task, min(self.config.batch_size, DIFFERENCE_SAMPLES))
             with evaluation_weights(trainer.optimizer):
                 task, network, device = trainer.task, trainer.whole_network(), self.config.device
                 metrics |= self.world.shared(lambda: packed_difference(task, network, sample, device))

@@ -6,16 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridkit.errors import UsageError
-from hybridkit.quant.nbit import CLIPS, NBit
+from hybridkit.quant.nbit import NBit, clips
 
 
 def make(**options):
     return NBit(NBit.Options(**options))
 
 
+def extremes(bits):
+    return (-3, 2) if bits == 3 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
 def reference(row, bits, scale_rule):
     """One row or group, one weight and one clip at a time, in float64."""
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    low, high = extremes(bits)
     widest = max(abs(v) for v in row) / high
 
     def error(scale):
@@ -24,13 +28,13 @@ def reference(row, bits, scale_rule):
 
     if scale_rule == "absmax" or bits == 8:
         return error(widest)
-    return min(error(widest * clip) for clip in CLIPS)
+    return min(error(widest * clip) for clip in clips(bits, (low, high)))
 
 
 @given(
     st.integers(1, 4),
     st.integers(1, 40),
-    st.sampled_from([2, 4, 8]),
+    st.sampled_from([2, 3, 4, 8]),
     st.sampled_from([0, 1, 7, 16]),
     st.sampled_from(["mse", "absmax"]),
     st.integers(0, 2**31),
@@ -41,14 +45,35 @@ def test_equals_the_obvious_search(N, K, bits, group_size, scale, seed):
     quantized = make(bits=bits, group_size=group_size, scale=scale).quantize(weight)
     assert quantized.codes.shape == (N, K)
     assert quantized.scale.shape == ((N, -(-K // group_size)) if group_size else (N,))
-    assert quantized.codes.min() >= -(2 ** (bits - 1))
-    assert quantized.codes.max() <= 2 ** (bits - 1) - 1
+    low, high = extremes(bits)
+    assert low <= quantized.codes.min()
+    assert quantized.codes.max() <= high
     error = (quantized.dequantize() - weight).double().square()
     for n in range(N):
         row = weight[n].tolist()
         size = group_size or K
         expected = sum(reference(row[i : i + size], bits, scale) for i in range(0, K, size))
         assert error[n].sum().item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_longer_tail_on_either_side_is_as_good(bits):
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).exp()  # one tail
+    errors = [make(bits=bits).quantize(w).dequantize() - w for w in (weight, -weight)]
+    assert torch.equal(errors[0], -errors[1])
+    assert make(bits=bits).quantize(weight).scale.min() < 0  # the longer side is the negative one
+
+
+@given(st.sampled_from([2, 3, 4, 8]), st.booleans(), st.floats(1e-3, 1e3), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_what_is_on_levels_already_stays(bits, mirrored, unit, seed):
+    low, high = extremes(bits)
+    codes = torch.randint(low, high + 1, (3, 20), generator=torch.Generator().manual_seed(seed))
+    codes[:, 0] = high if bits == 8 else low  # a scale is known by its largest code
+    weight = (-codes if mirrored and bits < 8 else codes) * unit
+    if bits == 8:
+        weight = weight.clamp(min=-high * unit)
+    assert torch.allclose(make(bits=bits).quantize(weight).dequantize(), weight, rtol=1e-5)
 
 
 def test_more_bits_and_smaller_groups_mean_less_error():
