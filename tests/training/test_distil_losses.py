@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hybridkit.errors import UsageError
 from hybridkit.training.distillation.layers import paired_blocks
+from hybridkit.training.distillation import losses
 from hybridkit.training.distillation.losses import (
     distillation_loss,
     embedding_loss,
@@ -56,6 +57,34 @@ def test_logits(case: Case, temperature: float) -> None:
     assert float(distillation_loss(student, teacher, temperature, mask)) == pytest.approx(
         expected, rel=1e-3, abs=1e-5
     )
+
+
+@given(cases(), st.floats(0.5, 4), st.booleans(), st.sampled_from([1, 8, 1000]))
+@settings(max_examples=40, deadline=None)
+def test_logits_have_the_gradient_of_autograd(case: Case, temperature: float, whole: bool, at_once: int) -> None:
+    student, teacher, mask = (x.double() for x in case)
+    kept = torch.ones_like(mask, dtype=torch.bool) if whole else mask > 0
+    student.requires_grad_()
+    ours, theirs = (F.log_softmax(x[kept] / temperature, -1) for x in (student, teacher))
+    plain = temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    (expected,) = torch.autograd.grad(3 * plain, student)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "AT_ONCE", at_once)
+        found = distillation_loss(student, teacher, temperature, None if whole else mask)
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(torch.autograd.grad(3 * found, student)[0], expected)
+
+
+def test_logits_of_low_precision_are_compared_in_float32() -> None:
+    student, teacher = (torch.randn(2, 5, 50, dtype=torch.bfloat16) for _ in range(2))
+    student.requires_grad_()
+    found = distillation_loss(student, teacher, 2.0)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, distillation_loss(student.float(), teacher.float(), 2.0))
+    (gradient,) = torch.autograd.grad(found, student)
+    wide = student.detach().float().requires_grad_()
+    (expected,) = torch.autograd.grad(distillation_loss(wide, teacher, 2.0), wide)
+    torch.testing.assert_close(gradient, expected.bfloat16(), rtol=0.02, atol=1e-5)
 
 
 @given(cases())
@@ -103,13 +132,13 @@ def test_embeddings(case: Case) -> None:
 def test_what_lies_under_the_mask_changes_nothing(case: Case) -> None:
     student, teacher, mask = case
     torn = torch.where(mask[..., None] > 0, student, torch.full_like(student, 1e4))
-    losses = [
+    terms = [
         lambda s: distillation_loss(s, teacher, 2.0, mask),
         lambda s: hidden_loss(s, teacher, mask),
         lambda s: relation_loss(s, teacher, mask),
         lambda s: embedding_loss(pooled(s, mask), pooled(teacher, mask)),
     ]
-    for loss in losses:
+    for loss in terms:
         clean, other = (x.clone().requires_grad_() for x in (student, torn))
         (a, b) = (loss(clean), loss(other))
         assert torch.equal(a, b)

@@ -37,8 +37,9 @@ class CausalLM(CorpusTask):
 
     def loss(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Mean cross-entropy in nats per token, 0-d."""
-        logits, targets = main_output(output)[:, :-1], batch["labels"][:, 1:]
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        # the last logits have no target; without them the rest would be a copy
+        targets = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+        return F.cross_entropy(main_output(output).flatten(0, 1).float(), targets.flatten())
 
     def metrics(self, output: Any, batch: Mapping[str, Tensor]) -> dict[str, float]:
         """Loss, accuracy of the likeliest token, perplexity and bits per byte."""

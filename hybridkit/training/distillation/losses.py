@@ -7,12 +7,14 @@ tensors whose first two dimensions it has.
 from __future__ import annotations
 
 import math
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 RELATION_WIDTH = 32  # of a relation head
+AT_ONCE: Final = 2**22  # logits that are in float32 at a time
 
 
 def distillation_loss(
@@ -24,12 +26,40 @@ def distillation_loss(
     (Hinton, Vinyals & Dean 2015, arXiv 1503.02531).
     """
     kept = positions(student, mask)
-    student, teacher = (student[kept], teacher[kept]) if kept is not None else (student, teacher)
-    log_student = F.log_softmax(student.flatten(0, -2) / temperature, dim=-1)
-    log_teacher = F.log_softmax(teacher.flatten(0, -2) / temperature, dim=-1)
-    if kept is not None and not len(log_student):
-        return log_student.sum()
-    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    rows = None if kept is None or bool(kept.all()) else kept.flatten().nonzero()[:, 0]
+    found: Tensor = _Softened.apply(student.flatten(0, -2), teacher.flatten(0, -2), temperature, rows)
+    return found
+
+
+class _Softened(torch.autograd.Function):
+    """`distillation_loss` of some rows of logits [rows, classes], with its gradient, a few rows at a time.
+
+    A vocabulary makes logits the largest tensors of a step; autograd would keep half a dozen of their size.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, temperature: float, rows: Tensor | None
+    ) -> Tensor:
+        gradient = torch.zeros_like(student) if rows is not None else torch.empty_like(student)
+        places = torch.arange(len(student), device=student.device) if rows is None else rows
+        wide = torch.promote_types(student.dtype, torch.float32)
+        total = student.new_zeros((), dtype=wide)
+        for some in places.split(max(AT_ONCE // student.shape[-1], 1)):
+            ours = F.log_softmax(student[some].to(wide) / temperature, dim=-1)
+            theirs = F.log_softmax(teacher[some].to(wide) / temperature, dim=-1)
+            share = theirs.exp()
+            total += (share * (theirs - ours)).sum()
+            gradient[some] = (ours.exp_() - share).to(student.dtype)
+        count = max(len(places), 1)
+        ctx.save_for_backward(gradient)
+        ctx.factor = temperature / count
+        return temperature**2 * total / count
+
+    @staticmethod
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * (given * ctx.factor).to(gradient.dtype), None, None, None
 
 
 def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:

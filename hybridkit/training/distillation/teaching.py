@@ -104,7 +104,7 @@ class Teaching:
         found: dict[Term, Tensor] = {}
         if "logits" in self.weights:
             found["logits"] = distillation_loss(
-                same_type(main_output(output)), same_type(main_output(expert)), self.temperature, mask
+                main_output(output), main_output(expert), self.temperature, mask
             )
         if "hidden" in self.weights:
             losses = [
@@ -189,11 +189,6 @@ def embedding_of(output: Any, last: Tensor | None, mask: Tensor | None) -> Tenso
     if found.dim() == 2:
         return found
     return pooled(found if found.dim() == 3 else found.flatten(2).transpose(1, 2), mask)
-
-
-def same_type(logits: Tensor) -> Tensor:
-    """In float32, where a network computes in less."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _paired(
