@@ -1,6 +1,6 @@
 """What each switch of quantisation-aware distillation is worth: one model, one text, one budget, each alone.
 
-    python benchmarks/distillation/switches.py MODEL --text FILE... --held-out FILE... [--steps 200]
+    python benchmarks/distillation/switches.py MODEL --text FILE... --held-out FILE... [--out RESULT.json]
 
 MODEL is a folder of Hugging Face layout, an encoder or a causal language model. The student is a copy of the
 teacher with ternary layers and int8 activations. It learns the hidden states of every layer (mean squared
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -25,8 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridkit.bench.machine import this_machine
 from hybridkit.optim.base import build_base_optimizer
 from hybridkit.optim.groups import Apart
+from hybridkit.packing.atomic import atomic_file
 from hybridkit.pretrained import open_pretrained
 from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.frozen import freeze_codes_, parse_trainable
@@ -157,7 +160,7 @@ def train(teacher: nn.Module, switch: Switch, feed: Iterator[Batch], args: Any, 
 
 
 def main() -> None:
-    """Every chosen switch with every seed; a line of JSON each."""
+    """Every chosen switch with every seed; a line of JSON each, and all of them in the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--text", nargs="+", required=True)
@@ -166,6 +169,7 @@ def main() -> None:
     for name, default in (("steps", 200), ("batch", 16), ("length", 32), ("seeds", 1), ("held-batches", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     opened = open_pretrained(args.model)
     lm = "CausalLM" in str(opened.config.architectures)
@@ -174,6 +178,13 @@ def main() -> None:
     size, length = args.batch, args.length
     held_out = batches(args.held_out, tokenizer, size, length, lm, seed=0)
     held = [next(held_out) for _ in range(args.held_batches)]
+    budget = {name: getattr(args, name) for name in ("steps", "batch", "length", "lr")}
+    found = {
+        "machine": dataclasses.asdict(this_machine()),
+        "model": Path(args.model).name,
+        **budget,
+        "rows": [],
+    }
     for seed in range(args.seeds):
         for name in args.switch:
             torch.manual_seed(seed)
@@ -183,6 +194,10 @@ def main() -> None:
             row = {"switch": name, "seed": seed, "seconds": round(time.perf_counter() - started, 1)}
             row |= {key: round(value, 4) for key, value in measure(student, teacher, held, lm).items()}
             print(json.dumps(row), flush=True)
+            found["rows"].append(row)
+            if args.out:
+                with atomic_file(args.out) as file:
+                    file.write(f"{json.dumps(found, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":
