@@ -28,7 +28,7 @@ from hybridkit.bench.statistics import Interval
 from hybridkit.bench.tables import TextTable
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks" / "kernels"))
+sys.path += [str(ROOT), str(ROOT / "benchmarks" / "kernels")]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = ("README.md", "docs/results.md", "benchmarks/README.md")  # those that exist
 SUMMARISED = ("digits-30", "convergence")
@@ -55,10 +55,6 @@ def blocks() -> dict[str, str]:
         "latency": markdown(tables.latency_table(bench.inference)),
         "help-latency": help_latency(),
         "gpu-steps": markdown(gpu_steps()),
-        "encoder": markdown(encoder()),
-        "encoder-latency": markdown(encoder_latency()),
-        "classifier-start": markdown(classifier_start()),
-        "training-step": markdown(training_step()),
         "arena": comparison("convergence"),
         "arena-summary": summary(),
         "arena-cells": "\n".join(settings("convergence")),
@@ -70,6 +66,7 @@ def blocks() -> dict[str, str]:
         "satellite-cells": "\n".join(settings("satellite")),
         "letters": comparison("letters"),
         "letters-cells": "\n".join(settings("letters")),
+        **{name: markdown(table) for name, table in pretrained().items()},
         **kernel_blocks(),
     }
 
@@ -155,6 +152,13 @@ def settings(file: str) -> Iterator[str]:
         yield markdown(setting_table(found))
 
 
+def pretrained() -> dict[str, TextTable]:
+    """What became of other people's models, trained and not."""
+    from benchmarks.distillation.tables import tables as trained
+
+    return trained()
+
+
 def kernel_blocks() -> dict[str, str]:
     """The kernels' numbers, the first shape's table, and those of all shapes, for each instruction set."""
     import report
@@ -229,101 +233,6 @@ def gpu_steps() -> TextTable:
         f"torch {found['torch']}."
     ]
     return TextTable("Training steps of a byte-level transformer on a GPU", columns, rows, notes)
-
-
-def encoder() -> TextTable:
-    """A sentence encoder made ternary: how close, how good, how large."""
-    found = json.loads((RESULTS / "minilm.json").read_text("utf-8"))
-    cosine, ranks, run = found["cosine"], found["spearman"], found["training"]
-    minutes = found["processor_seconds"] / 2 / 60
-    whole = {suffix: sizes["everything"] / 1e6 for suffix, sizes in found["bytes"].items()}
-    lost = interval(Interval(ranks["lost"], *ranks["interval"]), 2)
-    mean = interval(Interval(cosine["mean"], *cosine["interval"]), 4)
-    rows = [
-        ("mean cosine to the original, sentences of novels", ">= 0.93", mean, _met(cosine["mean"] >= 0.93)),
-        ("its 10th and 1st percentile", "reported", f"{cosine['p10']:.3f}, {cosine['p1']:.3f}", ""),
-        ("Spearman on the STS benchmark, original", "reported", f"{ranks['original']:.2f}", ""),
-        ("the same, ternary", "reported", f"{ranks['ternary']:.2f}", ""),
-        ("points lost", "<= 2", lost, _met(ranks["lost"] <= 2)),
-        ("packed file, tokenizer included, MB", "<= 15", *_megabytes(whole[".safetensors"])),
-        ("ONNX file, tokenizer included, MB", "<= 15", *_megabytes(whole[".onnx"])),
-        ("minutes of training, two cores' time / 2", "<= 60", f"{minutes:.1f}", _met(minutes <= 60)),
-    ]
-    notes = [
-        f"{found['sentences']:,} sentences, {ranks['pairs']:,} pairs; 95 % bootstrap intervals over them, one"
-        f" run. {run['steps']:,} steps, {run['tokens'] / 1e6:.1f} million tokens of other text, "
-        f"{found['machine']['processor']}, {found['machine']['cores']} cores. The original is "
-        f"{found['original_bytes'] / 1e6:.1f} MB. "
-        "Cosine on other sentences of the novels by step: "
-        + ", ".join(f"{step:,}: {value:.3f}" for step, value in run["curve"])
-        + "."
-    ]
-    return TextTable("all-MiniLM-L6-v2, ternary", ("number", "must be", "measured", "verdict"), rows, notes)
-
-
-def encoder_latency() -> TextTable:
-    """What a run of its file takes, beside its peers."""
-    found = json.loads((RESULTS / "minilm.json").read_text("utf-8"))
-    rows = [
-        (
-            f"{row['batch']} x 32 tokens, {row['threads']} thread{'s' if row['threads'] > 1 else ''}",
-            row["name"],
-            f"{row['p50_ms']:.2f}",
-            f"{row['p90_ms']:.2f}",
-            f"{row['times_ours']:.2f}",
-        )
-        for row in found["latency"]
-    ]
-    columns = ("texts", "file", "median, ms", "90th percentile, ms", "times ours")
-    return TextTable("The encoder inside ONNX Runtime", columns, rows, ["Files take turns; inputs differ."])
-
-
-def classifier_start() -> TextTable:
-    """A ternary classifier from a pretrained start and from random weights."""
-    found = json.loads((RESULTS / "classifier-start.json").read_text("utf-8"))
-    rows = [
-        (
-            start,
-            f"{found['rates'][start]:g}",
-            ", ".join(f"{100 * value:.1f}" for value in values),
-            f"{100 * sorted(values)[len(values) // 2]:.1f}",
-        )
-        for start, values in found["accuracy"].items()
-    ]
-    gained = Interval(*(100 * found["gained"][name] for name in ("median", "low", "high")))
-    notes = [
-        f"{found['steps']} steps each. Gained by the pretrained start, paired by seed: {interval(gained, 1)} "
-        "points (bootstrap interval of the median)."
-    ]
-    columns = ("start", "learning rate", "test accuracy by seed, %", "median")
-    return TextTable("A ternary classifier of 26 categories", columns, rows, notes)
-
-
-def training_step() -> TextTable:
-    """A step of quantisation-aware training beside a plain one."""
-    found = json.loads((RESULTS / "training-step.json").read_text("utf-8"))
-    rows = [
-        (
-            row["network"],
-            row["precision"],
-            f"{row['ours_ms']:.0f}",
-            f"{row['plain_ms']:.0f}",
-            interval(Interval(**row["ratio"]), 2),
-            _met(row["ratio"]["median"] <= 1.3),
-        )
-        for row in found["rows"]
-    ]
-    notes = [f"{found['machine']['processor']}, {found['machine']['cores']} cores."]
-    columns = ("network", "precision", "ternary, ms", "plain, ms", "ratio", "<= 1.3")
-    return TextTable("A training step, ternary and plain", columns, rows, notes)
-
-
-def _met(holds: bool) -> str:
-    return "met" if holds else "missed"
-
-
-def _megabytes(size: float) -> tuple[str, str]:
-    return f"{size:.2f}", _met(size <= 15)
 
 
 def filled(text: str, found: dict[str, str]) -> str:

@@ -179,12 +179,9 @@ def main() -> None:
     held_out = batches(args.held_out, tokenizer, size, length, lm, seed=0)
     held = [next(held_out) for _ in range(args.held_batches)]
     budget = {name: getattr(args, name) for name in ("steps", "batch", "length", "lr")}
-    found = {
-        "machine": dataclasses.asdict(this_machine()),
-        "model": Path(args.model).name,
-        **budget,
-        "rows": [],
-    }
+    machine = dataclasses.asdict(this_machine())
+    found = {"machine": machine, "model": Path(args.model).name, **budget}
+    rows: list[dict[str, Any]] = []
     for seed in range(args.seeds):
         for name in args.switch:
             torch.manual_seed(seed)
@@ -194,10 +191,10 @@ def main() -> None:
             row = {"switch": name, "seed": seed, "seconds": round(time.perf_counter() - started, 1)}
             row |= {key: round(value, 4) for key, value in measure(student, teacher, held, lm).items()}
             print(json.dumps(row), flush=True)
-            found["rows"].append(row)
+            rows.append(row)
             if args.out:
                 with atomic_file(args.out) as file:
-                    file.write(f"{json.dumps(found, indent=1)}\n".encode())
+                    file.write(f"{json.dumps(found | {'rows': rows}, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":
