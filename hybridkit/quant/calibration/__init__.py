@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from hybridkit.blocks import main_blocks
 from hybridkit.calls import Inputs, watch
 from hybridkit.errors import UsageError
+from hybridkit.massive import balanced
 from hybridkit.quant.calibration.keeping import Kept
 from hybridkit.quant.calibration.moments import Side, moments, positions
 from hybridkit.quant.calibration.streams import Call, Hidden, advance, record
-from hybridkit.quant.calibration.tuning import Tuning, relative_error, tune_
+from hybridkit.quant.calibration.tuning import Tuning, block_error, tune_
 from hybridkit.quant.frozen import freeze_layer_
 from hybridkit.quant.frozen_codes import FrozenCodes
 from hybridkit.quant.layers import QATLayer, qat_layers, set_ramp
@@ -46,7 +47,7 @@ Seen = Callable[["BlockReport"], None]
 
 @dataclass(frozen=True, slots=True)
 class BlockReport:
-    """One block of `blocks`: its error before tuning and after, relative to its output without its mean."""
+    """One block of `blocks`: the `relative_error` of its output before tuning and after."""
 
     place: int
     blocks: int
@@ -167,7 +168,7 @@ def _fit_rest(
         assert isinstance(layer, QATLayer)
         rows = positions(x.float(), mask)
         gram, count = sums.get(layer, (torch.zeros((), device=x.device), 0))
-        sums[layer] = gram + rows.T @ rows, count + len(rows)
+        sums[layer] = gram + rows.T @ (balanced(rows) * rows), count + len(rows)
 
     for batch, mask in zip(batches, counted, strict=True) if rest else []:
         watch(network, batch, rest, partial(seen, mask))
@@ -212,5 +213,5 @@ def _together(block: nn.Module, hidden: Tensor, each: Call) -> Iterator[list[QAT
 
 
 def _error(ours: Hidden, targets: Hidden, counted: Sequence[Tensor | None]) -> float:
-    each = [float(relative_error(*three)) for three in zip(ours, targets, counted, strict=True)]
+    each = [float(block_error(*three)) for three in zip(ours, targets, counted, strict=True)]
     return sum(each) / len(each)

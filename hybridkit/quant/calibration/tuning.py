@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from hybridkit.quant.calibration.moments import positions
+from hybridkit.massive import relative_error
 from hybridkit.quant.calibration.streams import Call, Hidden
 from hybridkit.quant.frozen import parse_trainable, train_only
 from hybridkit.quant.layers import QATLayer
@@ -37,10 +37,11 @@ class Tuning:
     seed: int = 0
 
 
-def relative_error(ours: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
-    """||ours - target||^2 over that of target without its mean, over the positions that count; 0-d."""
-    a, b = (positions(each, counted) for each in (ours, target))
-    return (a - b).square().sum() / (b - b.mean(dim=0)).square().sum().clamp(min=1e-30)
+def block_error(ours: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
+    """`relative_error` of a block's hidden states over the positions that count, 0-d."""
+    if counted is not None and target.shape[:-1] == counted.shape:
+        ours, target = ours[counted], target[counted]
+    return relative_error(ours, target)
 
 
 def tune_(
@@ -92,7 +93,7 @@ def _descend(
                 order = torch.randperm(len(calls), generator=generator).tolist()
             place = order[step % len(calls)]
             output = calls[place].run(block, hidden[place])
-            loss = relative_error(output, targets[place], counted[place])
+            loss = block_error(output, targets[place], counted[place])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridkit.massive import relative_error
+
 RELATION_WIDTH = 32  # of a relation head
 AT_ONCE: Final = 2**22  # logits that are in float32 at a time
 
@@ -63,17 +65,15 @@ class _Softened(torch.autograd.Function):
 
 
 def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """||student - teacher||^2 / ||teacher - its mean||^2 over all positions that count.
+    """`relative_error` over all positions that count.
 
     Hidden states [batch, positions, width], or features of any other shape. It is the mean squared error of
     TinyBERT (Jiao et al. 2019, arXiv 1909.10351) in units of the teacher's variance, so that one weight suits
-    every layer and network: 0 is the teacher, 1 the constant that is closest to it.
+    every layer and network, and without what very large positions would make of it.
     """
     kept = positions(student, mask)
     student, teacher = (student[kept], teacher[kept]) if kept is not None else (student, teacher)
-    student, teacher = student.float(), teacher.float()
-    spread = (teacher - teacher.mean()).square().sum().clamp(min=1e-12)
-    return (student - teacher).square().sum() / spread
+    return relative_error(student, teacher)
 
 
 def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
