@@ -1,0 +1,70 @@
+"""The tables of this folder's committed results: rows by bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hybridkit.bench.tables import TextTable
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+OURS = "ours"  # how our rows begin
+
+
+def tables() -> dict[str, TextTable]:
+    """All of them, by name."""
+    return {"quality-encoder": encoder(), "quality-decoder": decoder()}
+
+
+def encoder() -> TextTable:
+    """A sentence encoder, ours and other tools'."""
+    found = _read("quality-encoder")
+    rows = [
+        (_name(row), _megabytes(row), f"{row['cosine']:.4f}", f"{row['spearman']:.2f}")
+        for row in _ordered(found)
+    ]
+    notes = [f"2,048 sentences of novels, the STS benchmark's test pairs. {_machine(found)}"]
+    columns = ("weights", "MB", "mean cosine to the original", "Spearman")
+    return TextTable("all-MiniLM-L6-v2 without training", columns, rows, notes)
+
+
+def decoder() -> TextTable:
+    """A small language model, ours and other tools'."""
+    found = _read("quality-decoder")
+    rows = [
+        (
+            _name(row),
+            _megabytes(row),
+            f"{row['perplexity novels']:,.2f}",
+            f"{row['perplexity addresses']:,.2f}",
+            f"{row['kl']:.3f}",
+            f"{100 * row['same']:.1f}",
+        )
+        for row in _ordered(found)
+    ]
+    notes = [f"{found['tokens']:,} tokens of each text. {_machine(found)}"]
+    columns = ("weights", "MB", "perplexity, novels", "addresses", "KL, nats", "same likeliest token, %")
+    return TextTable("SmolLM2-135M without training", columns, rows, notes)
+
+
+def _ordered(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return sorted(found["rows"], key=lambda row: -row["bytes"])
+
+
+def _name(row: dict[str, Any]) -> str:
+    name: str = row["name"]
+    return f"**{name}**" if name.startswith(OURS) else name
+
+
+def _megabytes(row: dict[str, Any]) -> str:
+    return f"{row['bytes'] / 1e6:.1f}"
+
+
+def _machine(found: dict[str, Any]) -> str:
+    return f"{found['machine']['processor']}, {found['machine']['cores']} cores."
+
+
+def _read(file: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((RESULTS / f"{file}.json").read_text("utf-8"))
+    return document
