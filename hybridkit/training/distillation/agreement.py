@@ -60,9 +60,13 @@ def divergences(student: Any, teacher: Any, mask: Tensor | None) -> dict[str, Te
     """`teacher_kl` and `teacher_top1` of the logits in two outputs, [positions that count]."""
     ours, theirs = main_output(student), main_output(teacher)
     kept = positions(ours, mask)
-    rows = [(x if kept is None else x[kept]).flatten(0, -2).float() for x in (ours, theirs.to(ours.device))]
-    log_student, log_teacher = (F.log_softmax(x, dim=-1) for x in rows)
-    return {
-        "teacher_kl": F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1),
-        "teacher_top1": (log_student.argmax(-1) == log_teacher.argmax(-1)).float(),
-    }
+    found: dict[str, list[Tensor]] = {"teacher_kl": [], "teacher_top1": []}
+    for sample, (a, b) in enumerate(
+        zip(ours, theirs.to(ours.device), strict=True)
+    ):  # all are too much at once
+        rows = [(x if kept is None else x[kept[sample]]).reshape(-1, x.shape[-1]).float() for x in (a, b)]
+        log_student, log_teacher = (F.log_softmax(x, dim=-1) for x in rows)
+        divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
+        found["teacher_kl"].append(divergence.sum(-1))
+        found["teacher_top1"].append((log_student.argmax(-1) == log_teacher.argmax(-1)).float())
+    return {name: torch.cat(values) for name, values in found.items()}
