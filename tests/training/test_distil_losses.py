@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hybridkit.errors import UsageError
 from hybridkit.training.distillation import losses
+from hybridkit.training.distillation.agreement import divergences
 from hybridkit.training.distillation.layers import paired_blocks
 from hybridkit.training.distillation.losses import (
     distillation_loss,
@@ -214,3 +215,15 @@ def test_maps_that_make_no_sense(text: str, message: str) -> None:
         parse_layer_map(text)
     with pytest.raises(UsageError, match="the student has blocks 0 to 1"):
         paired_blocks(2, 4, ((2, 0),))
+
+
+@given(cases(), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_agreement_is_that_of_each_position(case: Case, whole: bool) -> None:
+    student, teacher, mask = case
+    counted = torch.ones_like(mask) if whole else mask
+    found = divergences(student, teacher, None if whole else mask)
+    pairs = list(zip(rows(student, counted), rows(teacher, counted), strict=True))
+    kl = [float((t.softmax(0) * (t.log_softmax(0) - s.log_softmax(0))).sum()) for s, t in pairs]
+    assert found["teacher_kl"].tolist() == pytest.approx(kl, rel=1e-4, abs=1e-5)
+    assert found["teacher_top1"].tolist() == [float(s.argmax() == t.argmax()) for s, t in pairs]

@@ -7,6 +7,7 @@ tensors whose first two dimensions it has.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -29,8 +30,8 @@ def distillation_loss(
     """
     kept = positions(student, mask)
     rows = None if kept is None or bool(kept.all()) else kept.flatten().nonzero()[:, 0]
-    found: Tensor = _Softened.apply(student.flatten(0, -2), teacher.flatten(0, -2), temperature, rows)
-    return found
+    apply: Callable[..., Tensor] = _Softened.apply
+    return apply(student.flatten(0, -2), teacher.flatten(0, -2), temperature, rows)
 
 
 class _Softened(torch.autograd.Function):
@@ -47,7 +48,7 @@ class _Softened(torch.autograd.Function):
         places = torch.arange(len(student), device=student.device) if rows is None else rows
         wide = torch.promote_types(student.dtype, torch.float32)
         total = student.new_zeros((), dtype=wide)
-        for some in places.split(max(AT_ONCE // student.shape[-1], 1)):
+        for some in torch.split(places, max(AT_ONCE // student.shape[-1], 1)):
             ours = F.log_softmax(student[some].to(wide) / temperature, dim=-1)
             theirs = F.log_softmax(teacher[some].to(wide) / temperature, dim=-1)
             share = theirs.exp()
