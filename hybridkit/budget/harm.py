@@ -25,7 +25,6 @@ from hybridkit.blocks import main_blocks
 from hybridkit.budget.options import Option
 from hybridkit.calls import Inputs, call, evaluating, without_caches
 from hybridkit.errors import UsageError
-from hybridkit.massive import balanced
 from hybridkit.quant.calibration.moments import positions
 from hybridkit.quant.kinds import Layer
 from hybridkit.quant.output_fit import damped, output_errors
@@ -175,7 +174,7 @@ class _Run:
         for number in range(len(self.probe.batches)):
             for x in self._inputs(linear, place, number):
                 rows = positions(x.float(), self.probe.counted[number])
-                total, count = total + rows.T @ (balanced(rows) * rows), count + len(rows)
+                total, count = total + rows.T @ rows, count + len(rows)
         return total / max(count, 1)
 
     def _inputs(self, layers: Sequence[nn.Module], place: int, number: int) -> list[Tensor]:

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from hybridkit.blocks import main_blocks
 from hybridkit.calls import Inputs, watch
 from hybridkit.errors import UsageError
-from hybridkit.massive import balanced
 from hybridkit.quant.calibration.keeping import Kept
 from hybridkit.quant.calibration.moments import Side, moments, positions
 from hybridkit.quant.calibration.streams import Call, Hidden, advance, record
@@ -168,7 +167,7 @@ def _fit_rest(
         assert isinstance(layer, QATLayer)
         rows = positions(x.float(), mask)
         gram, count = sums.get(layer, (torch.zeros((), device=x.device), 0))
-        sums[layer] = gram + rows.T @ (balanced(rows) * rows), count + len(rows)
+        sums[layer] = gram + rows.T @ rows, count + len(rows)
 
     for batch, mask in zip(batches, counted, strict=True) if rest else []:
         watch(network, batch, rest, partial(seen, mask))

@@ -9,17 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridkit.massive import balanced
 from hybridkit.quant.calibration.streams import Call, Hidden
 from hybridkit.quant.output_fit import damped
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Means over positions: of x x^T, and of z x^T, with z the input in the original. float32 [K, K].
-
-    Each position is `balanced`, by z.
-    """
+    """Means over positions: of x x^T, and of z x^T, with z the input in the original. float32 [K, K]."""
 
     gram: Tensor
     cross: Tensor
@@ -60,8 +56,7 @@ def moments(
         z = _input(original, place, each, counted[place])
         if x is None or z is None or x.shape != z.shape:
             continue
-        counting = balanced(z) * x
-        gram, cross, count = gram + x.T @ counting, cross + z.T @ counting, count + len(x)
+        gram, cross, count = gram + x.T @ x, cross + z.T @ x, count + len(x)
     return Moments(gram / count, cross / count, count) if count else None
 
 
