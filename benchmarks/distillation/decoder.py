@@ -1,11 +1,17 @@
 """A small language model made ternary by distillation: perplexity as tokens go by, and the memory of it.
 
-    python benchmarks/distillation/decoder.py FOLDER [--steps 240] [--out RESULT.json]
+    python benchmarks/distillation/decoder.py FOLDER [--steps 96] [--run NAME ...] [--out RESULT.json]
 
 FOLDER is a causal language model of Hugging Face layout. It learns from the validation and test parts of
 WikiText-2 (blocks of 256 tokens, four a step) and is measured on Jane Austen's novels at each evaluation, all
-linear layers but the head ternary with int8 activations. A second, short run with `--progressive` is there
-for its memory. Both are `hybridkit train` in a process of its own, whose largest resident memory is reported.
+linear layers but the head ternary in groups of 64 with int8 activations. The runs:
+
+- calibrated: from the codes that `hybridkit quantize --calibrate` finds on 32 blocks of 512 tokens of it
+- rounded: from the network's weights, rounded
+- progressive: a short one of the same with `--progressive`, for its memory
+
+Each is `hybridkit train` in a process of its own, whose largest resident memory is reported. `--run` takes
+some of them; the file keeps the others that it holds.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,9 +35,16 @@ from hybridkit.packing.atomic import atomic_file
 
 BATCH, LENGTH = 4, 256  # blocks of a step, tokens of a block
 EVALUATED: Final = 32  # blocks
+GROUPS: Final = "group:64"
+CALIBRATION: Final = (
+    *("--granularity", GROUPS, "--activations", "int8", "--set", "task.sequence_length=512"),
+    *("--samples", "32", "--tune-steps", "40"),
+)
+RUNS: Final = ("calibrated", "rounded", "progressive")
 HOW: Final = (
-    *("--task", "causal-lm", "--teacher", "self", "--teacher-dtype", "bf16", "--distil", "logits,hidden"),
-    *("--qat", "--ternary", "--learnable-scale", "--lr-controller", "cosine", "--precision", "bf16"),
+    *("--task", "causal-lm", "--teacher-dtype", "bf16", "--distil", "logits,hidden"),
+    *("--qat", "--ternary", "--learnable-scale", "--granularity", GROUPS),
+    *("--lr-controller", "cosine", "--precision", "bf16"),
     *("--batch-size", str(BATCH), "--set", f"task.sequence_length={LENGTH}"),
     *("--set", f"task.eval_samples={EVALUATED}"),
 )
@@ -41,49 +55,61 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("folder", type=Path)
-    add("--steps", type=int, default=240)
-    add("--progressive-steps", type=int, default=64)
+    add("--steps", type=int, default=96)
+    add("--progressive-steps", type=int, default=60)
     add("--lr", type=float, default=3e-4)
+    add("--run", nargs="+", choices=RUNS, default=RUNS)
     add("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         write_text(folder / "text")
-        lengths = {"progressive": options.progressive_steps, "end to end": options.steps}
-        result: dict[str, Any] = {
+        before = options.out and options.out.is_file()
+        result: dict[str, Any] = json.loads(options.out.read_text("utf-8")) if before else {}
+        result |= {
             "machine": dataclasses.asdict(this_machine()),
             "model": options.folder.name,
             "lr": options.lr,
             "tokens_of_a_step": BATCH * LENGTH,
         }
-        for name, steps in lengths.items():
-            result[name] = run(options, folder, name, steps)
+        for name in options.run:
+            result[name] = run(options, folder, name)
             if options.out:  # also of the first, if the second fails
                 with atomic_file(options.out) as file:
                     file.write(f"{json.dumps(result, indent=1)}\n".encode())
     print(json.dumps(result, indent=1))
 
 
-def run(options: argparse.Namespace, folder: Path, name: str, steps: int) -> dict[str, Any]:
-    """One training: tokens, loss, perplexity and KL at each evaluation, seconds and bytes of memory."""
-    runs = folder / name
-    command = [sys.executable, "-m", "hybridkit", "train", *HOW, "--model", str(options.folder)]
-    command += ["--data-dir", str(folder / "text"), "--lr", str(options.lr), "--run-dir", str(runs)]
-    command += ["--max-steps", str(steps), "--eval-every", str(max(steps // 12, 1))]
-    began = time.perf_counter()
-    child = subprocess.Popen([*command, *(["--progressive"] if name == "progressive" else [])])
-    _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - began
-    if status:
-        raise SystemExit(f"training ended with {os.waitstatus_to_exitcode(status)}")
+def run(options: argparse.Namespace, folder: Path, name: str) -> dict[str, Any]:
+    """One training: tokens, loss, perplexity and KL at each evaluation, and what it took."""
+    runs, text, start = folder / name, str(folder / "text"), folder / "start.hk.safetensors"
+    steps = options.progressive_steps if name == "progressive" else options.steps
+    command = ["train", *HOW, "--model", str(options.folder), "--data-dir", text, "--run-dir", str(runs)]
+    command += ["--lr", str(options.lr), "--max-steps", str(steps), "--eval-every", str(max(steps // 12, 1))]
+    found = {}
+    if name == "calibrated":
+        quantize = ["quantize", str(options.folder), "--calibrate", text, *CALIBRATION, "-o", str(start)]
+        found["calibration"] = spent(quantize)
+        command += ["--init-from", str(start), "--teacher", str(options.folder)]
+    else:
+        command += ["--teacher", "self", *(["--progressive"] if name == "progressive" else [])]
+    found |= {"steps": steps, **spent(command)}
     (log,) = runs.glob("*/metrics.jsonl")
     records = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    return found | {"curve": [point(record) for record in records if record["event"] == "evaluation"]}
+
+
+def spent(arguments: Sequence[str]) -> dict[str, Any]:
+    """What a run of hybridkit takes: seconds, of processors too, and the largest resident memory."""
+    began = time.perf_counter()
+    child = subprocess.Popen([sys.executable, "-m", "hybridkit", *arguments])
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"hybridkit {arguments[0]} ended with {os.waitstatus_to_exitcode(status)}")
     return {
-        "steps": steps,
         "peak_bytes": usage.ru_maxrss * 1024,  # of Linux
-        "seconds": seconds,
+        "seconds": time.perf_counter() - began,
         "processor_seconds": usage.ru_utime + usage.ru_stime,
-        "curve": [point(record) for record in records if record["event"] == "evaluation"],
     }
 
 
