@@ -116,29 +116,36 @@ def training_step() -> TextTable:
 
 
 def decoder() -> TextTable:
-    """A small language model made ternary: perplexity by tokens."""
+    """A small language model made ternary: perplexity by tokens, from each start."""
     found = _read("decoder")
-    whole = found["end to end"]
-    rows = [
-        (
-            f"{point['tokens']:,}",
-            f"{point['loss']:.3f}",
-            f"{point['perplexity']:,.1f}",
-            f"{point['teacher_kl']:.3f}",
-            f"{100 * point['teacher_top1']:.1f}",
+    starts = [name for name in ("calibrated", "rounded") if name in found]
+    rows = []
+    for points in zip(*(found[name]["curve"] for name in starts), strict=True):
+        row = [f"{points[0]['tokens']:,}"]
+        for point in points:
+            row += [f"{point['loss']:.3f}", f"{point['perplexity']:,.0f}", f"{point['teacher_kl']:.3f}"]
+        rows.append(tuple(row))
+    notes = [_training(name, found[name]) for name in starts]
+    if stages := found.get("progressive"):
+        notes.append(
+            f"`--progressive`, {stages['steps']} steps: {_gigabytes(stages)} at most (must be <= 8)."
         )
-        for point in whole["curve"]
-    ]
-    falls = all(b["loss"] < a["loss"] for a, b in itertools.pairwise(whole["curve"]))
-    stages = found["progressive"]
-    notes = [
-        f"Loss falls at every evaluation: {'yes' if falls else 'no'}. {whole['seconds'] / 60:.0f} minutes "
-        f"({whole['processor_seconds'] / 60:.0f} core-minutes), {whole['peak_bytes'] / 1e9:.1f} GB at most "
-        f"(must be <= 24). `--progressive`, {stages['steps']} steps: {stages['peak_bytes'] / 1e9:.1f} GB "
-        f"at most (must be <= 8). {found['machine']['processor']}, {found['machine']['cores']} cores."
-    ]
-    columns = ("tokens", "loss, nats", "perplexity", "KL to the original", "same likeliest token, %")
-    return TextTable("SmolLM2-135M, ternary, on novels", columns, rows, notes)
+    notes.append(f"{found['machine']['processor']}, {found['machine']['cores']} cores.")
+    columns = ("tokens", *(f"{start}: {what}" for start in starts for what in ("loss", "perplexity", "KL")))
+    return TextTable("SmolLM2-135M, ternary, on novels", columns, rows, [" ".join(notes)])
+
+
+def _training(start: str, run: dict[str, Any]) -> str:
+    falls = all(b["loss"] < a["loss"] for a, b in itertools.pairwise(run["curve"]))
+    before = f" after {run['calibration']['seconds'] / 60:.0f} of calibration" if "calibration" in run else ""
+    return (
+        f"From {start} codes the loss falls at every evaluation: {'yes' if falls else 'no'}; "
+        f"{run['seconds'] / 60:.0f} minutes{before}, {_gigabytes(run)} at most (must be <= 24)."
+    )
+
+
+def _gigabytes(run: dict[str, Any]) -> str:
+    return f"{run['peak_bytes'] / 1e9:.1f} GB"
 
 
 def switches(file: str, metric: str, how: str) -> TextTable:

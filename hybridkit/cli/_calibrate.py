@@ -48,13 +48,13 @@ def calibrated(
     A calibration that was killed goes on at its block. Raises UsageError for a network whose data nobody
     knows how to read, and what reading data raises.
     """
-    from hybridkit.quant.calibration import Kept, calibrate_
+    from hybridkit.quant.calibration import Kept, calibrate_, fingerprint
     from hybridkit.quant.prepare import prepare_qat_
     from hybridkit.tasks.samples import draw
 
     network = found.network
     samples = draw(task_of(found, network, data), data.samples)
-    how = [samples.told, config.to_json(), dataclasses.asdict(tuning), found.text]
+    how = [samples.told, config.to_json(), dataclasses.asdict(tuning), fingerprint(network)]
     key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
     kept = Kept(output.with_name(output.name + SUFFIX), key)
     prepare_qat_(network, config, example_inputs=samples.inputs[0])

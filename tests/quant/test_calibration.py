@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hybridkit.errors import FileError, UsageError
-from hybridkit.quant.calibration import Kept, Tuning, calibrate_
+from hybridkit.quant.calibration import Kept, Tuning, calibrate_, fingerprint
 from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.convert import convert
 from hybridkit.quant.layers import qat_layers
@@ -190,3 +190,12 @@ def test_a_head_outside_the_blocks_is_fitted_too():
     fitted, rounded = (model.head.quantized_weight().codes for model in made)
     assert not torch.equal(fitted, rounded)
     assert error(made[0]) < error(made[1])
+
+
+def test_other_weights_are_told_apart():
+    one, other = network(), network()
+    assert fingerprint(one) == fingerprint(other)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.001)
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(nn.Linear(3, 2)) != fingerprint(nn.Linear(3, 2, bias=False))

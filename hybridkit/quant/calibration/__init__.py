@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from hybridkit.blocks import main_blocks
 from hybridkit.calls import Inputs, watch
 from hybridkit.errors import UsageError
-from hybridkit.quant.calibration.keeping import Kept
+from hybridkit.quant.calibration.keeping import Kept, fingerprint
 from hybridkit.quant.calibration.moments import Side, moments, positions
 from hybridkit.quant.calibration.streams import Call, Hidden, advance, record
 from hybridkit.quant.calibration.tuning import Tuning, block_error, tune_
@@ -38,7 +38,7 @@ from hybridkit.quant.output_fit import evenly_spaced, fit_output
 from hybridkit.quant.prepare import full_precision_copy
 from hybridkit.quant.protocol import QuantizedTensor, Statistics, quantize_weight, takes_statistics
 
-__all__ = ["BlockReport", "Kept", "Tuning", "calibrate_"]
+__all__ = ["BlockReport", "Kept", "Tuning", "calibrate_", "fingerprint"]
 
 DEFAULT: Final = Tuning()
 Seen = Callable[["BlockReport"], None]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import safetensors
 import torch
@@ -16,7 +18,18 @@ from hybridkit.quant.frozen import freeze_layer_
 from hybridkit.quant.layers import qat_layers
 from hybridkit.quant.protocol import QuantizedTensor
 
+LOOKED_AT: Final = 1_000  # numbers of a tensor
 _CODES, _SCALE = ".weight", ".quantizer_parameters.scale"
+
+
+def fingerprint(network: nn.Module) -> str:
+    """What tells a network's tensors from others: names, shapes, and about a thousand numbers of each."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        values = tensor.detach().flatten()
+        some = values[:: len(values) // LOOKED_AT + 1].double().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode() + some.numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
