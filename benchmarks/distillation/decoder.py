@@ -38,7 +38,7 @@ EVALUATED: Final = 32  # blocks
 GROUPS: Final = "group:64"
 CALIBRATION: Final = (
     *("--granularity", GROUPS, "--activations", "int8", "--set", "task.sequence_length=512"),
-    *("--samples", "32", "--tune-steps", "40"),
+    *("--samples", "32", "--tune-steps", "0"),
 )
 RUNS: Final = ("calibrated", "rounded", "progressive")
 HOW: Final = (
