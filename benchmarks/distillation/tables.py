@@ -23,8 +23,8 @@ def tables() -> dict[str, TextTable]:
         "classifier-start": classifier_start(),
         "training-step": training_step(),
         "decoder": decoder(),
-        "switches-encoder": switches("switches-minilm", "cosine", "{:.4f}"),
-        "switches-decoder": switches("switches-smollm2", "kl", "{:.3f}"),
+        "switches-encoder": switches("switches-minilm", "all-MiniLM-L6-v2", "cosine", "{:.4f}"),
+        "switches-decoder": switches("switches-smollm2", "SmolLM2-135M", "kl", "{:.3f}"),
     }
 
 
@@ -148,7 +148,7 @@ def _gigabytes(run: dict[str, Any]) -> str:
     return f"{run['peak_bytes'] / 1e9:.1f} GB"
 
 
-def switches(file: str, metric: str, how: str) -> TextTable:
+def switches(file: str, model: str, metric: str, how: str) -> TextTable:
     """What each switch of quantisation-aware distillation is worth, alone."""
     found = _read(file)
     seeds = sorted({row["seed"] for row in found["rows"]})
@@ -176,7 +176,7 @@ def switches(file: str, metric: str, how: str) -> TextTable:
     ]
     better = "mean cosine to the original" if metric == "cosine" else "KL to the original, nats"
     columns = ("switch", better, "difference", "seconds")
-    return TextTable(f"{found['model']}: one switch at a time", columns, rows, notes)
+    return TextTable(f"{model}: one switch at a time", columns, rows, notes)
 
 
 def _read(file: str) -> dict[str, Any]:

@@ -11,9 +11,6 @@ the same. Bytes are those of all weights, norms in fp32 as llama.cpp has them; o
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any, Final
@@ -23,14 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.quality.peers import PEERS
-from benchmarks.quality.storing import importances, stored
+from benchmarks.quality.rows import parser_of, write_rows
 from benchmarks.quality.texts import ADDRESSES, CALIBRATION, NOVELS
-from hybridkit.bench.machine import this_machine
-from hybridkit.packing.atomic import atomic_file
-from hybridkit.packing.model import PackedModel
 from hybridkit.pretrained import open_pretrained
-from hybridkit.runtime.modules import load_packed
 
 LENGTH, BLOCKS = 512, 64
 CALIBRATED: Final = 128  # blocks, for importances
@@ -39,54 +31,22 @@ AT_ONCE: Final = 4
 
 def main() -> None:
     """Measure every row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("folder", type=Path)
-    add("--texts", type=Path, required=True)
-    add("--ours", nargs="*", default=[], metavar="NAME=FILE")
-    add("--peers", nargs="*", metavar="NAME", help="these alone (all); none: no peer")
-    add("--blocks", type=int, default=BLOCKS)
-    add("--out", type=Path)
+    parser = parser_of(__doc__.splitlines()[0])
+    parser.add_argument("--texts", type=Path, required=True)
+    parser.add_argument("--blocks", type=int, default=BLOCKS)
     options = parser.parse_args()
     opened = open_pretrained(str(options.folder))
     network = opened.network(head="causal-lm").eval().requires_grad_(False)
     tokenizer = opened.tokenizer()
     texts = {name: blocks(tokenizer, options.texts / name, options.blocks) for name in (NOVELS, ADDRESSES)}
     original = [log_probabilities(network, batch).half() for batch in texts[NOVELS].split(AT_ONCE)]
-    fp32 = sum(p.nbytes for p in dict.fromkeys(network.parameters()))
-    rows = [{"name": "original, fp32", "bytes": fp32, **measured(network, texts, original)}]
-    say(rows[-1])
-    for text in options.ours:
-        name, _, file = text.rpartition("=")
-        packed = load_packed(network, PackedModel.load(file))
-        rows.append({"name": name, "bytes": Path(file).stat().st_size, **measured(packed, texts, original)})
-        say(rows[-1])
-    chosen = [peer for peer in PEERS if options.peers is None or peer.name in options.peers]
-    text = blocks(tokenizer, options.texts / CALIBRATION, CALIBRATED)
 
     def calibrate() -> None:
-        for batch in text.split(AT_ONCE):
+        for batch in blocks(tokenizer, options.texts / CALIBRATION, CALIBRATED).split(AT_ONCE):
             network(input_ids=batch, use_cache=False)
 
-    squares = importances(network, calibrate) if chosen else {}
-    for peer in chosen:
-        with stored(network, peer, squares) as size:
-            rows.append({"name": peer.name, "bytes": size, **measured(network, texts, original)})
-        say(rows[-1])
-    result = {
-        "machine": dataclasses.asdict(this_machine()),
-        "model": options.folder.name,
-        "tokens": options.blocks * LENGTH,
-        "rows": rows,
-    }
-    if options.out:
-        with atomic_file(options.out) as file:
-            file.write(f"{json.dumps(result, indent=1)}\n".encode())
-
-
-def say(row: dict[str, Any]) -> None:
-    """A row as a line."""
-    print(json.dumps(row), flush=True)
+    tokens = options.blocks * LENGTH
+    write_rows(network, lambda ours: measured(ours, texts, original), calibrate, options, tokens=tokens)
 
 
 def blocks(tokenizer: Any, file: Path, count: int) -> Tensor:

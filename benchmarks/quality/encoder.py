@@ -10,10 +10,7 @@ training text. Bytes as in decoder.py.
 
 from __future__ import annotations
 
-import argparse
 import csv
-import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.quality.decoder import say
-from benchmarks.quality.peers import PEERS
-from benchmarks.quality.storing import importances, stored
-from hybridkit.bench.machine import this_machine
-from hybridkit.packing.atomic import atomic_file
-from hybridkit.packing.model import PackedModel
+from benchmarks.quality.rows import parser_of, write_rows
 from hybridkit.pretrained import open_pretrained
-from hybridkit.runtime.modules import load_packed
 from hybridkit.tasks.language.embedding import spearman
 from hybridkit.training.distillation.losses import pooled
 
@@ -38,43 +29,22 @@ CALIBRATED, AT_ONCE, LONGEST = 512, 32, 128
 
 def main() -> None:
     """Measure every row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("folder", type=Path)
-    add("--data", type=Path, required=True)
-    add("--ours", nargs="*", default=[], metavar="NAME=FILE")
-    add("--peers", nargs="*", metavar="NAME", help="these alone (all); none: no peer")
-    add("--out", type=Path)
+    parser = parser_of(__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
     options = parser.parse_args()
     opened = open_pretrained(str(options.folder))
     network, tokenizer = opened.network().eval().requires_grad_(False), opened.tokenizer()
     lines = (options.data / "sentences" / "test.txt").read_text("utf-8").splitlines()
+    train = (options.data / "sentences" / "train.txt").read_text("utf-8").splitlines()[:CALIBRATED]
     with (options.data / "sts" / "test.csv").open(encoding="utf-8", newline="") as file:
         pairs = list(csv.DictReader(file))
     original = vectors(network, tokenizer, lines)
 
-    def row(name: str, size: int, ours: nn.Module) -> dict[str, Any]:
+    def measure(ours: nn.Module) -> dict[str, float]:
         cosine = F.cosine_similarity(vectors(ours, tokenizer, lines), original).mean()
-        return {"name": name, "bytes": size, "cosine": float(cosine), "spearman": sts(ours, tokenizer, pairs)}
+        return {"cosine": float(cosine), "spearman": sts(ours, tokenizer, pairs)}
 
-    rows = [row("original, fp32", sum(p.nbytes for p in network.parameters()), network)]
-    say(rows[-1])
-    for text in options.ours:
-        name, _, file = text.rpartition("=")
-        packed = load_packed(network, PackedModel.load(file))
-        rows.append(row(name, Path(file).stat().st_size, packed))
-        say(rows[-1])
-    chosen = [peer for peer in PEERS if options.peers is None or peer.name in options.peers]
-    train = (options.data / "sentences" / "train.txt").read_text("utf-8").splitlines()[:CALIBRATED]
-    squares = importances(network, lambda: vectors(network, tokenizer, train)) if chosen else {}
-    for peer in chosen:
-        with stored(network, peer, squares) as size:
-            rows.append(row(peer.name, size, network))
-        say(rows[-1])
-    result = {"machine": dataclasses.asdict(this_machine()), "model": options.folder.name, "rows": rows}
-    if options.out:
-        with atomic_file(options.out) as file:
-            file.write(f"{json.dumps(result, indent=1)}\n".encode())
+    write_rows(network, measure, lambda: vectors(network, tokenizer, train), options)
 
 
 @torch.no_grad()
