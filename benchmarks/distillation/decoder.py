@@ -40,7 +40,7 @@ CALIBRATION: Final = (
     *("--granularity", GROUPS, "--activations", "int8", "--set", "task.sequence_length=512"),
     *("--samples", "32", "--tune-steps", "0"),
 )
-RUNS: Final = ("calibrated", "rounded", "progressive")
+RATES: Final = {"calibrated": 1e-4, "rounded": 3e-4, "progressive": 3e-4}  # by run
 HOW: Final = (
     *("--task", "causal-lm", "--teacher-dtype", "bf16", "--distil", "logits,hidden"),
     *("--qat", "--ternary", "--learnable-scale", "--granularity", GROUPS),
@@ -57,8 +57,7 @@ def main() -> None:
     add("folder", type=Path)
     add("--steps", type=int, default=96)
     add("--progressive-steps", type=int, default=60)
-    add("--lr", type=float, default=3e-4)
-    add("--run", nargs="+", choices=RUNS, default=RUNS)
+    add("--run", nargs="+", choices=RATES, default=list(RATES))
     add("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
@@ -69,7 +68,7 @@ def main() -> None:
         result |= {
             "machine": dataclasses.asdict(this_machine()),
             "model": options.folder.name,
-            "lr": options.lr,
+            "rates": RATES,
             "tokens_of_a_step": BATCH * LENGTH,
         }
         for name in options.run:
@@ -85,7 +84,7 @@ def run(options: argparse.Namespace, folder: Path, name: str) -> dict[str, Any]:
     runs, text, start = folder / name, str(folder / "text"), folder / "start.hk.safetensors"
     steps = options.progressive_steps if name == "progressive" else options.steps
     command = ["train", *HOW, "--model", str(options.folder), "--data-dir", text, "--run-dir", str(runs)]
-    command += ["--lr", str(options.lr), "--max-steps", str(steps), "--eval-every", str(max(steps // 12, 1))]
+    command += ["--lr", str(RATES[name]), "--max-steps", str(steps), "--eval-every", str(max(steps // 12, 1))]
     found = {}
     if name == "calibrated":
         quantize = ["quantize", str(options.folder), "--calibrate", text, *CALIBRATION, "-o", str(start)]
