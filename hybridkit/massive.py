@@ -33,7 +33,7 @@ def relative_error(ours: Tensor, target: Tensor) -> Tensor:
     """||ours - target||^2 / ||target - its mean||^2 over positions, each `balanced`: float32, 0-d.
 
     Both are [..., width]; of images [samples, channels, height, width] a sample is one position. 0 is the
-    target, 1 the constant that is closest to it.
+    target, about 1 the constant that is closest to it.
     """
     a, b = (x.float().flatten(1) if x.dim() == IMAGES else x.float().flatten(0, -2) for x in (ours, target))
     weights = balanced(a, b)
