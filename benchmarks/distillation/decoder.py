@@ -4,10 +4,11 @@
 
 FOLDER is a causal language model of Hugging Face layout. It learns from the validation and test parts of
 WikiText-2 (blocks of 256 tokens, four a step) and is measured on Jane Austen's novels at each evaluation, all
-linear layers but the head ternary in groups of 64 with int8 activations. The runs:
+linear layers but the head ternary with int8 activations. The runs:
 
-- calibrated: from the codes that `hybridkit quantize --calibrate` finds on 32 blocks of 512 tokens of it
-- rounded: from the network's weights, rounded
+- calibrated: from the codes that `hybridkit quantize --calibrate` finds on 32 blocks of 512 tokens of it,
+  in groups of 64
+- rounded: from the network's weights, rounded, a scale per channel
 - progressive: a short one of the same with `--progressive`, for its memory
 
 Each is `hybridkit train` in a process of its own, whose largest resident memory is reported. `--run` takes
@@ -38,12 +39,12 @@ EVALUATED: Final = 32  # blocks
 GROUPS: Final = "group:64"
 CALIBRATION: Final = (
     *("--granularity", GROUPS, "--activations", "int8", "--set", "task.sequence_length=512"),
-    *("--samples", "32", "--tune-steps", "0"),
+    *("--samples", "32", "--tune-steps", "0", "--float-dtype", "fp16"),
 )
 RATES: Final = {"calibrated": 1e-4, "rounded": 3e-4, "progressive": 3e-4}  # by run
 HOW: Final = (
     *("--task", "causal-lm", "--teacher-dtype", "bf16", "--distil", "logits,hidden"),
-    *("--qat", "--ternary", "--learnable-scale", "--granularity", GROUPS),
+    *("--qat", "--ternary", "--learnable-scale"),
     *("--lr-controller", "cosine", "--precision", "bf16"),
     *("--batch-size", str(BATCH), "--set", f"task.sequence_length={LENGTH}"),
     *("--set", f"task.eval_samples={EVALUATED}"),
@@ -51,7 +52,7 @@ HOW: Final = (
 
 
 def main() -> None:
-    """Train twice, and report."""
+    """Train, and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("folder", type=Path)
@@ -85,11 +86,11 @@ def run(options: argparse.Namespace, folder: Path, name: str) -> dict[str, Any]:
     steps = options.progressive_steps if name == "progressive" else options.steps
     command = ["train", *HOW, "--model", str(options.folder), "--data-dir", text, "--run-dir", str(runs)]
     command += ["--lr", str(RATES[name]), "--max-steps", str(steps), "--eval-every", str(max(steps // 12, 1))]
-    found = {}
+    found: dict[str, Any] = {"commit": this_machine().git_commit}
     if name == "calibrated":
         quantize = ["quantize", str(options.folder), "--calibrate", text, *CALIBRATION, "-o", str(start)]
         found["calibration"] = spent(quantize)
-        command += ["--init-from", str(start), "--teacher", str(options.folder)]
+        command += ["--init-from", str(start), "--teacher", str(options.folder), "--granularity", GROUPS]
     else:
         command += ["--teacher", "self", *(["--progressive"] if name == "progressive" else [])]
     found |= {"steps": steps, **spent(command)}
