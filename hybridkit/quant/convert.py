@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final, Literal
 
@@ -148,8 +148,8 @@ def layer_source(
 ) -> LayerSource:
     """A layer that is packed when its turn comes.
 
-    `quantized` gives its latent weight, outputs first, and what became of it. `half`: scales in fp16 where
-    that is harmless. `known` are the other fields of its LayerSpec.
+    `quantized` gives its latent weight, outputs first, or the codes that took its place, and what became of
+    it. `half`: scales in fp16 where that is harmless. `known` are the other fields of its LayerSpec.
     """
     codec = codec_for(made_by.levels)
     if wanted and _holds(wanted, made_by) and wanted.bits_per_weight <= codec.bits_per_weight:
@@ -162,7 +162,7 @@ def layer_source(
 
     def produce() -> PackedLayer:
         weight, made = quantized()
-        short = half and harmless(weight, made)
+        short = half and harmless(weight, made, made_by.levels)
         scale = made.scale.detach().float().cpu().numpy()
         packed = PackedLayer(
             **said | {"scale_type": "F16" if short else "F32"},
@@ -190,9 +190,7 @@ def _layer_source(
         if not layer.quantizer_parameters:
             return weight, quantize_rows(layer.quantizer, weight, name)
         _check_finite(weight, name)
-        made = layer.quantized_weight()
-        frozen = not weight.is_floating_point()  # then the weight is the codes, and the trained one is this
-        return made.dequantize().view(weight.shape) if frozen else weight, made
+        return weight, layer.quantized_weight()
 
     def shown(packed: PackedLayer, _: Tensor) -> None:
         if seen is not None:
@@ -245,18 +243,25 @@ def row_blocks(weight: Tensor, *, whole: bool = False) -> list[slice]:
 
 
 @torch.no_grad()
-def harmless(weight: Tensor, quantized: QuantizedTensor) -> bool:
+def harmless(weight: Tensor, quantized: QuantizedTensor, levels: Sequence[int]) -> bool:
     """Whether scales in fp16 move the weight by at most half of what quantising it has moved it already.
 
-    Both in Frobenius norms over the whole layer: rows that hardly count may lose their scale's last bits.
+    Both in Frobenius norms over the whole layer: rows that hardly count may lose their scale's last bits. Of
+    codes that took the weight's place nobody knows that any more: then a step between two levels counts as if
+    weights had been spread evenly over it, and each was moved by a 12th of its square.
     """
     own = moved = 0.0
-    short = quantized.scale.half().float()
+    known, group = weight.is_floating_point(), quantized.group_size
     for rows in row_blocks(weight):
-        codes, group = quantized.codes[rows], quantized.group_size
-        exact = QuantizedTensor(codes, quantized.scale[rows], group).dequantize()
-        own += float((weight[rows].flatten(1).float() - exact).square().sum(dtype=torch.float64))
-        rounded = QuantizedTensor(codes, short[rows], group).dequantize()
+        codes, scale = quantized.codes[rows], quantized.scale[rows]
+        exact = QuantizedTensor(codes, scale, group).dequantize()
+        if known:
+            off = weight[rows].flatten(1).float() - exact
+        else:
+            steps = torch.full_like(codes, levels[1] - levels[0])
+            off = QuantizedTensor(steps, scale, group).dequantize() / math.sqrt(12)
+        own += float(off.square().sum(dtype=torch.float64))
+        rounded = QuantizedTensor(codes, scale.half().float(), group).dequantize()
         moved += float((rounded - exact).square().sum(dtype=torch.float64))
     return 4 * moved <= own
 

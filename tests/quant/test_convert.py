@@ -13,9 +13,10 @@ from hybridkit.errors import UsageError
 from hybridkit.packing.model import PackedModel, write_packed
 from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.convert import convert, packing_source
+from hybridkit.quant.frozen import freeze_codes_, parse_trainable
 from hybridkit.quant.layers import qat_layers, set_ramp
 from hybridkit.quant.post_training import quantize
-from hybridkit.quant.prepare import full_precision_copy, prepare_qat
+from hybridkit.quant.prepare import full_precision_copy, prepare_qat, prepare_qat_
 from hybridkit.runtime.modules import load_packed
 
 SPECS = [
@@ -240,6 +241,21 @@ def test_scales_that_fp16_would_harm_stay_fp32(factor, kind):
     error = np.linalg.norm(layer.dequantize() - model[0].weight.detach().numpy())
     exact = quantize(model, quantize_all=True).packed.layers["0"].dequantize()
     assert error <= 1.5 * np.linalg.norm(exact - model[0].weight.detach().numpy())
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(1.0, "F16"), (1e-8, "F32"), (1e8, "F32")])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_short_scales_of_codes_that_took_the_weights_place(bits, factor, kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 8))
+    with torch.no_grad():
+        model[0].weight.mul_(factor)
+    prepare_qat_(model, QuantConfig(weights={"quantizer": "nbit", "bits": bits}, quantize_all=True))
+    freeze_codes_(model, parse_trainable("scales"))
+    short, exact = convert(model, float_dtype="fp16").layers["0"], convert(model).layers["0"]
+    assert (short.scale_type, exact.scale_type) == (kind, "F32")
+    assert np.array_equal(short.codes, exact.codes)
+    np.testing.assert_allclose(short.scale, exact.scale, rtol=2**-11)
 
 
 def test_a_dead_row_does_not_cost_a_layer_its_short_scales():
