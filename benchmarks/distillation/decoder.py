@@ -33,6 +33,8 @@ from benchmarks.distillation.sentences import articles
 from benchmarks.heldout.austen import read_novels
 from hybridkit.bench.machine import this_machine
 from hybridkit.packing.atomic import atomic_file
+from hybridkit.tasks.resolve import make_task
+from hybridkit.training.evaluation import evaluate
 
 BATCH, LENGTH = 4, 256  # blocks of a step, tokens of a block
 EVALUATED: Final = 32  # blocks
@@ -72,6 +74,7 @@ def main() -> None:
             "rates": RATES,
             "tokens_of_a_step": BATCH * LENGTH,
         }
+        result["original"] = original(options.folder, folder / "text")
         for name in options.run:
             result[name] = run(options, folder, name)
             if options.out:  # also of the first, if the second fails
@@ -97,6 +100,19 @@ def run(options: argparse.Namespace, folder: Path, name: str) -> dict[str, Any]:
     (log,) = runs.glob("*/metrics.jsonl")
     records = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
     return found | {"curve": [point(record) for record in records if record["event"] == "evaluation"]}
+
+
+def original(folder: Path, text: Path) -> dict[str, float]:
+    """What an evaluation finds of the network itself."""
+    given = {
+        "model": str(folder),
+        "data_dir": str(text),
+        "sequence_length": LENGTH,
+        "eval_samples": EVALUATED,
+    }
+    task: Any = make_task("causal-lm", given)
+    network = task.from_pretrained(str(folder)).eval()
+    return evaluate(network, task, task.splits().validation, batch_size=BATCH)
 
 
 def spent(arguments: Sequence[str]) -> dict[str, Any]:

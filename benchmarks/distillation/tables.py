@@ -125,7 +125,8 @@ def decoder() -> TextTable:
         for point in points:
             row += [f"{point['loss']:.3f}", f"{point['perplexity']:,.0f}", f"{point['teacher_kl']:.3f}"]
         rows.append(tuple(row))
-    notes = [_training(name, found[name]) for name in starts]
+    notes = [f"The original has perplexity {found['original']['perplexity']:.1f}."]
+    notes += [_training(name, found[name]) for name in starts]
     if stages := found.get("progressive"):
         notes.append(
             f"`--progressive`, {stages['steps']} steps: {_gigabytes(stages)} at most (must be <= 8)."
