@@ -110,7 +110,7 @@ def original(folder: Path, text: Path) -> dict[str, float]:
         "sequence_length": LENGTH,
         "eval_samples": EVALUATED,
     }
-    task: Any = make_task("causal-lm", {"model": str(folder), "data_dir": str(text), **sizes})
+    task: Any = make_task("causal-lm", given)
     network = task.from_pretrained(str(folder)).eval()
     return evaluate(network, task, task.splits().validation, batch_size=BATCH)
 
