@@ -28,7 +28,7 @@ from torch import Tensor
 from hybridkit.errors import FileError
 from hybridkit.packing.atomic import atomic_file, remove, sync, temporary_beside
 from hybridkit.training.files import read_json, sha256, to_json, write_synced
-from hybridkit.training.state import flatten, unflatten
+from hybridkit.training.state import flatten, unflatten, write_tensors
 
 FORMAT = "hybridkit-checkpoint"
 VERSION = 2
@@ -78,9 +78,8 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint) -> Path:
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
     tensors, rest = flatten(checkpoint.state)
-    model = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.model.items()}
-    write_synced(folder / MODEL, safetensors.torch.save(model))
-    write_synced(folder / STATE_TENSORS, safetensors.torch.save(tensors))
+    write_tensors(folder / MODEL, checkpoint.model)
+    write_tensors(folder / STATE_TENSORS, tensors)
     write_synced(folder / STATE, to_json(rest))
     files = {name: sha256(folder / name) for name in (MODEL, STATE_TENSORS, STATE)}
     manifest = {"format": FORMAT, "version": VERSION, "step": checkpoint.step, "files": files}

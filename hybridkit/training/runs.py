@@ -129,11 +129,10 @@ class Run:
 
     def keep_teacher(self, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights of the run's own start, once: to resume, when their origin may be gone."""
-        from safetensors.torch import save
+        from hybridkit.training.state import write_tensors
 
-        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
         with atomic_file(self.teacher_path) as file:
-            file.write(save(copies))
+            write_tensors(Path(file.name), weights)
 
     def with_teacher(self, checkpoint: Checkpoint) -> Checkpoint:
         """`checkpoint` with the weights that `keep_teacher` kept, if it did."""

@@ -8,11 +8,15 @@ name; `unflatten` is its exact inverse. Nothing is pickled.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hybridkit.errors import FileError
@@ -30,6 +34,30 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
     return flattener.tensors, flattener.encode(state, "")
 
 
+def alone(tensor: Tensor, storages: set[int]) -> Tensor:
+    """`tensor` detached, contiguous, on the CPU, and a copy where it shares memory with another one.
+
+    safetensors refuses those. storages: the memory of those that were here before; this one's joins them.
+    """
+    found = tensor.detach().cpu().contiguous()
+    storage = found.untyped_storage()
+    if storage.nbytes() != found.nbytes or storage.data_ptr() in storages:
+        return found.clone()
+    storages.add(storage.data_ptr())
+    return found
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, from where tensors are in memory, on the disk when this returns. Raises OSError."""
+    storages: set[int] = set()
+    try:
+        save_file({name: alone(tensor, storages) for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def unflatten(tensors: Mapping[str, Tensor], value: Any) -> Any:
     """The state that `flatten` took apart. Raises FileError where the value is not one of its results."""
     try:
@@ -42,6 +70,7 @@ class _Flattener:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._seen: dict[tuple[Any, ...], str] = {}
+        self._storages: set[int] = set()
 
     def encode(self, value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
@@ -73,8 +102,7 @@ class _Flattener:
         place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), str(tensor.device))
         if tensor.numel() and place in self._seen:
             return self._seen[place]
-        # A copy, because safetensors refuses tensors that share memory in part.
-        self._seen[place] = self._add(tensor.cpu().contiguous().clone(), path)
+        self._seen[place] = self._add(alone(tensor, self._storages), path)
         return self._seen[place]
 
     def _add(self, tensor: Tensor, path: str) -> str:
