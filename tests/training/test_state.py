@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from hybridkit.errors import FileError
-from hybridkit.training.state import flatten, unflatten
+from hybridkit.training.state import alone, flatten, unflatten, write_tensors
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int8, torch.int64, torch.bool, torch.uint8]
 
@@ -115,3 +117,24 @@ def test_what_cannot_be_restored_is_refused_by_its_path() -> None:
 def test_an_inconsistent_file_is_one_clear_error(value: Any) -> None:
     with pytest.raises(FileError, match="inconsistent"):
         unflatten({}, {"a": value})
+
+
+def test_only_what_shares_memory_is_copied() -> None:
+    storages: set[int] = set()
+    own = torch.randn(3, 4)
+    assert alone(own, storages).data_ptr() == own.data_ptr()
+    assert alone(own.view(12), storages).data_ptr() != own.data_ptr()  # the same memory again
+    part = torch.randn(6)[:3]
+    assert alone(part, storages).data_ptr() != part.data_ptr()
+    turned = torch.randn(3, 4).t()
+    assert alone(turned, storages).is_contiguous()
+
+
+def test_tied_and_empty_tensors_are_written(tmp_path: Path) -> None:
+    tied = torch.randn(4, 2)
+    tensors = {"a": tied, "b": tied, "part": tied[1:3], "empty": torch.zeros(0, 3), "one": torch.tensor(2.0)}
+    write_tensors(tmp_path / "x.safetensors", tensors)
+    found = load_file(tmp_path / "x.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor)
