@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import textwrap
@@ -343,8 +344,11 @@ def test_a_corpus_larger_than_memory(tiny, tmp_path):
     with (tmp_path / "large.txt").open("w") as file:
         file.writelines(line + "\n" for _ in range(size // len(line)))
     arguments = [tiny("gpt2"), *(str(tmp_path / f"{name}.txt") for name in ("small", "large")), str(room)]
+    alone = os.environ | {
+        "TOKENIZERS_PARALLELISM": "false"
+    }  # threads that start late take memory of their own
     done = subprocess.run(
-        [sys.executable, "-c", LARGE, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", LARGE, *arguments], capture_output=True, text=True, check=False, env=alone
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.split()[-1]) > 3.9 * room
