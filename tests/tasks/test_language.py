@@ -346,7 +346,7 @@ def test_a_corpus_larger_than_memory(tiny, tmp_path):
     arguments = [tiny("gpt2"), *(str(tmp_path / f"{name}.txt") for name in ("small", "large")), str(room)]
     alone = os.environ | {
         "TOKENIZERS_PARALLELISM": "false"
-    }  # threads that start late take memory of their own
+    }  # no late threads
     done = subprocess.run(
         [sys.executable, "-c", LARGE, *arguments], capture_output=True, text=True, check=False, env=alone
     )
