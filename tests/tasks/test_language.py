@@ -344,9 +344,7 @@ def test_a_corpus_larger_than_memory(tiny, tmp_path):
     with (tmp_path / "large.txt").open("w") as file:
         file.writelines(line + "\n" for _ in range(size // len(line)))
     arguments = [tiny("gpt2"), *(str(tmp_path / f"{name}.txt") for name in ("small", "large")), str(room)]
-    alone = os.environ | {
-        "TOKENIZERS_PARALLELISM": "false"
-    }  # no late threads
+    alone = os.environ | {"TOKENIZERS_PARALLELISM": "false"}  # no late threads
     done = subprocess.run(
         [sys.executable, "-c", LARGE, *arguments], capture_output=True, text=True, check=False, env=alone
     )
