@@ -29,6 +29,7 @@ from hybridkit.sources.protocol import check_named
 from hybridkit.training.checkpoint import Checkpoint, latest_step, load_checkpoint, load_tensors, step_of
 from hybridkit.training.config import TrainConfig, named_targets
 from hybridkit.training.files import read_json, to_json
+from hybridkit.training.state import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -129,8 +130,6 @@ class Run:
 
     def keep_teacher(self, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights of the run's own start, once: to resume, when their origin may be gone."""
-        from hybridkit.training.state import write_tensors
-
         with atomic_file(self.teacher_path) as file:
             write_tensors(Path(file.name), weights)
 

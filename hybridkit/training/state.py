@@ -70,7 +70,6 @@ class _Flattener:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._seen: dict[tuple[Any, ...], str] = {}
-        self._storages: set[int] = set()
 
     def encode(self, value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
@@ -102,7 +101,7 @@ class _Flattener:
         place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), str(tensor.device))
         if tensor.numel() and place in self._seen:
             return self._seen[place]
-        self._seen[place] = self._add(alone(tensor, self._storages), path)
+        self._seen[place] = self._add(tensor.cpu().contiguous(), path)
         return self._seen[place]
 
     def _add(self, tensor: Tensor, path: str) -> str:

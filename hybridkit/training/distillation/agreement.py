@@ -61,9 +61,8 @@ def divergences(student: Any, teacher: Any, mask: Tensor | None) -> dict[str, Te
     ours, theirs = main_output(student), main_output(teacher)
     kept = positions(ours, mask)
     found: dict[str, list[Tensor]] = {"teacher_kl": [], "teacher_top1": []}
-    for sample, (a, b) in enumerate(
-        zip(ours, theirs.to(ours.device), strict=True)
-    ):  # all are too much at once
+    # sample by sample: those of a vocabulary are too many to hold several copies of all
+    for sample, (a, b) in enumerate(zip(ours, theirs.to(ours.device), strict=True)):
         rows = [(x if kept is None else x[kept[sample]]).reshape(-1, x.shape[-1]).float() for x in (a, b)]
         log_student, log_teacher = (F.log_softmax(x, dim=-1) for x in rows)
         divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
