@@ -8,7 +8,9 @@ and `bias` keep their names in the state dictionary; a quantizer's learnable par
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -309,6 +311,20 @@ def set_ramp(model: nn.Module, value: float) -> None:
         raise UsageError(f"a ramp goes from 0 to 1, not {value}")
     for layer in qat_layers(model).values():
         layer.ramp = float(value)
+
+
+@contextlib.contextmanager
+def computing_as_given(model: nn.Module) -> Iterator[None]:
+    """In this context layers with float activations compute in the type of those, or autocast's."""
+    layers = [layer for layer in qat_layers(model).values() if layer.activations == "float"]
+    before = [layer.compute for layer in layers]
+    for layer in layers:
+        layer.compute = "model"
+    try:
+        yield
+    finally:
+        for layer, compute in zip(layers, before, strict=True):
+            layer.compute = compute
 
 
 def full_precision_state(model: nn.Module) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from hybridkit.errors import NotFiniteError
+from hybridkit.precision import autocast, check_precision, loss_scaler
 from hybridkit.tasks.data import Batch, on
 from hybridkit.tasks.protocol import Task, forward
 from hybridkit.training.blocks import checkpoint_activations_
@@ -23,7 +24,6 @@ from hybridkit.training.compiling import compiled, compiling
 from hybridkit.training.config import TrainConfig
 from hybridkit.training.distributed import World
 from hybridkit.training.feed import Fed
-from hybridkit.training.precision import autocast, check_precision, loss_scaler
 
 
 class Engine:

@@ -17,6 +17,7 @@ from test_loop import Stop
 from torch import nn
 
 from hybridkit.errors import FileError, InterruptedRun, UsageError
+from hybridkit.precision import autocast
 from hybridkit.testing import TaskContract
 from hybridkit.training.blocks import checkpoint_activations_, repeated_blocks
 from hybridkit.training.config import TrainConfig, resolve
@@ -24,7 +25,6 @@ from hybridkit.training.engine import Engine
 from hybridkit.training.feed import share
 from hybridkit.training.loop import resume, train
 from hybridkit.training.objective import Objective
-from hybridkit.training.precision import autocast
 from hybridkit.training.runs import newest_run
 from hybridkit.training.trainer import DivergedError, Trainer
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,34 +44,59 @@ class Recording:
     calls: list[list[Call]]
 
 
+class _AllSeen(Exception):  # noqa: N818 - no error
+    pass
+
+
 def record(network: nn.Module, blocks: Sequence[nn.Module], batches: Sequence[Inputs]) -> Recording:
-    """Run `network` on each batch. Beside hidden states blocks must not depend on those before them."""
+    """Run `network` on the first batch, and on others what comes before its blocks.
+
+    Beside hidden states blocks must not depend on those before them; then they need not compute to be called.
+    """
     found = Recording([], [[] for _ in blocks])
+    names = [next(iter(inspect.signature(block.forward).parameters)) for block in blocks]
+    outputs: list[Any] = []
+    rest_skipped = False  # the first batch shows what runs twice
 
-    def seen(place: int, block: nn.Module) -> Callable[..., None]:
-        name = next(iter(inspect.signature(block.forward).parameters))
+    def called(place: int, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        name = names[place]
+        if place == 0:
+            found.hidden.append((arguments[0] if arguments else named[name]).detach().clone())
+        rest = {key: value for key, value in named.items() if key != name}
+        found.calls[place].append(Call(arguments[1:], rest, None if arguments else name))
+        if rest_skipped and place == len(blocks) - 1:
+            raise _AllSeen
 
-        def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            hidden = arguments[0] if arguments else named[name]
-            if place == 0:
-                found.hidden.append(hidden.detach().clone())
-            rest = {key: value for key, value in named.items() if key != name}
-            found.calls[place].append(Call(arguments[1:], rest, None if arguments else name))
-
-        return hook
-
-    hooks = [
-        block.register_forward_pre_hook(seen(place, block), with_kwargs=True)
-        for place, block in enumerate(blocks)
-    ]
-    try:
-        with evaluating(network), without_caches(network):
-            for batch in batches:
+    with evaluating(network), without_caches(network), contextlib.ExitStack() as undo:
+        for place, block in enumerate(blocks):
+            handle = block.register_forward_pre_hook(partial(called, place), with_kwargs=True)
+            undo.callback(handle.remove)
+        with contextlib.ExitStack() as first:
+            for block in blocks:
+                handle = block.register_forward_hook(lambda *call: outputs.append(call[-1]))
+                first.callback(handle.remove)
+            for batch in batches[:1]:
                 call(network, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        if all(_is_like(output, found.hidden[0]) for output in outputs):
+            for block, name, output in zip(blocks, names, outputs, strict=False):
+                block.forward = partial(_passed_on, name, output)
+                undo.callback(delattr, block, "forward")
+        rest_skipped = True
+        for batch in batches[1:]:
+            with contextlib.suppress(_AllSeen):
+                call(network, batch)
     return found
+
+
+def _is_like(output: Any, hidden: Tensor) -> bool:
+    first = output[0] if isinstance(output, tuple) and output else output
+    return isinstance(first, Tensor) and first.shape == hidden.shape
+
+
+def _passed_on(name: str, output: Any, *arguments: Any, **named: Any) -> Any:
+    """The hidden states that a block gets, in the form of what it gave once."""
+    hidden = arguments[0] if arguments else named[name]
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 @torch.no_grad()

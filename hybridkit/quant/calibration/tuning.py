@@ -2,6 +2,9 @@
 
 Codes move as in moving_codes.py. That is what BRECQ (arXiv 2102.05426), AutoRound (2309.05516) and the block
 phase of EfficientQAT (2407.11062) do, here from codes that keep each layer's output already.
+
+Products are multiplied in bf16 where that is faster. Only here: statistics of inputs and hidden states that
+go from block to block suffer from its rounding where one position is a thousand times larger than the others.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from hybridkit.massive import relative_error
+from hybridkit.precision import autocast, faster_precision
 from hybridkit.quant.calibration.streams import Call, Hidden
 from hybridkit.quant.frozen import parse_trainable, train_only
-from hybridkit.quant.layers import QATLayer
+from hybridkit.quant.layers import QATLayer, computing_as_given
 from hybridkit.quant.moving_codes import loosen_, settle_
 
 TUNED: Final = parse_trainable("scales,norms,biases")
@@ -65,7 +69,9 @@ def tune_(
     groups: list[dict[str, Any]] = [{"params": trained}] if trained else []
     groups += [{"params": codes, "lr": FASTER * tuning.lr}] if codes else []
     if groups and tuning.steps:
-        _descend(groups, block, hidden, targets, calls, counted, tuning)
+        device = hidden[0].device.type
+        with computing_as_given(block), autocast(faster_precision(device), device):
+            _descend(groups, block, hidden, targets, calls, counted, tuning)
     for layer in loose:
         settle_(layer)
     for parameter in block.parameters():
