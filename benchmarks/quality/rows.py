@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.quality.peers import PEERS
-from benchmarks.quality.storing import importances, stored
+from benchmarks.quality.storing import given, importances, stored
 from hybridkit.bench.machine import this_machine
 from hybridkit.packing.atomic import atomic_file
 from hybridkit.packing.model import PackedModel
@@ -27,6 +27,7 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folder", type=Path)
     add("--ours", nargs="*", default=[], metavar="NAME=FILE")
+    add("--folders", nargs="*", default=[], metavar="NAME=FOLDER", help="what autoround.py wrote")
     add("--peers", nargs="*", metavar="NAME", help="these alone (all); none: no peer")
     add("--out", type=Path)
     return parser
@@ -57,6 +58,10 @@ def write_rows(
     for text in options.ours:
         name, _, file = text.rpartition("=")
         add(name, Path(file).stat().st_size, load_packed(network, PackedModel.load(file)))
+    for text in options.folders:
+        name, _, folder = text.rpartition("=")
+        with given(network, Path(folder)) as size:
+            add(name, size, network)
     chosen = [peer for peer in PEERS if options.peers is None or peer.name in options.peers]
     squares = importances(network, calibrate) if chosen else {}
     for peer in chosen:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmarks.quality.peers import Importance, Peer
+
+BYTES, WEIGHTS = "bytes.json", "weights.safetensors"  # of a folder that a program of this folder wrote
 
 
 @torch.no_grad()
@@ -57,3 +62,18 @@ def stored(network: nn.Module, peer: Peer, squares: dict[str, Importance]) -> It
     finally:
         for weight, before in kept.items():
             weight.copy_(before)
+
+
+@contextmanager
+@torch.no_grad()
+def given(network: nn.Module, folder: Path) -> Iterator[int]:
+    """In this context the weights are those in `folder`; the bytes that they take where they came from."""
+    weights = load_file(folder / WEIGHTS)
+    before = {name: network.get_parameter(name).detach().clone() for name in weights}
+    for name, weight in weights.items():
+        network.get_parameter(name).copy_(weight)
+    try:
+        yield json.loads((folder / BYTES).read_text("utf-8"))["bytes"]
+    finally:
+        for name, weight in before.items():
+            network.get_parameter(name).copy_(weight)
