@@ -66,6 +66,10 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
         "onnx": ("exporting.onnx:OnnxExporter", "our packed operators with a portable body in the file"),
         "fp32": ("exporting.onnx:Fp32Exporter", "a twin with plain float32 weights, to compare with"),
         "matmulnbits": ("exporting.matmulnbits:MatMulNBitsExporter", "stock ONNX Runtime operators only"),
+        "gguf": (
+            "exporting.gguf.exporter:GgufExporter",
+            "a language model for llama.cpp, in its own types",
+        ),
     },
     "task": {
         "digits": ("tasks.digits:Digits", "8 x 8 handwritten digits (scikit-learn), MLP"),

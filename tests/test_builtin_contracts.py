@@ -17,6 +17,7 @@ from hybridkit.hookspecs import Kind
 from hybridkit.quant.post_training import quantize_to_file
 from hybridkit.registry import registry
 from hybridkit.sources.protocol import Code
+from hybridkit.tasks.models.transformer import Shape, Transformer
 from hybridkit.training.config import resolve
 from hybridkit.training.loop import train
 from hybridkit.training.network import takes_pretrained
@@ -81,7 +82,7 @@ class TestOptimizers(testing.OptimizerContract):
 
 
 class TestExporters(testing.ExporterContract):
-    choose = variants("exporter")
+    choose = variants("exporter", without=["gguf"])
 
     def make(self):
         return registry().create("exporter", f"hybridkit:{self.name}", self.options)
@@ -89,6 +90,17 @@ class TestExporters(testing.ExporterContract):
     @property
     def packs(self):
         return self.name != "fp32"
+
+
+class TestGgufExporter(testing.ExporterContract):
+    def make(self):
+        return registry().create("exporter", "hybridkit:gguf", {"floats": "F32"})
+
+    def network(self):
+        return Transformer(Shape(width=128, layers=2, heads=4, kv_heads=2, hidden=256))
+
+    def batch(self, samples, generator):
+        return torch.randint(0, 256, (samples, 12), generator=generator)
 
 
 class TestTasks(testing.TaskContract):

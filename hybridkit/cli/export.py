@@ -1,4 +1,4 @@
-"""`hybridkit export`: write a network as ONNX, and verify the file."""
+"""`hybridkit export`: write a network as a file that another runtime loads, and verify it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Flags:
     trust_remote_code: RemoteOption = False
     target: Annotated[
         str | None,
-        flag(HOW, "onnx, matmulnbits, fp32 or a plugin's (default: by the suffix).", "NAME"),
+        flag(HOW, "onnx, matmulnbits, fp32, gguf or a plugin's (default: by the suffix).", "NAME"),
     ] = None
     opset: Annotated[int, flag(HOW, "Opset of the stock operators, 18 to 23.", "N")] = 18
     verify: Annotated[
@@ -94,7 +94,8 @@ def command(
 ) -> None:
     """Write a trained network as one ONNX file that stock ONNX Runtime runs, and verify it.
 
-    A file that differs from the network beyond the gates is not written (exit code 3).
+    A name that ends in .gguf makes a file of a language model for llama.cpp. A
+    file that differs from the network beyond the gates is not written (exit code 3).
     """
     options, inputs = strategy_options(ctx, set_), flags.input_ or ()
 
@@ -117,6 +118,7 @@ def command(
             opset=flags.opset,
             verify=flags.verify,
             metadata=metadata | assets,
+            assets=source.assets,
             options=options.get("exporter"),
         )
     spared = _left_alone(source)
@@ -154,8 +156,9 @@ def _left_alone(source: Source) -> tuple[LeftAlone, ...]:
 
 def _print(report: ExportReport) -> None:
     print(
-        f"{report.path}: {report.file_bytes:,} bytes, {report.ratio:.2f}x smaller than the fp32 ONNX "
-        f"({report.fp32_bytes:,} bytes); target {report.target}, opset {report.opset}"
+        f"{report.path}: {report.file_bytes:,} bytes, {report.ratio:.2f}x smaller than in fp32 "
+        f"({report.fp32_bytes:,} bytes); target {report.target}"
+        + (f", opset {report.opset}" if report.opset else "")
     )
     if report.cast:
         print(report.cast)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from hybridkit.calls import Inputs
     from hybridkit.packing.model import PackedModel
+    from hybridkit.pretrained.assets import Assets
     from hybridkit.runtime.network import PackedNetwork
 
 __all__ = ["ExportReport", "Validation", "export", "target_for"]
@@ -37,6 +38,7 @@ def export(
     validation: Validation | None = None,
     verify: bool = True,
     metadata: Mapping[str, Any] | None = None,
+    assets: Assets | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> ExportReport:
     """Write `module` with the weights of `packed` to `path`, verified; the file appears whole or not at all.
@@ -52,7 +54,7 @@ def export(
     dynamic_axes: the free dimensions of each input by axis; by default the first, as `batch`.
     target: the exporter, by default the one that answers to the suffix of `path`; `options` are its options.
     validation: what to verify on; by default `example_inputs`. `verify` False checks the file's form only.
-    metadata: recorded in the file.
+    metadata: recorded in the file. assets: of a pretrained network, what formats hold that take a tokenizer.
 
     Raises UsageError for arguments that do not fit, HybridkitError where the network cannot be exported,
     FileError where the file cannot be written, GateError where it differs from the network.
@@ -76,6 +78,7 @@ def export(
         opset=opset,
         validation=(validation or Validation(batches=[given])) if verify else None,
         metadata=metadata or {},
+        assets=assets,
     )
     report: ExportReport = exporter.export(module, packed, file, request)
     return report

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from hybridkit.calls import Inputs
     from hybridkit.packing.model import PackedModel
+    from hybridkit.pretrained.assets import Assets
 
 Agreement = Literal["equal", "close"]
 
@@ -44,6 +45,7 @@ class ExportRequest:
     opset: of the file's stock operators.
     validation: None checks the file's form only.
     metadata: recorded in the file, as text or JSON.
+    assets: configuration and tokenizer of a pretrained network, for formats that hold them.
     """
 
     example_inputs: Inputs
@@ -52,6 +54,7 @@ class ExportRequest:
     opset: int
     validation: Validation | None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    assets: Assets | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ class Verification:
 class ExportReport:
     """What was written.
 
+    opset: 0 where the format has none.
     file_bytes: everything that belongs to the model, external data included.
     fp32_bytes: the same network exported with plain float32 weights, from their shapes.
     bits_per_weight: of the quantised layers, scales included, as packed; None where there are none.

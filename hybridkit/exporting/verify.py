@@ -74,6 +74,19 @@ def compare(
     return tally.result(margins, check_native(path, first) if tally.samples else None)
 
 
+def compare_networks(ours: nn.Module, network: nn.Module, validation: Validation) -> Verification:
+    """`compare` of two networks: `ours` is what a file holds. Raises UsageError if there are no samples."""
+    tally = _Tally()
+    with torch.no_grad(), without_caches(network), without_caches(ours):
+        for batch in validation.batches:
+            arguments = validation.inputs(batch)
+            expected, found = call(network, arguments), call(ours, arguments)
+            tally.add(*_seen(arguments, named_outputs(expected), named_outputs(found)), batch)
+            if validation.loss is not None:
+                tally.add_losses(*(float(validation.loss(output, batch)) for output in (found, expected)))
+    return tally.result(Noise(MARGIN, LOSS_TOLERANCE), None)
+
+
 def _seen(
     arguments: Inputs, *outputs: Mapping[str, Tensor]
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:

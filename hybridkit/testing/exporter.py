@@ -23,8 +23,8 @@ _WIDTH = 64
 class ExporterContract(ABC):
     """`make` returns an exporter.
 
-    `packs` False: it writes the packed weights at full size. `quantizer` and `activations` are those of the
-    network that it is tried on.
+    `packs` False: it writes the packed weights at full size. `quantizer` and `activations` are those that the
+    network it is tried on gets. One that takes networks of some kind only has a `network` and a `batch`.
     """
 
     packs = True
@@ -34,6 +34,16 @@ class ExporterContract(ABC):
     @abstractmethod
     def make(self) -> Exporter:
         """An exporter."""
+
+    def network(self) -> nn.Module:
+        """The network that it is tried on, in full precision."""
+        wide = 4 * _WIDTH
+        layers = [nn.Linear(_WIDTH, wide), nn.ReLU(), nn.Linear(wide, wide), nn.ReLU(), nn.Linear(wide, 8)]
+        return nn.Sequential(*layers)
+
+    def batch(self, samples: int, generator: torch.Generator) -> Tensor:
+        """What the network takes."""
+        return torch.randn(samples, _WIDTH, generator=generator)
 
     def test_names_its_suffixes(self) -> None:
         suffixes = self.make().suffixes
@@ -59,7 +69,7 @@ class ExporterContract(ABC):
     def test_writes_a_plain_network(self, tmp_path: Path) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            report = self._export(nn.Sequential(nn.Linear(_WIDTH, 8), nn.Tanh()), None, tmp_path)
+            report = self._export(self.network(), None, tmp_path)
         assert report.bits_per_weight is None
         assert report.verification is not None
         assert report.verification.max_abs < 1e-4
@@ -82,15 +92,13 @@ class ExporterContract(ABC):
     def _network(self) -> tuple[nn.Module, PackedModel]:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            network = nn.Sequential(
-                nn.Linear(_WIDTH, 4 * _WIDTH), nn.ReLU(), nn.Linear(4 * _WIDTH, 4 * _WIDTH), nn.ReLU()
-            ).append(nn.Linear(4 * _WIDTH, 8))
+            network = self.network()
             prepare_qat(network, quantizer=self.quantizer, activations=self.activations)
         return network.eval(), convert(network)
 
     def _export(self, module: nn.Module, packed: PackedModel | None, folder: Path) -> ExportReport:
         generator = torch.Generator().manual_seed(1)
-        batches = [(torch.randn(size, _WIDTH, generator=generator),) for size in (16, 8)]
+        batches = [(self.batch(size, generator),) for size in (16, 8)]
         request = ExportRequest(
             example_inputs=[batches[0][0][:2]],
             input_names=["x"],

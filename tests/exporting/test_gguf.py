@@ -1,0 +1,247 @@
+"""GGUF files: blocks as ggml has them, what fits which type, tokenizers, and llama.cpp's own answers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridkit.cli import run
+from hybridkit.errors import UsageError
+from hybridkit.exporting import export
+from hybridkit.exporting.gguf.blocks import TYPES, from_blocks, to_blocks
+from hybridkit.exporting.gguf.tensors import type_for
+from hybridkit.exporting.gguf.vocabulary import cut_of
+from hybridkit.packing.layers import LayerSpec
+from hybridkit.packing.model import PackedModel
+from hybridkit.pretrained import open_pretrained
+from hybridkit.quant.config import QuantConfig
+from hybridkit.quant.convert import convert
+from hybridkit.quant.prepare import prepare_qat_
+from hybridkit.runtime.modules import load_packed
+from hybridkit.tasks.models.transformer import Shape, Transformer
+
+sys.path.append(str(Path(__file__).parents[1] / "pretrained"))
+import folders
+
+
+def some(kind, rows, blocks, seed):
+    random = np.random.default_rng(seed)
+    codes = random.integers(kind.low, kind.high + 1, (rows, blocks * kind.size)).astype(np.int8)
+    return (codes if kind.zero else np.where(codes >= 0, 1, -1).astype(np.int8)), random
+
+
+def reference(kind, block):
+    """One block, a weight at a time, as ggml-common.h describes it."""
+    scale = np.frombuffer(bytes(block[-2:] if kind.name.startswith("TQ") else block[:2]), "<f2")[0]
+    data = [int(byte) for byte in (block[:-2] if kind.name.startswith("TQ") else block[2:])]
+    place = {
+        "Q1_0": lambda k: 2 * (data[k // 8] >> k % 8 & 1) - 1,
+        "Q2_0": lambda k: (data[k // 4] >> 2 * (k % 4) & 3) - 1,
+        "TQ2_0": lambda k: (data[k // 128 * 32 + k % 32] >> 2 * (k % 128 // 32) & 3) - 1,
+        "TQ1_0": lambda k: _trit(data, k),
+        "Q4_0": lambda k: (data[k] & 15 if k < 16 else data[k - 16] >> 4) - 8,
+        "Q8_0": lambda k: data[k] - 256 * (data[k] > 127),
+    }[kind.name]
+    return [np.float32(place(k)) * np.float32(scale) for k in range(kind.size)]
+
+
+def _trit(data, k):
+    if k < 160:
+        byte, power = data[k % 32], k // 32
+    elif k < 240:
+        byte, power = data[32 + (k - 160) % 16], (k - 160) // 16
+    else:
+        byte, power = data[48 + (k - 240) % 4], (k - 240) // 4
+    return (byte * 3**power % 256 * 3 >> 8) - 1
+
+
+@given(st.sampled_from(sorted(TYPES)), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_blocks_hold_codes_and_scales_exactly(name, rows, blocks, seed):
+    kind = TYPES[name]
+    codes, random = some(kind, rows, blocks, seed)
+    scale = random.standard_normal((rows, blocks)).astype(np.float16).astype(np.float32)
+    made = to_blocks(kind, codes, scale, kind.size)
+    assert made.shape == (rows, blocks * kind.bytes)
+    wanted = codes * np.repeat(scale, kind.size, axis=1)
+    assert np.array_equal(from_blocks(kind, made), wanted)
+    assert np.array_equal(reference(kind, made[0, : kind.bytes]), wanted[0, : kind.size])
+
+
+@pytest.mark.parametrize("name", ["TQ1_0", "TQ2_0", "Q4_0", "Q8_0"])
+def test_blocks_are_read_by_others(name):
+    kind = TYPES[name]
+    codes, random = some(kind, 5, 4, 0)
+    scale = random.standard_normal(5).astype(np.float16).astype(np.float32)
+    made = to_blocks(kind, codes, scale, 0)
+    found = gguf.dequantize(made, gguf.GGMLQuantizationType(kind.number))
+    assert np.array_equal(found, codes * scale[:, None])
+
+
+def layer(codec, K, group_size=0, bits=1.58):
+    return LayerSpec(
+        name="a",
+        kind="linear",
+        codec=codec,
+        shape=(8, K),
+        bits=bits,
+        activations="float",
+        group_size=group_size,
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        (layer("two-bit", 512), ("TQ2_0", 1)),
+        (layer("base3", 512, 256), ("TQ2_0", 1)),
+        (layer("two-bit", 512, 64), ("Q2_0", 1)),  # scales change within a block of 256
+        (layer("two-bit", 576), ("Q2_0", 1)),
+        (layer("one-bit", 384, bits=1), ("Q1_0", 1)),
+        (layer("one-bit", 64, bits=1), ("Q2_0", 1)),
+        (layer("nbit2", 128, 64, bits=2), ("Q2_0", -1)),  # its levels are -2 to 1, those of blocks -1 to 2
+        (layer("nbit4", 96, 32, bits=4), ("Q4_0", 1)),
+        (layer("nbit8", 96, bits=8), ("Q8_0", 1)),
+    ],
+)
+def test_each_layer_gets_the_smallest_type_that_holds_it(spec, wanted):
+    kind, sign = type_for(spec)
+    assert (kind.name, sign) == wanted
+
+
+@pytest.mark.parametrize(
+    "spec", [layer("two-bit", 100), layer("two-bit", 64, 32), layer("nbit4", 96, 16, 4), layer("nbit8", 40)]
+)
+def test_a_layer_that_fits_no_type_is_an_error_that_names_it(spec):
+    with pytest.raises(UsageError, match=r"layer 'a' has rows of \d+ weights"):
+        type_for(spec)
+
+
+def test_a_type_that_was_asked_for_is_taken_or_refused():
+    assert type_for(layer("two-bit", 512), "TQ1_0")[0].name == "TQ1_0"
+    with pytest.raises(UsageError, match="TQ1_0 of 256"):
+        type_for(layer("two-bit", 576), "TQ1_0")
+
+
+def test_how_text_is_cut_is_known_or_refused():
+    plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    digits = {"type": "Digits", "individual_digits": True}
+    assert cut_of({"pre_tokenizer": plain}) == "gpt-2"
+    assert cut_of({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, plain]}}) == "smollm"
+    with pytest.raises(UsageError, match="is not known"):
+        cut_of({"pre_tokenizer": {"type": "Whitespace"}})
+
+
+def letters_tokenizer():
+    """Byte-level BPE of the letters that the small networks have rows for."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = [chr(33 + i) for i in range(90)]
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *letters, "ab", "cd", "Ġ"])}
+    made = Tokenizer(models.BPE(vocabulary, [("a", "b"), ("c", "d")]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def folder(request, tmp_path_factory):
+    place = tmp_path_factory.mktemp(request.param)
+    folders.write(request.param, place)
+    for file in place.glob("*token*"):
+        file.unlink()
+    letters_tokenizer().save_pretrained(place)
+    return place
+
+
+def quantized(folder, tmp_path, *how):
+    packed = tmp_path / "m.hk.safetensors"
+    assert run(["quantize", str(folder), "-o", str(packed), "--embeddings", "8", *how]) == 0
+    return packed
+
+
+def test_the_file_holds_the_network_and_its_tokenizer(folder, tmp_path, capsys):
+    four = ["--quantizer", "nbit", "--set", "quantizer.bits=4", "--granularity", "group:32"]
+    packed, file = quantized(folder, tmp_path, *four), tmp_path / "m.gguf"
+    assert run(["export", str(file), "--from", str(packed)]) == 0
+    assert "Q4_0" in capsys.readouterr().out
+    found = gguf.GGUFReader(file)
+    tokens = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    assert found.fields["tokenizer.ggml.tokens"].contents() == sorted(tokens, key=tokens.get)
+    assert found.fields["tokenizer.ggml.eos_token_id"].contents() == 2
+    assert found.fields["tokenizer.ggml.merges"].contents() == ["a b", "c d"]
+    types = {tensor.name: tensor.tensor_type.name for tensor in found.tensors}
+    assert types["blk.0.ffn_up.weight"] == "Q4_0"
+    assert types["token_embd.weight"] == "Q8_0"
+    assert types["output_norm.weight"] == "F32"
+    # read by transformers, which dequantises it, it gives what the packed network gives
+    if open_pretrained(str(folder)).config.model_type == "llama":
+        ids = torch.arange(3, 19)[None]
+        with torch.no_grad():
+            read = open_pretrained(str(file)).network(head="causal-lm").eval()(input_ids=ids).logits
+            network = open_pretrained(str(folder)).network(head="causal-lm")
+            ours = load_packed(network, PackedModel.load(packed))(input_ids=ids).logits
+        torch.testing.assert_close(read, ours, rtol=1e-2, atol=1e-2)
+
+
+def answers(file, prompt, count):
+    """Tokens that llama.cpp finds likeliest after `prompt`, and the logarithm of each one's probability."""
+    engine = pytest.importorskip("xllamacpp")
+    how = engine.CommonParams()
+    how.model.path, how.n_ctx, how.cpuparams.n_threads, how.warmup = str(file), 64, 1, False
+    asked = {"prompt": prompt, "n_predict": 1, "temperature": 0, "n_probs": count, "cache_prompt": False}
+    said = engine.Server(how).handle_completions(asked)
+    [token] = said["choices"][0]["logprobs"]["content"]
+    return {each["id"]: each["logprob"] for each in token["top_logprobs"]}
+
+
+@torch.no_grad()
+def likeliest(network, prompt, count):
+    values, places = network(torch.tensor([prompt])).log_softmax(-1)[0, -1].topk(count)
+    return dict(zip(places.tolist(), values.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("quantizer", ["ternary-mse", "binary"])
+def test_llama_cpp_gives_our_transformers_answers(quantizer, tmp_path):
+    torch.manual_seed(0)
+    shape = Shape(width=128, layers=2, heads=4, kv_heads=2, hidden=256)
+    config = QuantConfig(weights=quantizer, activations="float", granularity="group:128")
+    network = prepare_qat_(Transformer(shape).eval(), config)
+    prompt = torch.randint(0, 256, (20,)).tolist()
+    export(network, tmp_path / "m.gguf", example_inputs=[torch.tensor([prompt])])
+    ours = likeliest(load_packed(Transformer(shape), convert(network)), prompt, 256)
+    theirs = answers(tmp_path / "m.gguf", prompt, 20)
+    assert len(theirs) == 20
+    # its activations are rounded to 8 bits in blocks of 32
+    assert max(abs(ours[token] - value) for token, value in theirs.items()) < 0.05
+
+
+def test_llama_cpp_gives_a_pretrained_networks_answers(folder, tmp_path):
+    packed, file = quantized(folder, tmp_path, "--layer", "*down_proj=fp32"), tmp_path / "m.gguf"
+    assert run(["export", str(file), "--from", str(packed)]) == 0
+    opened = open_pretrained(str(folder))
+    prompt = opened.tokenizer()("abcdQXYZ")["input_ids"]
+    network = load_packed(opened.network(head="causal-lm"), PackedModel.load(packed))
+    ours = likeliest(lambda ids: network(input_ids=ids).logits, prompt, 90)
+    theirs = answers(file, "abcdQXYZ", 10)
+    assert max(abs(ours[token] - value) for token, value in theirs.items()) < 0.05
+
+
+def test_what_llama_cpp_does_not_compute_is_refused(tmp_path, capsys):
+    folders.write("gpt2", tmp_path / "gpt2")
+    assert run(["export", str(tmp_path / "m.gguf"), "--from", str(tmp_path / "gpt2")]) == 2
+    assert "not gpt2; export .onnx" in capsys.readouterr().err
+    folders.write("llama", tmp_path / "llama", tokenizer=False)
+    assert run(["export", str(tmp_path / "m.gguf"), "--from", str(tmp_path / "llama")]) == 2
+    assert "no tokenizer.json" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.gguf"))
