@@ -125,7 +125,8 @@ def decoder() -> TextTable:
         for point in points:
             row += [f"{point['loss']:.3f}", f"{point['perplexity']:,.0f}", f"{point['teacher_kl']:.3f}"]
         rows.append(tuple(row))
-    notes = [f"The original has perplexity {found['original']['perplexity']:.1f}."]
+    original = found["original"]
+    notes = [f"The original: loss {original['loss']:.3f}, perplexity of the novel {original['novel']:.1f}."]
     notes += [_training(name, found[name]) for name in starts]
     if stages := found.get("progressive"):
         notes.append(
@@ -133,16 +134,23 @@ def decoder() -> TextTable:
         )
     notes.append(f"{found['machine']['processor']}, {found['machine']['cores']} cores.")
     columns = ("tokens", *(f"{start}: {what}" for start in starts for what in ("loss", "perplexity", "KL")))
-    return TextTable("SmolLM2-135M, ternary, on novels", columns, rows, [" ".join(notes)])
+    return TextTable("SmolLM2-135M, ternary, on held-out articles", columns, rows, [" ".join(notes)])
 
 
 def _training(start: str, run: dict[str, Any]) -> str:
-    falls = all(b["loss"] < a["loss"] for a, b in itertools.pairwise(run["curve"]))
+    rises = sum(b["loss"] >= a["loss"] for a, b in itertools.pairwise(run["curve"]))
     before = f" after {run['calibration']['seconds'] / 60:.0f} of calibration" if "calibration" in run else ""
     return (
-        f"From {start} codes the loss falls at every evaluation: {'yes' if falls else 'no'}; "
-        f"{run['seconds'] / 60:.0f} minutes{before}, {_gigabytes(run)} at most (must be <= 24)."
+        f"From {start} codes{_before(run)} the loss rises at {rises} of {len(run['curve'])} evaluations; the "
+        f"novel's perplexity is {run['novel']:,.0f} at the end; {run['seconds'] / 60:.0f} minutes{before}, "
+        f"{_gigabytes(run)} at most (must be <= 24)."
     )
+
+
+def _before(run: dict[str, Any]) -> str:
+    if "start" not in run:
+        return ""
+    return f" (loss {run['start']['loss']:.3f}, the novel {run['start']['novel']:,.0f} before the first step)"
 
 
 def _gigabytes(run: dict[str, Any]) -> str:

@@ -25,10 +25,10 @@ from hybridkit.exporting.graph import PackedNode, packed_nodes
 from hybridkit.exporting.precision import without_bfloat16
 from hybridkit.exporting.protocol import ExportReport, ExportRequest
 from hybridkit.exporting.translation import translate
+from hybridkit.memory import give_back_memory
 from hybridkit.packing.model import PackedModel
 from hybridkit.quant.layers import qat_layers
 from hybridkit.runtime.modules import load_packed, tile_layers
-from hybridkit.runtime.session import give_back_memory
 
 Lower = Callable[[ir.Model], None]
 SUFFIX: Final = ".onnx"

@@ -28,8 +28,8 @@ from hybridkit.calls import Inputs, call, without_caches
 from hybridkit.errors import GateError, UsageError
 from hybridkit.exporting.agreement import check_native, portable
 from hybridkit.exporting.protocol import Agreement, Validation, Verification
+from hybridkit.memory import give_back_memory
 from hybridkit.runtime.modules import PackedConv1d, PackedConv2d, PackedLinear, tile_layers
-from hybridkit.runtime.session import give_back_memory
 from hybridkit.trees import compared, named_outputs, tensors, with_outputs
 
 Gate = Literal["float", "int8", "approximate"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import glob
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridkit.errors import FileError, UsageError
+from hybridkit.memory import give_back_memory
 from hybridkit.options import nearest
 from hybridkit.runtime.library import register
 
@@ -71,12 +70,6 @@ def session(
         raise FileError(f"ONNX Runtime {ort.__version__} cannot load {file}: {reason}") from error
     give_back_memory()
     return made
-
-
-def give_back_memory() -> None:
-    """To the system, what was freed: after loading as much as the file. glibc keeps it for later."""
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _threads(threads: int | None) -> int:

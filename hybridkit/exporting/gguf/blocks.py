@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = Literal["F16", "F32", "BF16"]  # types of what is not quantised
 Codes = NDArray[np.int8]  # [blocks, size]
 Bytes = NDArray[np.uint8]  # [blocks, bytes of a block]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hybridkit.errors import FileError, UsageError
+from hybridkit.exporting.gguf.blocks import Floats
 from hybridkit.exporting.protocol import ExportReport, ExportRequest
 from hybridkit.options import option
 from hybridkit.packing.atomic import sync, temporary_beside
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hybridkit.packing.model import PackedModel
-
-Floats = Literal["F16", "F32", "BF16"]
 
 
 class GgufExporter:

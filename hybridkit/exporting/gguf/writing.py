@@ -15,7 +15,7 @@ from torch import nn
 
 from hybridkit import __version__
 from hybridkit.exporting.gguf.architectures import Architecture, architecture_of
-from hybridkit.exporting.gguf.exporter import Floats
+from hybridkit.exporting.gguf.blocks import Floats
 from hybridkit.exporting.gguf.readback import verified
 from hybridkit.exporting.gguf.tensors import Stored, tensors
 from hybridkit.exporting.gguf.vocabulary import add_vocabulary

@@ -9,14 +9,14 @@ Block after block, on what the quantised blocks before it give:
 
 Then linear layers outside the blocks get codes and scales that keep their outputs on what reaches them.
 
-In memory are the network, one block in full precision and, while it is tuned, four times more, the hidden
-states between two blocks, twice, and what reaches the layers of one block in the original network.
+In memory are the network, one block in full precision and, while it is tuned, four times more, and the hidden
+states between two blocks, twice.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from hybridkit.blocks import main_blocks
 from hybridkit.calls import Inputs, watch
 from hybridkit.errors import UsageError
+from hybridkit.memory import give_back_memory
 from hybridkit.quant.calibration.keeping import Kept, fingerprint
-from hybridkit.quant.calibration.moments import moments, observed, positions
+from hybridkit.quant.calibration.moments import Side, moments, positions
 from hybridkit.quant.calibration.streams import Call, Hidden, advance, record
 from hybridkit.quant.calibration.tuning import Tuning, block_error, tune_
 from hybridkit.quant.frozen import freeze_layer_
@@ -92,7 +93,8 @@ def calibrate_(
         if kept and kept.load_(place, block):
             ours, original = advance(block, ours, calls), advance(full, original, calls)
             continue
-        weights, targets = _fit(block, full, ours, original, calls, counted)
+        weights = _fit(block, full, ours, original, calls, counted)
+        targets = advance(full, original, calls)
         given, ours = ours, advance(block, ours, calls)
         fitted = tuned = _error(ours, targets, counted)
         if tuning.steps:
@@ -109,6 +111,7 @@ def calibrate_(
         if kept:
             kept.save(place, block)
         reports.append(BlockReport(place, len(blocks), fitted, tuned))
+        give_back_memory()  # five sets of hidden states come and go with each block
         seen(reports[-1])
     _fit_rest(network, blocks, batches, counted)
     return reports
@@ -121,22 +124,16 @@ def _fit(
     original: Hidden,
     calls: Sequence[Call],
     counted: Sequence[Tensor | None],
-) -> tuple[dict[QATLayer, Tensor], Hidden]:
-    """Freeze the codes of a block's layers as they run.
-
-    Returns what the codes that may move stand for, [N, K], and what the original block gives.
-    """
+) -> dict[QATLayer, Tensor]:
+    """Freeze the codes of a block's layers as they run; what the codes that may move stand for, [N, K]."""
     found: dict[QATLayer, Tensor] = {}
     names = {layer: name for name, layer in qat_layers(block).items()}
-    groups = _together(block, ours[0], calls[0])
-    firsts = [layers[0] for layers in groups if layers[0].kind == "linear"]
-    twins = {layer: full.get_submodule(names[layer]) for layer in firsts}
-    theirs = observed(full, list(twins.values()), original, calls, counted)
-    for layers in groups:
+    for layers in _together(block, ours[0], calls[0]):
         first = layers[0]
         known = None
-        if first in twins:
-            known = moments(block, first, ours, theirs.inputs[twins[first]], calls, counted)
+        if first.kind == "linear":
+            twin = full.get_submodule(names[first])
+            known = moments(Side(block, first, ours), Side(full, twin, original), calls, counted)
         for layer in layers:
             weight = layer.weight_matrix().detach()
             if known is None:
@@ -147,7 +144,7 @@ def _fit(
             freeze_layer_(layer, _fitted(layer, target, Statistics(known.gram, known.count)))
             if movable:
                 found[layer] = target
-    return found, theirs.hidden
+    return found
 
 
 @torch.no_grad()
@@ -193,7 +190,7 @@ def _movable(layer: QATLayer) -> bool:
     return not takes_statistics(layer.quantizer) and evenly_spaced(layer.quantizer.levels)
 
 
-def _together(block: nn.Module, hidden: Tensor, each: Call) -> list[list[QATLayer]]:
+def _together(block: nn.Module, hidden: Tensor, each: Call) -> Iterator[list[QATLayer]]:
     """The layers with latent weights as they run, those that get one and the same tensor together."""
     seen: list[tuple[Tensor, QATLayer]] = []
 
@@ -210,12 +207,10 @@ def _together(block: nn.Module, hidden: Tensor, each: Call) -> list[list[QATLaye
         for handle in handles:
             handle.remove()
     rest = [(x, layer) for x, layer in seen if not isinstance(layer.quantizer, FrozenCodes)]
-    groups = []
     while rest:
         shared = [layer for x, layer in rest if x is rest[0][0] and layer.kind == rest[0][1].kind]
         rest = [(x, layer) for x, layer in rest if layer not in shared]
-        groups.append(shared)
-    return groups
+        yield shared
 
 
 def _error(ours: Hidden, targets: Hidden, counted: Sequence[Tensor | None]) -> float:

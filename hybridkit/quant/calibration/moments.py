@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,63 +33,27 @@ class Moments:
 
 
 @dataclass(frozen=True, slots=True)
-class Original:
-    """What a block gives in the original network, and what reaches some of its layers there.
+class Side:
+    """One of two blocks that are run: with the layer that is watched, and its inputs by batch."""
 
-    inputs: of each layer, by batch, float32 [positions that count, K], or None where it does not run.
-    """
-
+    block: nn.Module
+    layer: nn.Module
     hidden: Hidden
-    inputs: Mapping[nn.Module, Sequence[Tensor | None]]
-
-
-@torch.no_grad()
-def observed(
-    block: nn.Module,
-    layers: Sequence[nn.Module],
-    hidden: Hidden,
-    calls: Sequence[Call],
-    counted: Sequence[Tensor | None],
-) -> Original:
-    """Run the original `block` once on each batch. counted: as `moments` takes it."""
-    outputs: Hidden = []
-    inputs: dict[nn.Module, list[Tensor | None]] = {layer: [] for layer in layers}
-
-    def seen(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if len(inputs[layer]) == len(outputs):  # it may run again
-            inputs[layer].append(positions(arguments[0], counted[len(outputs)]).float())
-
-    handles = [layer.register_forward_pre_hook(seen) for layer in layers]
-    try:
-        for x, each in zip(hidden, calls, strict=True):
-            outputs.append(each.run(block, x))
-            for found in inputs.values():
-                if len(found) < len(outputs):
-                    found.append(None)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Original(outputs, inputs)
 
 
 @torch.no_grad()
 def moments(
-    block: nn.Module,
-    layer: nn.Module,
-    hidden: Hidden,
-    originals: Sequence[Tensor | None],
-    calls: Sequence[Call],
-    counted: Sequence[Tensor | None],
+    ours: Side, original: Side, calls: Sequence[Call], counted: Sequence[Tensor | None]
 ) -> Moments | None:
-    """Of the inputs of `layer` in `block`; None where it does not run.
+    """Of the inputs of `ours.layer`; None where it does not run.
 
-    hidden: of the block, by batch. originals: the layer's inputs in the original network. counted: for each
-    batch the positions that count, bool [batch, positions], or None for all.
+    counted: for each batch the positions that count, bool [batch, positions], or None for all.
     """
     gram = cross = torch.zeros(())
     count = 0
-    for place, (each, z) in enumerate(zip(calls, originals, strict=True)):
-        x = None if z is None else _input(block, layer, hidden[place], each, counted[place])
+    for place, each in enumerate(calls):
+        x = _input(ours, place, each, counted[place])
+        z = _input(original, place, each, counted[place])
         if x is None or z is None or x.shape != z.shape:
             continue
         gram, cross, count = gram + x.T @ x, cross + z.T @ x, count + len(x)
@@ -100,9 +64,7 @@ class _Reached(Exception):  # noqa: N818 - no error
     pass
 
 
-def _input(
-    block: nn.Module, layer: nn.Module, hidden: Tensor, each: Call, counted: Tensor | None
-) -> Tensor | None:
+def _input(side: Side, place: int, each: Call, counted: Tensor | None) -> Tensor | None:
     """What the layer gets when it first runs in one batch, float32 [positions, K]; nothing runs after it."""
     seen: list[Tensor] = []
 
@@ -110,9 +72,9 @@ def _input(
         seen.append(arguments[0].float())
         raise _Reached
 
-    handle = layer.register_forward_pre_hook(hook)
+    handle = side.layer.register_forward_pre_hook(hook)
     try:
-        each.run(block, hidden)
+        each.run(side.block, side.hidden[place])
     except _Reached:
         return positions(seen[0], counted)
     finally:
