@@ -264,8 +264,9 @@ def test_the_suffix_chooses_the_exporter(tmp_path, mlp_network, mlp_inputs):
     assert target_for(tmp_path / "a.onnx") == "hybridkit:onnx"
     assert target_for(tmp_path / "a.fp32.onnx") == "hybridkit:fp32"
     assert target_for(tmp_path / "a.matmulnbits.onnx") == "hybridkit:matmulnbits"
+    assert target_for(tmp_path / "a.gguf") == "hybridkit:gguf"
     with pytest.raises(UsageError, match=r"names end in .*\.onnx"):
-        target_for(tmp_path / "a.gguf")
+        target_for(tmp_path / "a.tflite")
     with pytest.raises(UsageError, match=r"files that end in \.onnx"):
         export(*mlp_network, tmp_path / "a.bin", example_inputs=[mlp_inputs[:1]], target="onnx")
 
