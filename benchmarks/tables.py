@@ -155,8 +155,9 @@ def settings(file: str) -> Iterator[str]:
 def pretrained() -> dict[str, TextTable]:
     """What became of other people's models, trained and not."""
     from benchmarks.distillation.tables import tables as trained
+    from benchmarks.quality.tables import tables as calibrated
 
-    return trained()
+    return trained() | calibrated()
 
 
 def kernel_blocks() -> dict[str, str]:

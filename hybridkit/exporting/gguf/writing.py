@@ -120,4 +120,4 @@ def _bits(found: Sequence[Stored]) -> float | None:
 def _told(found: Sequence[Stored]) -> str:
     kinds = Counter(tensor.type for tensor in found if len(tensor.shape) > 1)
     told = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
-    return f"Types of matrices: {told}; scales in fp16"
+    return f"Types of matrices: {told}" + ("; scales in fp16" if _bits(found) else "")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
+import folders
 import gguf
 import numpy as np
 import pytest
@@ -27,9 +26,6 @@ from hybridkit.quant.convert import convert
 from hybridkit.quant.prepare import prepare_qat_
 from hybridkit.runtime.modules import load_packed
 from hybridkit.tasks.models.transformer import Shape, Transformer
-
-sys.path.append(str(Path(__file__).parents[1] / "pretrained"))
-import folders
 
 
 def some(kind, rows, blocks, seed):
@@ -211,14 +207,22 @@ def likeliest(network, prompt, count):
     return dict(zip(places.tolist(), values.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("quantizer", ["ternary-mse", "binary"])
-def test_llama_cpp_gives_our_transformers_answers(quantizer, tmp_path):
+@pytest.mark.parametrize(
+    ("quantizer", "granularity", "types"),
+    [
+        ("ternary-mse", "channel", {"TQ2_0", "Q2_0"}),
+        ("ternary-mse", "group:64", {"Q2_0"}),
+        ("binary", "group:128", {"Q1_0"}),
+    ],
+)
+def test_llama_cpp_gives_our_transformers_answers(quantizer, granularity, types, tmp_path):
     torch.manual_seed(0)
     shape = Shape(width=128, layers=2, heads=4, kv_heads=2, hidden=256)
-    config = QuantConfig(weights=quantizer, activations="float", granularity="group:128")
+    config = QuantConfig(weights=quantizer, activations="float", granularity=granularity)
     network = prepare_qat_(Transformer(shape).eval(), config)
     prompt = torch.randint(0, 256, (20,)).tolist()
-    export(network, tmp_path / "m.gguf", example_inputs=[torch.tensor([prompt])])
+    report = export(network, tmp_path / "m.gguf", example_inputs=[torch.tensor([prompt])])
+    assert all(f"x {name}" in report.cast for name in types)
     ours = likeliest(load_packed(Transformer(shape), convert(network)), prompt, 256)
     theirs = answers(tmp_path / "m.gguf", prompt, 20)
     assert len(theirs) == 20
