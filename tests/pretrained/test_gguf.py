@@ -71,6 +71,14 @@ def test_blocks_hold_codes_and_scales_exactly(name, rows, blocks, seed):
     assert np.array_equal(reference(kind, made[0, : kind.bytes]), wanted[0, : kind.size])
 
 
+def test_the_last_group_of_a_row_may_be_shorter():
+    kind = TYPES["Q2_0"]
+    codes, random = some(kind, 2, 9, 0)  # 576 weights in groups of 128
+    scale = random.standard_normal((2, 5)).astype(np.float16).astype(np.float32)
+    wanted = codes * np.repeat(scale, 128, axis=1)[:, :576]
+    assert np.array_equal(from_blocks(kind, to_blocks(kind, codes, scale, 128)), wanted)
+
+
 @pytest.mark.parametrize("name", ["TQ1_0", "TQ2_0", "Q4_0", "Q8_0"])
 def test_blocks_are_read_by_others(name):
     kind = TYPES[name]

@@ -46,14 +46,14 @@ class BlockType:
 
 
 def to_blocks(kind: BlockType, codes: Codes, scale: NDArray[np.float32], group_size: int) -> Bytes:
-    """Codes [N, K] with scales [N], or [N, K / group_size], as uint8 [N, bytes of a row].
+    """Codes [N, K] with scales [N], or [N, ceil(K / group_size)], as uint8 [N, bytes of a row].
 
     K, and `group_size` where there is one, are multiples of the type's size. Scales are rounded to fp16.
     """
     N, K = codes.shape
-    each = scale.reshape(N, -1)
-    each = np.repeat(each, K // kind.size // each.shape[1], axis=1)
-    assert not group_size or group_size % kind.size == 0
+    assert group_size % kind.size == 0
+    reach = (group_size or K) // kind.size  # blocks of a scale; the last one may have fewer
+    each = np.repeat(scale.reshape(N, -1), reach, axis=1)[:, : K // kind.size]
     blocks = kind.encode(codes.reshape(-1, kind.size), each.astype(np.float16).ravel())
     return blocks.reshape(N, K // kind.size * kind.bytes)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hybridkit.errors import FileError, UsageError
+from hybridkit.errors import UsageError
 from hybridkit.exporting.gguf.blocks import Floats
 from hybridkit.exporting.protocol import ExportReport, ExportRequest
 from hybridkit.options import option
-from hybridkit.packing.atomic import sync, temporary_beside
+from hybridkit.packing.atomic import atomic_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,20 +39,10 @@ class GgufExporter:
         self, module: nn.Module, packed: PackedModel | None, path: Path, request: ExportRequest
     ) -> ExportReport:
         """Write the file; see Exporter."""
-        if not path.parent.is_dir():
-            raise FileError(f"cannot write {path}: there is no folder {path.parent}")
         try:
             from hybridkit.exporting.gguf.writing import write
         except ModuleNotFoundError as error:
             raise UsageError(f"{path.name}: {error}; pip install 'hybridkit[hf]' brings it") from None
-        temporary = temporary_beside(path)
-        try:
-            ternary = None if self.options.ternary == "auto" else self.options.ternary
-            report = write(module, packed, temporary, path, request, self.options.floats, ternary)
-            os.replace(temporary, path)
-            sync(path.parent)
-        except OSError as error:
-            raise FileError(f"cannot write {path}: {error.strerror or error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        return report
+        ternary = None if self.options.ternary == "auto" else self.options.ternary
+        with atomic_file(path) as file:  # gguf opens its name again
+            return write(module, packed, Path(file.name), path, request, self.options.floats, ternary)

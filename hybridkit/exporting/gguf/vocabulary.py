@@ -13,7 +13,7 @@ import gguf
 from hybridkit.errors import UsageError
 from hybridkit.pretrained.assets import Assets
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # kinds of tokens
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens
 
 # Regular expressions that cut text before merges, and llama.cpp's names for them.
 _DIGITS: Final = (

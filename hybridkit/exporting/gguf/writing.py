@@ -20,7 +20,6 @@ from hybridkit.exporting.gguf.readback import verified
 from hybridkit.exporting.gguf.tensors import Stored, tensors
 from hybridkit.exporting.gguf.vocabulary import add_vocabulary
 from hybridkit.exporting.protocol import ExportReport, ExportRequest
-from hybridkit.packing.atomic import sync
 from hybridkit.packing.model import PackedModel
 
 _FILE_TYPES: Final = {  # llama.h: what most of the weights are
@@ -93,7 +92,6 @@ def _write(file: Path, architecture: Architecture, found: Sequence[Stored], requ
     for tensor in found:
         writer.write_tensor_data(tensor.content())
     writer.close()
-    sync(file)
 
 
 def _unpacked(module: nn.Module) -> PackedModel:
