@@ -77,6 +77,10 @@ class Feed(Protocol):
         """Go on there."""
         ...
 
+    def close(self) -> None:
+        """End the processes that read ahead; no batch is taken after it."""
+        ...
+
 
 class Sampled:
     """Batches of data that can be indexed, as a sampler draws them.
@@ -133,6 +137,10 @@ class Sampled:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the sampler."""
         self.sampler.load_state_dict(state)
+        self.close()
+
+    def close(self) -> None:
+        """End the processes that read ahead, if there are any."""
         if self._ahead:
             self._ahead.stop()
 
@@ -225,6 +233,9 @@ class Streamed:
                 "other data"
             )
 
+    def close(self) -> None:
+        """There is nothing to end."""
+
 
 class StreamedAhead:
     """A `Streamed` that another process reads ahead: the same batches, and the state of the last one taken.
@@ -265,3 +276,7 @@ class StreamedAhead:
         self._ahead.stop()
         self.feed.load_state_dict(state)
         self.state = self.feed.state_dict()
+
+    def close(self) -> None:
+        """End the process that reads ahead."""
+        self._ahead.stop()

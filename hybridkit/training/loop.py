@@ -185,6 +185,8 @@ class _Session:
             self._note("finished")
             return result
         finally:
+            # Here, where nothing else holds them: from within the garbage collector they end after a timeout.
+            self.trainer.feed.close()
             self.log.close()
             self.sinks.close(ended=self.trainer.done)
 

@@ -260,6 +260,7 @@ def test_workers_bring_the_same_batches_in_the_same_order(task: str) -> None:
         torch.manual_seed(3)
         trainer = Trainer(config(task=task, workers=workers, max_steps=9, epochs=None))
         found = [next(trainer.feed) for _ in range(9)]
+        trainer.feed.close()
         return [*(t for one in found for t in one.batch), torch.rand(2)]  # the global generator has not moved
 
     for one, other in zip(fed(0), fed(2), strict=True):
@@ -273,10 +274,13 @@ def test_what_is_random_in_workers_depends_on_the_batch_alone() -> None:
             next(trainer.feed)
         state = trainer.feed.state_dict()
         trainer.feed.load_state_dict(state)
-        return next(trainer.feed).batch[0]
+        batch = next(trainer.feed).batch[0]
+        trainer.feed.close()
+        return batch
 
     again = Trainer.seeded(config(task="block_task:noisy", workers=1))
     found = [next(again.feed).batch[0] for _ in range(4)]
+    again.feed.close()
     assert torch.equal(fed(2, 3), found[3])
     assert not torch.equal(found[2], found[3])
 
@@ -285,6 +289,7 @@ def test_what_goes_wrong_in_a_worker_is_one_line() -> None:
     trainer = Trainer.seeded(config(task="block_task:broken", workers=1))
     with pytest.raises(FileError, match=r"^a process of --workers could not read .*: KeyError: 'a sample'$"):
         trainer.step()
+    trainer.feed.close()
 
 
 @given(st.integers(1, 40), st.integers(1, 12))
