@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from trainings import SAME_KERNELS, digest, torch_folder, torch_version
+from trainings import SAME_KERNELS, digest, maker, torch_folder, write_down, written_down
 
 GOLDEN = Path(__file__).with_name("components.json")
 RIVALS = "hybridkit.bench.convergence.rivals"
@@ -146,16 +146,14 @@ def main() -> None:
         print(json.dumps({label(component): measured(component) for component in chosen}))
         return
     now = found(COMPONENTS)
-    before = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else {"torch": None, "components": {}}
-    same_torch = before["torch"] == torch_version()
+    before = written_down(GOLDEN).get(maker(), {})
     for name, new in now.items():
-        old = before["components"].get(name)
-        if same_torch and old and old["version"] == new["version"] and old["bits"] != new["bits"]:
+        old = before.get(name)
+        if old and old["version"] == new["version"] and old["bits"] != new["bits"]:
             sys.exit(f"{name} gives other numbers under version {new['version']}: raise its version first")
-    text = json.dumps({"torch": torch_version(), "components": now}, indent=2) + "\n"
-    print(text)
+    print(json.dumps(now, indent=2))
     if arguments.write:
-        GOLDEN.write_text(text)
+        write_down(GOLDEN, now)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_it_is_closer_than_rounding(name):
 def test_each_part_helps(part):
     config = CONFIGS["ternary, groups"]
     both, fitted = prepared(config), prepared(config)
-    calibrate_(both, inputs(), tuning=TUNING)
+    calibrate_(both, inputs(), tuning=Tuning(steps=80))
     calibrate_(fitted, inputs(), tuning=Tuning(steps=0))
     better, worse = (fitted, prepared(config)) if part == "fitting" else (both, fitted)
     assert error(better) < error(worse)
