@@ -66,6 +66,10 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
         "onnx": ("exporting.onnx:OnnxExporter", "our packed operators with a portable body in the file"),
         "fp32": ("exporting.onnx:Fp32Exporter", "a twin with plain float32 weights, to compare with"),
         "matmulnbits": ("exporting.matmulnbits:MatMulNBitsExporter", "stock ONNX Runtime operators only"),
+        "genai": (
+            "exporting.genai.exporter:GenaiExporter",
+            "a folder with a language model that keeps a cache, for onnxruntime-genai and generate",
+        ),
         "gguf": (
             "exporting.gguf.exporter:GgufExporter",
             "a language model for llama.cpp, in its own types",

@@ -35,6 +35,7 @@ VERBS: Final = {
     "train": ("hybridkit.cli.train", "Train a network, with hybrid optimisation and quantised weights."),
     "quantize": ("hybridkit.cli.quantize", "Quantise and pack a trained network."),
     "export": ("hybridkit.cli.export", "Write a packed network as ONNX, and verify the file."),
+    "generate": ("hybridkit.cli.generate", "Generate text with an exported language model."),
     "bench": ("hybridkit.cli.bench", "Measure convergence, quantisation and inference."),
     "report": ("hybridkit.cli.report", "Show a run as one HTML page."),
     "plugins": ("hybridkit.cli.plugins", "List every strategy and where it comes from."),

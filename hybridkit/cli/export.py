@@ -70,7 +70,7 @@ class Flags:
     trust_remote_code: RemoteOption = False
     target: Annotated[
         str | None,
-        flag(HOW, "onnx, matmulnbits, fp32, gguf or a plugin's (default: by the suffix).", "NAME"),
+        flag(HOW, "onnx, matmulnbits, fp32, gguf, genai or a plugin's (default: by the suffix).", "NAME"),
     ] = None
     opset: Annotated[int, flag(HOW, "Opset of the stock operators, 18 to 23.", "N")] = 18
     verify: Annotated[
@@ -86,7 +86,7 @@ class Flags:
 @with_flags
 def command(
     ctx: typer.Context,
-    output: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The file to write.")],
+    output: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The file to write, or the folder.")],
     flags: Flags,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -94,14 +94,17 @@ def command(
 ) -> None:
     """Write a trained network as one ONNX file that stock ONNX Runtime runs, and verify it.
 
-    A name that ends in .gguf makes a file of a language model for llama.cpp. A
-    file that differs from the network beyond the gates is not written (exit code 3).
+    A name that ends in .gguf makes a file of a language model for llama.cpp, and
+    --target genai a folder for onnxruntime-genai and `hybridkit generate`. A
+    file that differs from the network beyond the gates is not written (exit code
+    3).
     """
     options, inputs = strategy_options(ctx, set_), flags.input_ or ()
 
     from hybridkit.cli._export_inputs import described, write
     from hybridkit.exporting import target_for
     from hybridkit.pretrained.assets import travelling
+    from hybridkit.registry import registry
 
     chosen = flags.target or target_for(output)
     text = flags.from_ or (flags.model if flags.model and inputs else None) or _newest_run()
@@ -109,7 +112,8 @@ def command(
     source = open_source(text, code, options.get("source"))
     subject = described(source, flags.model, inputs)
     metadata = {name: value for name, value in source.metadata.items() if not (inputs and name == "inputs")}
-    with travelling(source.assets, output) as assets:
+    inside = getattr(registry().load("exporter", chosen), "folder", False)
+    with travelling(None if inside else source.assets, output) as assets:
         report = write(
             source,
             subject,

@@ -112,7 +112,8 @@ def target_for(path: Path) -> str:
         if entry.strategy.kind == "exporter":
             with contextlib.suppress(HybridkitError):  # a plugin that does not load answers to nothing
                 for suffix in registry().load("exporter", entry.qualified_name).suffixes:
-                    suffixes.setdefault(suffix, entry.qualified_name)
+                    if suffix:  # a folder's exporter is named
+                        suffixes.setdefault(suffix, entry.qualified_name)
     fitting = [suffix for suffix in suffixes if path.name.endswith(suffix)]
     if not fitting:
         raise UsageError(
@@ -123,6 +124,8 @@ def target_for(path: Path) -> str:
 
 def _check_suffix(path: Path, target: str, suffixes: Sequence[str]) -> None:
     endings = sorted({Path(suffix).suffix or suffix for suffix in suffixes})
+    if endings == [""] and path.suffix:
+        raise UsageError(f"{path.name}: the exporter {target!r} writes a folder; name it without a suffix")
     if path.suffix not in endings:
         raise UsageError(
             f"{path.name}: the exporter {target!r} writes files that end in {' or '.join(endings)}"

@@ -7,7 +7,9 @@ import copy
 import gc
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -31,6 +33,7 @@ from hybridkit.quant.layers import qat_layers
 from hybridkit.runtime.modules import load_packed, tile_layers
 
 Lower = Callable[[ir.Model], None]
+View = Callable[[nn.Module], AbstractContextManager[object]]
 SUFFIX: Final = ".onnx"
 _STAND_IN: Final = 2**16  # bytes of a weight that is not read to find its size
 
@@ -77,11 +80,16 @@ def write_onnx(
     lower: Lower,
     approximate: bool = False,
     inline: bool = False,
+    tracing: View = nullcontext,
+    comparing: View = nullcontext,
+    operators: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType({}),
 ) -> ExportReport:
     """Translate, fold, lower, assemble, save, verify; what all ONNX exporters share.
 
     `lower` rewrites packed layers as what the target's files may hold. `inline` leaves no operator of ours
     in the file. `approximate` says that the file's arithmetic differs from the network's by design.
+    `tracing` and `comparing` are contexts in which a network is called to be traced and to be compared with
+    the file; `operators` are torch's, beside ours, with what writes a node for each.
     Raises UsageError, HybridkitError, FileError or GateError; `path` is untouched then.
     """
     if not path.parent.is_dir():
@@ -89,9 +97,15 @@ def write_onnx(
     module, request, cast = without_bfloat16(module, request)
     with _evaluating(module) as network:
         runnable = load_packed(network, packed, tiled=False) if packed is not None else network
-        graph = translate(
-            runnable, request.example_inputs, request.input_names, request.dynamic_axes, request.opset
-        )
+        with tracing(runnable):
+            graph = translate(
+                runnable,
+                request.example_inputs,
+                request.input_names,
+                request.dynamic_axes,
+                request.opset,
+                operators,
+            )
         fold_batch_normalization(graph)
         reorder_gelu(graph)
         fp32_bytes = _fp32_bytes(graph)
@@ -109,7 +123,8 @@ def write_onnx(
             if request.validation is not None:
                 reference = network if qat_layers(network) else tile_layers(runnable)
                 rounding = runnable if gate == "int8" else None
-                verification = verify.compare(staged, reference, request.validation, rounding)
+                with comparing(reference), nullcontext() if reference is runnable else comparing(runnable):
+                    verification = verify.compare(staged, reference, request.validation, rounding)
                 verify.check_gate(verification, gate, path)
     return ExportReport(
         path=path,

@@ -120,7 +120,8 @@ class ExportReport:
 class Exporter(Protocol):
     """Writes a network as a file that another runtime loads, and verifies the file before it appears.
 
-    `suffixes`: endings of file names that choose this exporter where none is named.
+    `suffixes`: endings of file names that choose this exporter where none is named. One that writes a folder
+    has the empty one, `folder` = True, and puts the assets into it.
     """
 
     suffixes: tuple[str, ...]

@@ -12,6 +12,7 @@ import inspect
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -36,6 +37,7 @@ _STEMS: Final = {
 }
 _PREFIXES: Final = {"ternary": "Ternary", "binary": "Binary", "nbit": "NBit"}
 _TENSOR_TYPES: Final = [f"tensor({t})" for t in ("float", "float16", "bfloat16", "uint8", "int32", "int64")]
+_HINTS: Final = {"int": int, "float": float, "List[int]": Sequence[int]}
 MAX_OPSET: Final = 23  # the newest that the exporter of torch 2.9 to 2.13 writes
 
 DynamicAxes = Sequence[Mapping[int, str]]
@@ -68,9 +70,11 @@ def translate(
     input_names: Sequence[str],
     dynamic_axes: DynamicAxes,
     opset: int,
+    operators: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType({}),
 ) -> onnx_ir.Model:
     """The graph of `module`, which is in evaluation mode; `dynamic_axes` names each input's free dimensions.
 
+    `operators`: of torch, beside ours, and what writes a node for each.
     Outputs are called as `named_outputs` says; one that has the name of an input gets `_output` behind it.
 
     Raises UsageError for an opset outside 18 to 23 or inputs that do not fit together, HybridkitError where
@@ -96,7 +100,7 @@ def translate(
                 opset_version=opset,
                 input_names=list(input_names),
                 dynamic_shapes=(tuple(dict(axes) for axes in dynamic_axes),),
-                custom_translation_table=_table(),
+                custom_translation_table=_table() | dict(operators),
             )
         except Exception as error:  # whatever a stranger's module makes torch raise
             raise HybridkitError(f"torch cannot export the module: {_reason(error)}") from error
@@ -139,31 +143,36 @@ def _table() -> dict[Callable[..., Any], Callable[..., Any]]:
     for kind, prefix in _PREFIXES.items():
         for stem, operator in _STEMS.items():
             overload = getattr(torch.ops.hybridkit, f"{kind}_{stem}").default
-            table[overload] = _translation(overload, prefix + operator)
+            table[overload] = node_for(overload, prefix + operator, DOMAIN, DOMAIN_VERSION)
     return table
 
 
-def _translation(overload: Any, name: str) -> Callable[..., Any]:
+def node_for(overload: Any, name: str, domain: str, version: int) -> Callable[..., Any]:
     """What writes a node for `overload`: its tensor arguments come first, then the attributes."""
     from onnx.defs import OpSchema
     from onnxscript.values import Op, Opset
 
     arguments = overload._schema.arguments
     tensors = [a.name for a in arguments if str(a.type) == "Tensor"]
-    numbers = {a.name: int if str(a.type) == "int" else Sequence[int] for a in arguments[len(tensors) :]}
+    numbers: dict[str, Any] = {a.name: _HINTS[str(a.type)] for a in arguments[len(tensors) :]}
     defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
-    kinds = {int: OpSchema.AttrType.INT, Sequence[int]: OpSchema.AttrType.INTS}
-    types = {n: f"T_{n}" for n in [*tensors, "y"]}
+    kinds = {
+        int: OpSchema.AttrType.INT,
+        float: OpSchema.AttrType.FLOAT,
+        Sequence[int]: OpSchema.AttrType.INTS,
+    }
+    outputs = [f"y{number or ''}" for number in range(len(overload._schema.returns))]
+    types = {n: f"T_{n}" for n in [*tensors, *outputs]}
     schema = OpSchema(
         name,
-        DOMAIN,
-        DOMAIN_VERSION,
+        domain,
+        version,
         inputs=[OpSchema.FormalParameter(n, types[n]) for n in tensors],
-        outputs=[OpSchema.FormalParameter("y", types["y"])],
+        outputs=[OpSchema.FormalParameter(n, types[n]) for n in outputs],
         type_constraints=[(t, _TENSOR_TYPES, "") for t in types.values()],
         attributes=[OpSchema.Attribute(n, kinds[hint], required=True) for n, hint in numbers.items()],
     )
-    operator = Op(Opset(DOMAIN, DOMAIN_VERSION), name, schema)
+    operator = Op(Opset(domain, version), name, schema)
 
     def node(*values: Any, **named: Any) -> Any:
         given = dict(zip(numbers, values[len(tensors) :], strict=False)) | named

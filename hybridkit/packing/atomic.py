@@ -46,6 +46,30 @@ def temporary_beside(target: Path) -> Path:
     return target.with_name(f".{target.name}.{owner}.tmp")
 
 
+@contextmanager
+def folder_in_place(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its place as a whole when the block ends without an error.
+
+    Raises FileError if it cannot be written.
+    """
+    new = temporary_beside(folder)
+    try:
+        new.mkdir()
+        yield new
+        for path in new.rglob("*"):
+            sync(path)
+        old = temporary_beside(folder)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        sync(folder.parent)
+        remove(old)
+    except OSError as error:
+        raise FileError(f"cannot write {folder}: {error.strerror or error}") from None
+    finally:
+        remove(new)
+
+
 def sweep(folders: Iterable[Path]) -> None:
     """Remove from `folders` what processes of this machine that are no more were writing."""
     import psutil

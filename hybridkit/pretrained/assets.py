@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hybridkit.errors import FileError
-from hybridkit.packing.atomic import remove, sync, temporary_beside
+from hybridkit.packing.atomic import folder_in_place, remove
 from hybridkit.packing.container import compact_json
 from hybridkit.packing.table import SUFFIX
 from hybridkit.pretrained.examples import inner_model
@@ -73,26 +73,18 @@ class Assets:
     @contextmanager
     def staged(self, folder: Path) -> Iterator[None]:
         """They are written before the context, and take the place of `folder` if it ends without error."""
-        new = temporary_beside(folder)
-        try:
-            with _writing(folder):
-                self._write(new)
+        with folder_in_place(folder) as new:
+            self.write(new)
             yield
-            with _writing(folder):
-                _exchange(new, folder)
-        finally:
-            remove(new)
 
-    def _write(self, folder: Path) -> None:
-        folder.mkdir()
+    def write(self, folder: Path) -> None:
+        """Write them into a folder that is there, beside what it holds."""
         for name, content in self.files.items():
             path = folder / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(_read(content))
         record = {"format": FORMAT, "version": 1, **self.origin, "files": _hashes(self.files)}
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        for path in folder.rglob("*"):
-            sync(path)
 
 
 def assets_of(found: Pretrained, network: nn.Module) -> Assets:
@@ -170,23 +162,6 @@ def _tokenizer_of(found: Pretrained) -> dict[str, bytes | Path]:
     with tempfile.TemporaryDirectory() as folder:
         found.tokenizer().save_pretrained(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).glob("*")) if path.is_file()}
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise FileError(f"cannot write {folder}: {error.strerror or error}") from None
-
-
-def _exchange(new: Path, folder: Path) -> None:
-    old = temporary_beside(folder)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    sync(folder.parent)
-    remove(old)
 
 
 def _read(content: bytes | Path) -> bytes:

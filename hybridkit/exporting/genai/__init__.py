@@ -1,0 +1,1 @@
+"""Language models with a cache, as a folder for onnxruntime-genai and `hybridkit generate`."""

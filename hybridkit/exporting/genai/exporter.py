@@ -1,0 +1,88 @@
+"""The exporter: a folder with the network, its tokenizer and the configuration of onnxruntime-genai."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from hybridkit.errors import FileError, UsageError
+from hybridkit.exporting.protocol import ExportReport, ExportRequest, Validation
+from hybridkit.packing.atomic import folder_in_place
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hybridkit.packing.model import PackedModel
+
+MODEL: Final = "model.onnx"
+VERIFIED: Final = 24  # tokens of a prompt
+PAST: Final = 3  # tokens before those that are traced
+
+
+class GenaiExporter:
+    """A decoder with a cache: our packed operators, and ONNX Runtime's own GroupQueryAttention.
+
+    The logits are those of the last token. Prompts of one length each: there is no padding.
+    """
+
+    suffixes = ("",)
+    folder = True
+
+    def export(
+        self, module: nn.Module, packed: PackedModel | None, path: Path, request: ExportRequest
+    ) -> ExportReport:
+        """Write the folder; see Exporter."""
+        from hybridkit.exporting import lowering
+        from hybridkit.exporting.genai import attention, configuration, decoder
+        from hybridkit.exporting.onnx import write_onnx
+
+        if path.exists() and not (path / configuration.NAME).is_file():
+            raise FileError(f"{path} is there and not of the target genai; name a new folder")
+        if not path.parent.is_dir():
+            raise FileError(f"cannot write {path}: there is no folder {path.parent}")
+        shape = decoder.Shape.of(module)
+        ids = _ids(request)
+        example = decoder.arguments(shape, ids, shape.empty(len(ids), PAST))
+        free = decoder.axes(shape)
+        validation = None
+        if request.validation is not None:
+            prompt = ids[:1, :VERIFIED]
+            pasts = ((prompt, 0), (prompt[:, :1], len(prompt[0])), (prompt[:, :4], PAST))
+            batches = [decoder.arguments(shape, part, shape.empty(1, past)) for part, past in pasts]
+            validation = Validation(batches=batches)
+        wanted = dataclasses.replace(
+            request,
+            example_inputs=example,
+            input_names=list(example),
+            dynamic_axes=[free[name] for name in example],
+            validation=validation,
+        )
+        with folder_in_place(path) as new:
+            report = write_onnx(
+                module,
+                packed,
+                new / MODEL,
+                wanted,
+                target="genai",
+                lower=lowering.portable,
+                tracing=decoder.tracing,
+                comparing=decoder.comparing,
+                operators=attention.translation(),
+            )
+            said = configuration.configuration(shape, module.config, request.assets, MODEL)
+            (new / configuration.NAME).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+            if request.assets is not None:
+                request.assets.write(new)
+        return dataclasses.replace(report, path=path / MODEL)
+
+
+def _ids(request: ExportRequest) -> Tensor:
+    """Tokens to trace and to verify with, int64 [batch, tokens]."""
+    given = request.example_inputs
+    ids = given.get("input_ids") if isinstance(given, Mapping) else given[0]
+    if ids is None or ids.dim() != 2 or ids.shape[1] < 2:
+        raise UsageError("the target genai takes a network of input_ids [batch, tokens]")
+    return ids

@@ -1,0 +1,192 @@
+"""Language models of the exporter `genai`, token by token, without torch.
+
+The cache is one buffer per layer that ONNX Runtime writes new keys and values into, so a step copies nothing.
+It is kept between calls: a prompt that begins with what was seen before, as the next turn of a conversation
+does, costs its new tokens alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridkit.errors import FileError, UsageError
+from hybridkit.runtime.session import session
+
+if TYPE_CHECKING:
+    from onnxruntime import OrtValue
+
+CONFIGURATION: Final = "genai_config.json"
+_SMALLEST: Final = 256  # tokens of a cache; it doubles
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the next token is drawn from the logits; temperature 0 takes the likeliest.
+
+    top_k: among so many of the likeliest (0: all). top_p: among the likeliest that together have this
+    probability (Holtzman et al. 2020, arXiv 1904.09751). repetition_penalty: logits of tokens that occur
+    already are divided by it, or multiplied where they are negative (Keskar et al. 2019, arXiv 1909.05858).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for what is out of range."""
+        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
+            raise UsageError("temperature and top-k are at least 0, top-p is above 0 and at most 1")
+        if not self.repetition_penalty > 0:
+            raise UsageError("the repetition penalty is above 0")
+
+
+def draw(
+    logits: NDArray[np.float32], seen: Sequence[int], sampling: Sampling, random: np.random.Generator
+) -> int:
+    """The next token behind `seen`, from float32 [vocabulary]."""
+    if sampling.repetition_penalty != 1 and seen:
+        places = np.unique(np.asarray(seen))
+        values, penalty = logits[places], np.float32(sampling.repetition_penalty)
+        logits = logits.copy()
+        logits[places] = np.where(values > 0, values / penalty, values * penalty)
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    order = np.argsort(-logits, kind="stable")[: sampling.top_k or None]
+    scaled = logits[order].astype(np.float64) / sampling.temperature
+    shares = np.exp(scaled - scaled[0])
+    shares /= shares.sum()
+    before = np.cumsum(shares) - shares  # of likelier ones: the likeliest always stays
+    shares = np.where(before < sampling.top_p, shares, 0.0)
+    return int(random.choice(order, p=shares / shares.sum()))
+
+
+class LanguageModel:
+    """A folder that `hybridkit export FOLDER --target genai` wrote, on the CPU.
+
+    threads, native: as `hybridkit.runtime.session` takes them.
+    Raises FileError for a folder that is something else.
+    """
+
+    def __init__(self, folder: Path, *, threads: int | None = None, native: bool = True) -> None:
+        self.folder = folder
+        try:
+            said = json.loads((folder / CONFIGURATION).read_bytes())
+            model, self.search = said["model"], dict(said["search"])
+            decoder = model["decoder"]
+            self.context, self.vocabulary = int(model["context_length"]), int(model["vocab_size"])
+            ends = model["eos_token_id"]
+            self.ends = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
+            layers = range(int(decoder["num_hidden_layers"]))
+            inputs, outputs = decoder["inputs"], decoder["outputs"]
+            self._caches = [
+                (inputs[f"past_{part}_names"] % layer, outputs[f"present_{part}_names"] % layer)
+                for layer in layers
+                for part in ("key", "value")
+            ]
+            self._ids, self._mask, self._logits = (
+                *(inputs["input_ids"], inputs["attention_mask"]),
+                outputs["logits"],
+            )
+            self._shape = int(decoder["num_key_value_heads"]), int(decoder["head_size"])
+            file = folder / decoder["filename"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise FileError(
+                f"{folder} is not what `hybridkit export FOLDER --target genai` writes ({error!r})"
+            ) from None
+        self._session = session(file, threads, native=native)
+        self._binding: Any = self._session.io_binding()
+        self._seen: list[int] = []  # the tokens in the cache
+        self._buffers: list[NDArray[np.float32]] = []
+        self._values: list[OrtValue] = []
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the buffers that hold keys and values now."""
+        return sum(buffer.nbytes for buffer in self._buffers)
+
+    def logits(self, tokens: Sequence[int], most: int = 0) -> NDArray[np.float32]:
+        """Of the token behind all of `tokens`, float32 [vocabulary]; the cache has room for `most` more.
+
+        Raises UsageError for no tokens, ones that the vocabulary has not, and more than the context holds.
+        """
+        if not tokens or not all(0 <= token < self.vocabulary for token in tokens):
+            raise UsageError(f"a prompt is at least one token, each from 0 to {self.vocabulary - 1}")
+        if len(tokens) > self.context:
+            raise UsageError(f"{len(tokens)} tokens do not fit into the model's context of {self.context}")
+        self._make_room(min(len(tokens) + most, self.context))
+        known = _common(self._seen, tokens[:-1])
+        ids = np.asarray([tokens[known:]], np.int64)
+        binding = self._binding
+        binding.bind_cpu_input(self._ids, ids)
+        binding.bind_cpu_input(self._mask, np.ones((1, len(tokens)), np.int64))
+        self._session.run_with_iobinding(binding)
+        self._seen = list(tokens)
+        logits: NDArray[np.float32] = binding.get_outputs()[0].numpy()[0, -1]
+        return logits
+
+    def stream(self, prompt: Sequence[int], most: int, sampling: Sampling) -> Iterator[int]:
+        """Up to `most` tokens behind the prompt as they are found, without the one that ends the answer.
+
+        Raises as `logits`.
+        """
+        random = np.random.default_rng(sampling.seed)
+        tokens = list(prompt)
+        for _ in range(min(most, self.context - len(tokens))):
+            token = draw(self.logits(tokens, most), tokens, sampling, random)
+            if token in self.ends:
+                return
+            tokens.append(token)
+            yield token
+
+    def _make_room(self, tokens: int) -> None:
+        """Buffers for that many tokens at least, with what is known in them, bound as past and present."""
+        room = self._buffers[0].shape[2] if self._buffers else 0
+        if tokens <= room:
+            return
+        room = max(_SMALLEST, 1 << (tokens - 1).bit_length())
+        heads, size = self._shape
+        old, self._buffers = self._buffers, []
+        for number in range(len(self._caches)):
+            buffer = np.zeros((1, heads, room, size), np.float32)
+            if old:
+                buffer[:, :, : old[number].shape[2]] = old[number]
+            self._buffers.append(buffer)
+        self._bind()
+
+    def _bind(self) -> None:
+        from onnxruntime import OrtValue
+
+        self._binding = self._session.io_binding()
+        self._binding.bind_output(self._logits)  # the first of the outputs
+        self._values = [OrtValue.ortvalue_from_numpy(buffer) for buffer in self._buffers]
+        for (past, present), value in zip(self._caches, self._values, strict=True):
+            self._binding.bind_ortvalue_input(past, value)
+            self._binding.bind_ortvalue_output(present, value)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def sampling_of(search: Mapping[str, Any], **given: Any) -> Sampling:
+    """What a folder's configuration says, where nothing else is given (None)."""
+    said = {name: search.get(name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
+    if not search.get("do_sample"):
+        said["temperature"] = 0.0
+    chosen = {name: value for name, value in {**said, **_without_none(given)}.items() if value is not None}
+    return Sampling(**chosen)
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
