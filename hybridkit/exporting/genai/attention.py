@@ -117,7 +117,7 @@ def _joined(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def fused(network: nn.Module) -> Iterator[Callable[[Recorder], None]]:
-    """In this context the attention of `network` is the operator's; gives what sets the recorder of a call."""
+    """In this context the attention of `network` is the operator's. Gives what sets a call's recorder."""
     from transformers import AttentionInterface
 
     current: list[Recorder] = []

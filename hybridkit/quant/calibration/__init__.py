@@ -5,12 +5,13 @@ Block after block, on what the quantised blocks before it give:
 1. Its linear layers, in the order in which they run, get codes and scales that keep their outputs
    (output_fit.py), those with the same input together. What they are to give is what they give in the
    original network (`Moments.target`), so that errors of before are made up for.
-2. Scales, norms, biases and codes are tuned to what the original block gives (tuning.py).
+2. Scales, norms, biases and codes are tuned to what the original network gives behind the next block
+   (tuning.py).
 
 Then linear layers outside the blocks get codes and scales that keep their outputs on what reaches them.
 
-In memory are the network, one block in full precision and, while it is tuned, four times more, and the hidden
-states between two blocks, twice.
+In memory are the network, two blocks in full precision and, while one is tuned, four times more, and the
+hidden states between two blocks, four times.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from hybridkit.errors import UsageError
 from hybridkit.memory import give_back_memory
 from hybridkit.quant.calibration.keeping import Kept, fingerprint
 from hybridkit.quant.calibration.moments import Side, moments, positions
-from hybridkit.quant.calibration.streams import Call, Hidden, advance, record
+from hybridkit.quant.calibration.streams import Behind, Call, Hidden, advance, record
 from hybridkit.quant.calibration.tuning import Tuning, block_error, tune_
 from hybridkit.quant.frozen import freeze_layer_
 from hybridkit.quant.frozen_codes import FrozenCodes
@@ -47,7 +48,7 @@ Seen = Callable[["BlockReport"], None]
 
 @dataclass(frozen=True, slots=True)
 class BlockReport:
-    """One block of `blocks`: the `relative_error` of its output before tuning and after."""
+    """One block of `blocks`: the `relative_error` behind the next block, before tuning and after."""
 
     place: int
     blocks: int
@@ -88,31 +89,38 @@ def calibrate_(
         raise UsageError("a block of the network does not run exactly once; it cannot be calibrated")
     ours = original = found.hidden
     reports = []
+    full = full_precision_copy(blocks[0])
+    targets = advance(full, original, found.calls[0])
     for place, (block, calls) in enumerate(zip(blocks, found.calls, strict=True)):
-        full = full_precision_copy(block)
+        following = [
+            full_precision_copy(each).requires_grad_(False) for each in blocks[place + 1 : place + 2]
+        ]
+        behind = Behind(following, found.calls[place + 1 : place + 2])
+        with torch.no_grad():
+            goals = [behind.run(batch, x) for batch, x in enumerate(targets)]
         if kept and kept.load_(place, block):
-            ours, original = advance(block, ours, calls), advance(full, original, calls)
-            continue
-        weights = _fit(block, full, ours, original, calls, counted)
-        targets = advance(full, original, calls)
-        given, ours = ours, advance(block, ours, calls)
-        fitted = tuned = _error(ours, targets, counted)
-        if tuning.steps:
-            before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-            tune_(block, given, targets, calls, counted, tuning, weights)
-            better = advance(block, given, calls)
-            tuned = _error(better, targets, counted)
-            if tuned < fitted:
-                ours = better
-            else:  # so few steps, or so little to gain, that it was for nothing
-                block.load_state_dict(before)
-                tuned = fitted
-        original = targets
-        if kept:
-            kept.save(place, block)
-        reports.append(BlockReport(place, len(blocks), fitted, tuned))
-        give_back_memory()  # five sets of hidden states come and go with each block
-        seen(reports[-1])
+            ours = advance(block, ours, calls)
+        else:
+            weights = _fit(block, full, ours, original, calls, counted)
+            given, ours = ours, advance(block, ours, calls)
+            fitted = tuned = _error(ours, goals, counted, behind)
+            if tuning.steps:
+                before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+                tune_(block, given, goals, calls, counted, tuning, weights, behind)
+                better = advance(block, given, calls)
+                tuned = _error(better, goals, counted, behind)
+                if tuned < fitted:
+                    ours = better
+                else:  # so few steps, or so little to gain, that it was for nothing
+                    block.load_state_dict(before)
+                    tuned = fitted
+            if kept:
+                kept.save(place, block)
+            reports.append(BlockReport(place, len(blocks), fitted, tuned))
+            give_back_memory()  # sets of hidden states come and go with each block
+            seen(reports[-1])
+        original, targets = targets, goals
+        [full] = following or [full]
     _fit_rest(network, blocks, batches, counted)
     return reports
 
@@ -213,6 +221,9 @@ def _together(block: nn.Module, hidden: Tensor, each: Call) -> Iterator[list[QAT
         yield shared
 
 
-def _error(ours: Hidden, targets: Hidden, counted: Sequence[Tensor | None]) -> float:
-    each = [float(block_error(*three)) for three in zip(ours, targets, counted, strict=True)]
+@torch.no_grad()
+def _error(ours: Hidden, targets: Hidden, counted: Sequence[Tensor | None], behind: Behind) -> float:
+    """Of what the next block makes of hidden states."""
+    triples = enumerate(zip(ours, targets, counted, strict=True))
+    each = [float(block_error(behind.run(batch, x), target, mask)) for batch, (x, target, mask) in triples]
     return sum(each) / len(each)

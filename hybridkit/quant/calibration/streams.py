@@ -44,6 +44,20 @@ class Recording:
     calls: list[list[Call]]
 
 
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Blocks in full precision that come after another one, with their calls by batch."""
+
+    blocks: Sequence[nn.Module]
+    calls: Sequence[Sequence[Call]]
+
+    def run(self, batch: int, hidden: Tensor) -> Tensor:
+        """What the last of them makes of hidden states of a batch; without blocks, those themselves."""
+        for block, calls in zip(self.blocks, self.calls, strict=True):
+            hidden = calls[batch].run(block, hidden)
+        return hidden
+
+
 class _AllSeen(Exception):  # noqa: N818 - no error
     pass
 
