@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import block_task
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -265,6 +266,18 @@ def test_workers_bring_the_same_batches_in_the_same_order(task: str) -> None:
 
     for one, other in zip(fed(0), fed(2), strict=True):
         assert torch.equal(one, other)
+
+
+def test_workers_end_with_the_run(tmp_path: Path) -> None:
+    before = set(psutil.Process().children())
+    seen: set[psutil.Process] = set()
+
+    def look(_: Any) -> None:
+        seen.update(set(psutil.Process().children()) - before)
+
+    train(config(workers=2, max_steps=3, epochs=None), run_dir=tmp_path, on_event=look)
+    assert len(seen) >= 2
+    assert not [process for process in seen if process.is_running()]
 
 
 def test_what_is_random_in_workers_depends_on_the_batch_alone() -> None:

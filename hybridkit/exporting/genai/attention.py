@@ -75,8 +75,6 @@ def translation() -> dict[Callable[..., Any], Callable[..., Any]]:
 class Recorder:
     """Stands in for transformers' cache: keys and values pass, and the operator adds them to the past."""
 
-    is_compileable = False
-
     def __init__(self, past: Layers, mask: Tensor) -> None:
         """mask: int64 [batch, past + new tokens]."""
         self.past = past
