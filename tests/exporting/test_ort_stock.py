@@ -13,7 +13,7 @@ from hybridkit.exporting.onnx_quantize import quantize_onnx
 from hybridkit.packing.codecs import codec
 
 VERSION = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
-SINCE = {(2, "float"): (1, 24), (2, "int8"): (1, 24), (8, "float"): (1, 23), (8, "int8"): (1, 22)}
+SINCE = {(2, "float"): (1, 24), (2, "int8"): (1, 24), (8, "int8"): (1, 22)}
 KNOWN = {  # what the operator is documented, and was tried, to take
     "bits": {2, 4, 8},
     "block_size": {16, 32, 64, 128, 256},
@@ -55,7 +55,13 @@ def dequantized(node, tensors):
     assert packed.shape == (N, blocks, block * bits // 8)
     assert scales.size == N * blocks
     digits = np.stack([packed >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], -1)
-    codes = digits.reshape(N, blocks, block).astype(np.float32) - (1 << bits - 1)
+    zero = np.int64(1 << bits - 1)
+    if len(node.input) > 3:
+        points = tensors[node.input[3]].reshape(N, -1)
+        assert bits == 4
+        assert points.shape[1] == -(-blocks // 2)
+        zero = np.stack([points & 15, points >> 4], -1).reshape(N, -1)[:, :blocks, None].astype(np.int64)
+    codes = (digits.reshape(N, blocks, block) - zero).astype(np.float32)
     return (codes * scales.reshape(N, blocks, 1)).reshape(N, -1)[:, :K]
 
 
@@ -81,13 +87,19 @@ def test_n_bit_products(bits, group, activations, tmp_path):
     got, want = run(target, x.astype(np.float32)), run(given, x.astype(np.float32))
     model = onnx.load(target)
     nodes = [n for n in model.graph.node if n.op_type == "MatMulNBits"]
-    assert len(nodes) == (group != 10)
-    if nodes:
-        said = attributes(nodes[0])
+    halves = bits == 8 and activations == "float"  # two products of 4 bits
+    assert len(nodes) == (group != 10) * (1 + halves)
+    tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    stored = sum(tensors[name].nbytes for node in nodes for name in node.input[1:])
+    [layer] = report.layers
+    assert layer.bytes_after == stored or not nodes
+    for node in nodes:
+        said = attributes(node)
+        assert said["bits"] == (4 if halves else bits)
         assert set(said) == {"N", "K", *KNOWN}
         assert all(said[name] in values for name, values in KNOWN.items())
-        tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-        want = x.astype(np.float32) @ dequantized(nodes[0], tensors).T
+    if nodes:
+        want = x.astype(np.float32) @ sum(dequantized(node, tensors) for node in nodes).T
     tolerance = {2: 1.0, 4: 0.2, 8: 0.02}[bits] if not nodes else 0.02 if activations == "int8" else 1e-5
     assert np.linalg.norm(got - want) <= tolerance * np.linalg.norm(want)
 

@@ -76,7 +76,7 @@ def quantize_onnx_within(
     def opened() -> Opened:
         return open_layers(source, list(steps.values()), fitted[0], include, exclude)
 
-    rows, weights = _tried(opened(), steps, fitted, measured, seen)
+    rows, weights = _tried(opened(), steps, fitted, measured, activations, seen)
     expected = _Answers(source, measured)
     whole = opened().admitted.file_bytes
     choices = Choices(rows, list(weights.values()), LABELS, whole - sum(row.costs[0] for row in rows))
@@ -116,6 +116,7 @@ def _tried(
     steps: Mapping[str, Rounding],
     fitted: Sequence[Feed],
     measured: Sequence[Feed],
+    activations: Activations,
     seen: Callable[[int, int], None],
 ) -> tuple[list[Row], dict[str, int]]:
     """Costs and harms of every layer under every option, the first of which is to stay; its weights."""
@@ -132,7 +133,7 @@ def _tried(
         for number, product in enumerate(products):
             costs, harms = [product.weight.nbytes], [0.0]
             for step in steps.values():
-                cost, matrix = _option(product, step, reached[product.name])
+                cost, matrix = _option(product, step, reached[product.name], activations == "int8")
                 costs.append(cost)
                 override = {_name(product): _as_stored(product, matrix)}
                 harms.append(answers.lost(path, override) if cost < product.weight.nbytes else 1.0)
@@ -141,12 +142,12 @@ def _tried(
     return rows, {product.name: product.weight.size for product in products}
 
 
-def _option(product: Product, step: Rounding, seen: Seen) -> tuple[int, NDArray[np.float32]]:
+def _option(product: Product, step: Rounding, seen: Seen, int8: bool) -> tuple[int, NDArray[np.float32]]:
     """Bytes of a layer under an option, and the weight [N, K] that is left of it."""
     matrix = product.matrix()
     found = None if seen.gram is None else step.fit(matrix, seen.gram, seen.count)
     found = found or step.quantize(matrix)
-    return stored_bytes(product, step.holding(found), found), found.dequantize()
+    return stored_bytes(product, step.holding(found), found, int8), found.dequantize()
 
 
 def _as_stored(product: Product, matrix: NDArray[np.float32]) -> NDArray[Any]:

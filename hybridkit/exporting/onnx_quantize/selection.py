@@ -80,7 +80,7 @@ def quantize_layer(
     for step in steps[layer.name]:
         quantized = step.quantize(matrix)
         rounding = step.holding(quantized)
-        after = stored_bytes(layer, rounding, quantized)
+        after = stored_bytes(layer, rounding, quantized, int8)
         if after >= before:
             return stays("would not be smaller", error)
         if seen is None:

@@ -50,7 +50,7 @@ def substitute(model: ir.Model, product: Product, rounding: Rounding, found: Qua
     e.finish(y)
 
 
-def stored_bytes(product: Product, rounding: Rounding, found: Quantized) -> int:
+def stored_bytes(product: Product, rounding: Rounding, found: Quantized, int8: bool) -> int:
     """Bytes of codes and scales in the file, and of a bias that the layer did not have."""
     (N, K), bits = map(int, found.codes.shape), rounding.stored_bits
     bias = 0 if product.bias is not None else 4 * N
@@ -62,7 +62,9 @@ def stored_bytes(product: Product, rounding: Rounding, found: Quantized) -> int:
     if product.geometry or (found.group_size and not lowering.is_block(found.group_size)):
         return N * -(-K * bits // 8) + found.scale.nbytes + bias
     block = min(found.group_size or lowering.block_size(K, lowering.BLOCK), lowering.LARGEST_BLOCK)
-    return N * -(-K // block) * (block * bits // 8 + 4)
+    blocks = -(-K // block)
+    halves = bits == 8 and not int8  # two nodes: another set of scales, and zero points
+    return N * blocks * (block * bits // 8 + 4 * (1 + halves)) + halves * N * -(-blocks // 2)
 
 
 def lower(model: ir.Model) -> None:
