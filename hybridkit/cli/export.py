@@ -72,6 +72,14 @@ class Flags:
         str | None,
         flag(HOW, "onnx, matmulnbits, fp32, gguf, genai or a plugin's (default: by the suffix).", "NAME"),
     ] = None
+    pool: Annotated[
+        str | None,
+        flag(
+            HOW,
+            "One vector of length 1 per text out of an encoder's hidden states: mean, cls, max, lasttoken.",
+            "MODE",
+        ),
+    ] = None
     opset: Annotated[int, flag(HOW, "Opset of the stock operators, 18 to 23.", "N")] = 18
     verify: Annotated[
         bool,
@@ -123,6 +131,7 @@ def command(
             verify=flags.verify,
             metadata=metadata | assets,
             assets=source.assets,
+            pool=flags.pool,
             options=options.get("exporter"),
         )
     spared = _left_alone(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ def export(
     verify: bool = True,
     metadata: Mapping[str, Any] | None = None,
     assets: Assets | None = None,
+    pool: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> ExportReport:
     """Write `module` with the weights of `packed` to `path`, verified; the file appears whole or not at all.
@@ -55,6 +57,8 @@ def export(
     target: the exporter, by default the one that answers to the suffix of `path`; `options` are its options.
     validation: what to verify on; by default `example_inputs`. `verify` False checks the file's form only.
     metadata: recorded in the file. assets: of a pretrained network, what formats hold that take a tokenizer.
+    pool: `mean`, `cls`, `max` or `lasttoken`: an encoder's only output is `embedding`, float [texts, width]:
+    its hidden states where `attention_mask` is 1, pooled, of length 1. For ONNX files; there is no loss then.
 
     Raises UsageError for arguments that do not fit, HybridkitError where the network cannot be exported,
     FileError where the file cannot be written, GateError where it differs from the network.
@@ -71,14 +75,19 @@ def export(
     exporter = registry().create("exporter", target or target_for(file), options or {})
     if target:
         _check_suffix(file, target, exporter.suffixes)
+    if pool and file.suffix != ".onnx":
+        raise UsageError(f"--pool is for ONNX files, not for {file.name}")
+    if pool and validation:
+        validation = dataclasses.replace(validation, loss=None)
     request = ExportRequest(
         example_inputs=given,
         input_names=list(input_names or numbered),
         dynamic_axes=[{0: "batch"} for _ in given] if dynamic_axes is None else dynamic_axes,
         opset=opset,
         validation=(validation or Validation(batches=[given])) if verify else None,
-        metadata=metadata or {},
+        metadata={**(metadata or {}), **({"pool": pool} if pool else {})},
         assets=assets,
+        pool=pool,
     )
     report: ExportReport = exporter.export(module, packed, file, request)
     return report

@@ -8,6 +8,7 @@ import gc
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -24,6 +25,7 @@ from hybridkit.exporting.assembly import assemble, tidy
 from hybridkit.exporting.folding import fold_batch_normalization
 from hybridkit.exporting.gelu import reorder_gelu
 from hybridkit.exporting.graph import PackedNode, packed_nodes
+from hybridkit.exporting.pooling import check_pooling, pooling
 from hybridkit.exporting.precision import without_bfloat16
 from hybridkit.exporting.protocol import ExportReport, ExportRequest
 from hybridkit.exporting.translation import translate
@@ -94,6 +96,9 @@ def write_onnx(
     """
     if not path.parent.is_dir():
         raise FileError(f"cannot write {path}: there is no folder {path.parent}")
+    if request.pool:
+        check_pooling(request.pool, request.example_inputs)
+        tracing = comparing = partial(pooling, mode=request.pool)
     module, request, cast = without_bfloat16(module, request)
     with _evaluating(module) as network:
         runnable = load_packed(network, packed, tiled=False) if packed is not None else network

@@ -46,6 +46,7 @@ class ExportRequest:
     validation: None checks the file's form only.
     metadata: recorded in the file, as text or JSON.
     assets: configuration and tokenizer of a pretrained network, for formats that hold them.
+    pool: how hidden states become one vector per text (pooling.py); None leaves them.
     """
 
     example_inputs: Inputs
@@ -55,6 +56,7 @@ class ExportRequest:
     validation: Validation | None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     assets: Assets | None = None
+    pool: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
