@@ -155,9 +155,10 @@ def settings(file: str) -> Iterator[str]:
 def pretrained() -> dict[str, TextTable]:
     """What became of other people's models, trained and not."""
     from benchmarks.distillation.tables import tables as trained
+    from benchmarks.generation.tables import tables as generated
     from benchmarks.quality.tables import tables as calibrated
 
-    return trained() | calibrated()
+    return trained() | calibrated() | generated()
 
 
 def kernel_blocks() -> dict[str, str]:

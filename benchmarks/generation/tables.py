@@ -1,0 +1,58 @@
+"""The table of this folder's committed result: tokens a second by engine."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from hybridkit.bench.tables import TextTable
+
+RESULT = Path(__file__).resolve().parents[1] / "results" / "generation.json"
+MEASURES = ("prompt 128", "prompt 512", "decode 16", "decode 1024")
+ENGINES = {"ours": "hybridkit", "genai": "onnxruntime-genai", "llama": "llama.cpp"}
+
+
+def tables() -> dict[str, TextTable]:
+    """By name, if the result is there."""
+    return {"generation": generation()} if RESULT.is_file() else {}
+
+
+def generation() -> TextTable:
+    """Medians over rounds, with the least and the most."""
+    found = json.loads(RESULT.read_text("utf-8"))
+    rows = [
+        (
+            ENGINES[row["engine"]],
+            row["name"],
+            str(row["threads"]),
+            f"{row['bytes'] / 1e6:.0f}",
+            *(_spread(row, name) for name in MEASURES),
+            f"{_median(row, 'load'):.2f}",
+            f"{_median(row, 'bytes') / 1e6:,.0f}",
+        )
+        for row in sorted(found["rows"], key=lambda row: (row["threads"], row["name"], row["engine"]))
+    ]
+    machine = found["machine"]
+    rounds = len(found["rows"][0]["runs"])
+    notes = [
+        "Tokens a second: prompts of 128 and 512 tokens, 32 tokens found behind 16 and 1,024; medians of "
+        f"{rounds} processes in turns, the least and the most in brackets. {machine['processor']}, "
+        f"{machine['cores']} cores."
+    ]
+    columns = ("engine", "weights", "threads", "MB", *MEASURES, "load, s", "memory, MB")
+    return TextTable("SmolLM2-135M: tokens a second", columns, rows, notes)
+
+
+def _values(row: dict[str, Any], name: str) -> list[float]:
+    return [run[name] for run in row["runs"]]
+
+
+def _median(row: dict[str, Any], name: str) -> float:
+    return statistics.median(_values(row, name))
+
+
+def _spread(row: dict[str, Any], name: str) -> str:
+    values = _values(row, name)
+    return f"{_median(row, name):.0f} [{min(values):.0f}, {max(values):.0f}]"
