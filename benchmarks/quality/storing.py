@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.quality.peers import Importance, Peer
 
+FEW: Final = 32  # rows
 BYTES, WEIGHTS = "bytes.json", "weights.safetensors"  # of a folder that a program of this folder wrote
 
 
@@ -42,14 +43,14 @@ def stored(network: nn.Module, peer: Peer, squares: dict[str, Importance]) -> It
     """In this context the weights are what `peer` stores; the bytes of all that is stored.
 
     A head that shares the weight of an embedding is stored as that. Vectors stay in fp32; so do matrices of
-    fewer than 256 rows, which no tool quantises.
+    a few rows, which no tool quantises.
     """
     kept: dict[Tensor, Tensor] = {}
     size = 0
     for name, module in network.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding) or module.weight in kept:
             continue
-        if len(module.weight) < 256:
+        if len(module.weight) < FEW:
             continue
         store = peer.embedding if isinstance(module, nn.Embedding) else peer.layers
         bytes_, made = store(module.weight.detach().clone(), squares.get(name))
