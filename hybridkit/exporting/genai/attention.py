@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from hybridkit.exporting.lowering import MICROSOFT
 from hybridkit.exporting.translation import node_for
 
-if TYPE_CHECKING:
-    from hybridkit.exporting.genai.decoder import Layers
-
+Layers = Sequence[tuple[Tensor, Tensor]]  # keys and values by layer, [batch, kv_heads, tokens, head_size]
 NAME: Final = "hybridkit_fused"  # of the attention, among those of transformers
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
-from hybridkit.exporting.genai.attention import Recorder, cache_argument, fused
+from hybridkit.exporting.genai.attention import Layers, Recorder, cache_argument, fused
 
 IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
 PAST: Final = "past_key_values.{}.{}"
 PRESENT: Final = "present.{}.{}"
 PARTS: Final = ("key", "value")
-
-Layers = Sequence[tuple[Tensor, Tensor]]  # keys and values by layer, [batch, kv_heads, tokens, head_size]
 
 
 @dataclass(frozen=True, slots=True)
