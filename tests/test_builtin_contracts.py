@@ -82,7 +82,7 @@ class TestOptimizers(testing.OptimizerContract):
 
 
 class TestExporters(testing.ExporterContract):
-    choose = variants("exporter", without=["gguf"])
+    choose = variants("exporter", without=["gguf", "genai"])  # genai: tests/pretrained/test_genai.py
 
     def make(self):
         return registry().create("exporter", f"hybridkit:{self.name}", self.options)
