@@ -49,6 +49,19 @@ def watch(
 
 
 @contextlib.contextmanager
+def called_as(network: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """In this context calling `network` calls `forward`; its modules and their names stay."""
+    own = vars(network).get("forward")
+    network.forward = forward
+    try:
+        yield
+    finally:
+        del network.forward
+        if own is not None:
+            network.forward = own
+
+
+@contextlib.contextmanager
 def without_caches(network: nn.Module) -> Iterator[None]:
     """In this context transformers' networks give no cache: `use_cache` of their configurations is off."""
     configurations = {id(c): c for m in network.modules() if (c := getattr(m, "config", None)) is not None}

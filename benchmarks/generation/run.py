@@ -84,7 +84,7 @@ def measured(engine: Callable[[Path, int], Speaks], path: Path, threads: int) ->
         found[f"prompt {count}"] = count / speaks(tokens(count, count), 1)[0]
     for count in CONTEXTS:
         found[f"decode {count}"] = (FOUND - 1) / speaks(tokens(count, count + 1), FOUND)[1]
-    return found | {"bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    return found | {"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
 
 def tokens(count: int, seed: int) -> list[int]:

@@ -30,7 +30,7 @@ def generation() -> TextTable:
             f"{row['bytes'] / 1e6:.0f}",
             *(_spread(row, name) for name in MEASURES),
             f"{_median(row, 'load'):.2f}",
-            f"{_median(row, 'bytes') / 1e6:,.0f}",
+            f"{_median(row, 'peak_bytes') / 1e6:,.0f}",
         )
         for row in sorted(found["rows"], key=lambda row: (row["threads"], row["name"], row["engine"]))
     ]

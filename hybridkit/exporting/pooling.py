@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridkit.calls import Inputs
+from hybridkit.calls import Inputs, called_as
 from hybridkit.errors import UsageError
 from hybridkit.tasks.language.pooling import MODES, pooled
 from hybridkit.trees import main_output
@@ -39,8 +39,5 @@ def pooling(network: nn.Module, mode: str) -> Iterator[None]:
             )
         return {"embedding": F.normalize(pooled(hidden, named[MASK], mode), dim=-1)}
 
-    network.forward = forward
-    try:
+    with called_as(network, forward):
         yield
-    finally:
-        del network.forward

@@ -50,24 +50,32 @@ def temporary_beside(target: Path) -> Path:
 def folder_in_place(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` that takes its place as a whole when the block ends without an error.
 
-    Raises FileError if it cannot be written.
+    Raises FileError if it cannot be made or put there; errors of the block are its own (`writing`).
     """
-    new = temporary_beside(folder)
+    new, old = temporary_beside(folder), temporary_beside(folder)
     try:
-        new.mkdir()
+        with writing(folder):
+            new.mkdir()
         yield new
-        for path in new.rglob("*"):
-            sync(path)
-        old = temporary_beside(folder)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        sync(folder.parent)
+        with writing(folder):
+            for path in new.rglob("*"):
+                sync(path)
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+            sync(folder.parent)
         remove(old)
-    except OSError as error:
-        raise FileError(f"cannot write {folder}: {error.strerror or error}") from None
     finally:
         remove(new)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says in this context is a FileError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def sweep(folders: Iterable[Path]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hybridkit.errors import FileError
-from hybridkit.packing.atomic import folder_in_place, remove
+from hybridkit.packing.atomic import folder_in_place, remove, writing
 from hybridkit.packing.container import compact_json
 from hybridkit.packing.table import SUFFIX
 from hybridkit.pretrained.examples import inner_model
@@ -74,7 +74,8 @@ class Assets:
     def staged(self, folder: Path) -> Iterator[None]:
         """They are written before the context, and take the place of `folder` if it ends without error."""
         with folder_in_place(folder) as new:
-            self.write(new)
+            with writing(folder):
+                self.write(new)
             yield
 
     def write(self, folder: Path) -> None:

@@ -60,7 +60,10 @@ def draw(
         logits[places] = np.where(values > 0, values / penalty, values * penalty)
     if sampling.temperature == 0:
         return int(logits.argmax())
-    order = np.argsort(-logits, kind="stable")[: sampling.top_k or None]
+    places = np.arange(len(logits))
+    if 0 < sampling.top_k < len(logits):  # a vocabulary takes milliseconds to sort
+        places = np.flatnonzero(logits >= np.partition(logits, -sampling.top_k)[-sampling.top_k])
+    order = places[np.argsort(-logits[places], kind="stable")][: sampling.top_k or None]
     scaled = logits[order].astype(np.float64) / sampling.temperature
     shares = np.exp(scaled - scaled[0])
     shares /= shares.sum()
@@ -118,12 +121,12 @@ class LanguageModel:
 
         Raises UsageError for no tokens, ones that the vocabulary has not, and more than the context holds.
         """
-        if not tokens or not all(0 <= token < self.vocabulary for token in tokens):
+        known = _common(self._seen, tokens[:-1])
+        if not tokens or not all(0 <= token < self.vocabulary for token in tokens[known:]):
             raise UsageError(f"a prompt is at least one token, each from 0 to {self.vocabulary - 1}")
         if len(tokens) > self.context:
             raise UsageError(f"{len(tokens)} tokens do not fit into the model's context of {self.context}")
         self._make_room(min(len(tokens) + most, self.context))
-        known = _common(self._seen, tokens[:-1])
         ids = np.asarray([tokens[known:]], np.int64)
         binding = self._binding
         binding.bind_cpu_input(self._ids, ids)
@@ -174,7 +177,9 @@ class LanguageModel:
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """How many tokens both begin with; quick where `second` goes on from `first`, as at most steps."""
+    if first == second[: len(first)]:
+        return len(first)
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 

@@ -47,18 +47,7 @@ def grouped_query_attention(
 
 
 @grouped_query_attention.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    past_key: Tensor,
-    past_value: Tensor,
-    last: Tensor,
-    total: Tensor,
-    num_heads: int,
-    kv_num_heads: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, past, size = past_key.shape
     present = past_key.new_empty((batch, heads, past + query.shape[1], size))
     return torch.empty_like(query), present, torch.empty_like(present)

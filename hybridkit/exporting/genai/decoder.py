@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from hybridkit.calls import called_as
 from hybridkit.errors import UsageError
 from hybridkit.exporting.genai.attention import Layers, Recorder, cache_argument, fused
 
@@ -128,8 +129,5 @@ def _called(network: nn.Module, shape: Shape, step: Callable[..., tuple[Tensor, 
         logits, present = step(run, named[IDS], named[MASK], shape.layered(named))
         return {LOGITS: logits, **shape.named(PRESENT, present)}
 
-    network.forward = forward
-    try:
+    with called_as(network, forward):
         yield
-    finally:
-        del network.forward

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.exporting.protocol import ExportReport, ExportRequest, Validation
-from hybridkit.packing.atomic import folder_in_place
+from hybridkit.packing.atomic import folder_in_place, writing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,9 +73,10 @@ class GenaiExporter:
                 operators=attention.translation(),
             )
             said = configuration.configuration(shape, module.config, request.assets, MODEL)
-            (new / configuration.NAME).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-            if request.assets is not None:
-                request.assets.write(new)
+            with writing(path):
+                (new / configuration.NAME).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+                if request.assets is not None:
+                    request.assets.write(new)
         return dataclasses.replace(report, path=path / MODEL)
 
 
