@@ -42,7 +42,8 @@ class Option:
         if wanted and set(levels) <= set(codec(wanted).levels):
             used = min(used, codec(wanted), key=lambda each: each.bits_per_weight)
         groups = -(-K // self.group_size) if self.group_size else 1
-        return N * used.row_bytes(K) + SCALE[half] * N * groups
+        numbers = 2 if self.spec.get("offset") else 1
+        return N * used.row_bytes(K) + SCALE[half] * numbers * N * groups
 
 
 def _nbit(bits: int, size: int = 0) -> Option:

@@ -2,7 +2,7 @@
 
     gamma * (s * acc + b - mean) / sqrt(var + eps) + beta  =  (f * s) * acc + (f * (b - mean) + beta)
 
-with f = gamma / sqrt(var + eps), computed in float64 and rounded once.
+with f = gamma / sqrt(var + eps), computed in float64 and rounded once. An offset is multiplied as the scale.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ def _fold(model: ir.Model, layer: PackedNode, follower: ir.Node) -> None:
     factor = gamma / np.sqrt(variance + epsilon)
     scale, bias = array_of(layer.scale).astype(np.float64), array_of(layer.bias).astype(np.float64)
     e = Emitter(model, layer.name, follower)
-    layer.node.replace_input_with(
-        2, e.constant((scale * factor.reshape(-1, *[1] * (scale.ndim - 1))).astype(np.float32), "scale")
-    )
+    spread = factor.reshape(-1, *[1] * (scale.ndim - 1))
+    layer.node.replace_input_with(2, e.constant((scale * spread).astype(np.float32), "scale"))
+    if layer.offset is not None:
+        offset = array_of(layer.offset) * spread
+        layer.node.replace_input_with(4, e.constant(offset.astype(np.float32), "offset"))
     layer.node.replace_input_with(3, e.constant((factor * (bias - mean) + beta).astype(np.float32), "bias"))
     e.finish(layer.node.outputs[0])

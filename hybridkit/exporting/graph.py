@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -82,6 +82,19 @@ class PackedNode:
         return _given(self.node.inputs[3])
 
     @property
+    def offset(self) -> ir.Value | None:
+        """As scale; None where there is none. The last input of an n-bit layer."""
+        if not self.prefix.startswith("NBit"):
+            return None
+        value = _given(self.node.inputs[-1])
+        return value if array_of(value).size else None
+
+    @property
+    def on_output(self) -> bool:
+        """Whether the scale can stand on a product's output: one per row, and no offset."""
+        return self.group_size == 0 and self.offset is None
+
+    @property
     def convolution(self) -> dict[str, Any]:
         """The attributes of ONNX's Conv."""
         return {name: self.node.attributes[name].value for name in _CONV_ATTRIBUTES}
@@ -90,12 +103,19 @@ class PackedNode:
         """The codes, unpacked: int8 [N, K]."""
         return codec(_CODECS[self.prefix]).unpack(array_of(self.codes), self.K)
 
-    def row_scales(self) -> NDArray[np.float32]:
-        """The scale of every weight: [N, 1], or [N, K] where there are groups."""
-        scale: NDArray[np.float32] = array_of(self.scale)
+    def dequantize(self, order: Literal["C", "F"] = "C") -> NDArray[np.float32]:
+        """The weights [N, K], in memory in this order."""
+        weight = self.integers().astype(np.float32, order=order)
+        weight *= self._per_weight(array_of(self.scale))
+        if self.offset is not None:
+            weight += self._per_weight(array_of(self.offset))
+        return weight
+
+    def _per_weight(self, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[N, 1], or [N, K] where there are groups."""
         if not self.group_size:
-            return scale[:, None]
-        return np.repeat(scale, self.group_size, axis=1)[:, : self.K]
+            return numbers[:, None]
+        return np.repeat(numbers, self.group_size, axis=1)[:, : self.K]
 
 
 def packed_nodes(model: ir.Model) -> Iterator[PackedNode]:
@@ -143,7 +163,7 @@ class Emitter:
         self._replaced = replaced
         self._tape = ir.tape.Tape()
 
-    def node(self, op_type: str, *inputs: ir.Value, domain: str = "", **attributes: Any) -> ir.Value:
+    def node(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         """A node with one output."""
         return self._tape.op(op_type, inputs, attributes, domain=domain)
 

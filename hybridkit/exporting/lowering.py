@@ -3,8 +3,8 @@
 `portable` leaves ternary and binary matrix products and convolutions as they are (operators of ours, see
 functions.py), and expresses the rest in stock operators: n-bit products as `com.microsoft.MatMulNBits`,
 n-bit convolutions and all embeddings around an unpacking operator. `full_precision` undoes packing. (See
-matmulnbits.py for the third way.) All keep the arithmetic of functions.py; with groups the scale cannot
-stay on the output, and y = (x^ . (q * scale)) * s_x + bias.
+matmulnbits.py for the third way.) All keep the arithmetic of functions.py; with groups, or offsets, the scale
+cannot stay on the output, and y = (x^ . (q * scale + offset)) * s_x + bias.
 """
 
 from __future__ import annotations
@@ -56,26 +56,29 @@ def full_precision(model: ir.Model, weight_of: Weights | None = None) -> None:
 
 
 def embedding(e: Emitter, layer: PackedNode) -> ir.Value:
-    """Gather packed rows and their scales, then unpack."""
+    """Gather packed rows with their scales and offsets, then unpack."""
+
+    def gathered(numbers: ir.Value) -> ir.Value:
+        found = e.node("Gather", numbers, layer.x, axis=0)
+        if layer.group_size:
+            return e.node("Gather", found, _group_of_column(e, layer), axis=-1)
+        return e.node("Unsqueeze", found, e.constant(np.array([-1]), "last_axis"))
+
     rows = e.node("Gather", layer.codes, layer.x, axis=0)
-    scale = e.node("Gather", layer.scale, layer.x, axis=0)
-    if layer.group_size:
-        scale = e.node("Gather", scale, _group_of_column(e, layer), axis=-1)
-    else:
-        scale = e.node("Unsqueeze", scale, e.constant(np.array([-1]), "last_axis"))
-    return e.node("Mul", _unpacked(e, layer, rows), scale)
+    weight = e.node("Mul", _unpacked(e, layer, rows), gathered(layer.scale))
+    return weight if layer.offset is None else e.node("Add", weight, gathered(layer.offset))
 
 
 def nbit_matmul(e: Emitter, layer: PackedNode) -> ir.Value:
     """MatMulNBits with float32 accumulation; int8 activations as stock operators around it."""
     if layer.group_size and not fits_blocks(layer):
         return _product(e, layer, (-1,), lambda x: e.node("MatMul", x, _matrix(e, layer)))
-    if layer.group_size:
-        block, scales = layer.group_size, array_of(layer.scale)
-    else:
-        block = block_size(layer.K, BLOCK)
-        scales = np.ones((layer.N, -(-layer.K // block)), np.float32)
-    return _product(e, layer, (-1,), lambda x: matmul_nbits(e, layer, x, layer.bits, block, scales, FP32))
+    block, scales = block_scales(layer, np.ones(layer.N, np.float32) if layer.on_output else None)
+
+    def multiply(x: ir.Value) -> ir.Value:
+        return with_offset(e, layer, x, matmul_nbits(e, layer, x, layer.bits, block, scales, FP32))
+
+    return _product(e, layer, (-1,), multiply)
 
 
 def nbit_conv(e: Emitter, layer: PackedNode) -> ir.Value:
@@ -101,6 +104,39 @@ def is_block(size: int) -> bool:
 def block_size(K: int, most: int) -> int:
     """The block for rows of K weights: `most`, or the least of 32, 64 that holds a shorter row."""
     return min(most, max(32, 1 << (K - 1).bit_length()))
+
+
+def block_scales(
+    layer: PackedNode, instead: NDArray[np.float32] | None = None, most: int = BLOCK
+) -> tuple[int, NDArray[np.float32]]:
+    """The block for MatMulNBits, and a scale for each, [N, blocks]; `instead` of the scales of rows [N]."""
+    if layer.group_size:
+        return layer.group_size, array_of(layer.scale)
+    block = block_size(layer.K, most)
+    rows: NDArray[np.float32] = array_of(layer.scale) if instead is None else instead
+    return block, np.repeat(rows[:, None], -(-layer.K // block), axis=1)
+
+
+def with_offset(e: Emitter, layer: PackedNode, x: ir.Value, y: ir.Value) -> ir.Value:
+    """`y`, the product of x [..., K] with codes and scales, and that with the offsets.
+
+    A group's offset meets the sum of its activations; all layers with the same x share those sums, once a
+    runtime has found equal nodes.
+    """
+    if layer.offset is None:
+        return y
+    offset: NDArray[np.float32] = array_of(layer.offset)
+    size = layer.group_size or layer.K
+    groups = -(-layer.K // size)
+    last = e.constant(np.array([-1]), "last_axis")
+    if short := groups * size - layer.K:
+        # zeros behind, along the last axis of an x of any rank
+        x = e.node("Pad", x, e.constant(np.array([0, short]), "pads"), None, last)
+    parts = e.constant(np.array([groups, size]), "groups")
+    shape = e.node("Concat", e.node("Shape", x, end=-1), parts, axis=0)
+    sums = e.node("ReduceSum", e.node("Reshape", x, shape), last, keepdims=0)
+    matrix = e.constant(np.ascontiguousarray(offset.reshape(layer.N, groups).T), "offset")
+    return e.node("Add", y, e.node("MatMul", sums, matrix))
 
 
 def matmul_nbits(
@@ -198,7 +234,7 @@ def _product(
     """The arithmetic of a packed layer around `multiply`; activations are scaled over `axes`."""
 
     def compute(x: ir.Value) -> ir.Value:
-        scale = None if layer.group_size else _channels(e, layer, layer.scale, "channel_scale")
+        scale = _channels(e, layer, layer.scale, "channel_scale") if layer.on_output else None
         if layer.int8:
             x, s_x = _int8_activations(e, x, axes)
             scale = s_x if scale is None else e.node("Mul", s_x, scale)
@@ -236,11 +272,19 @@ def _unpacked(e: Emitter, layer: PackedNode, codes: ir.Value) -> ir.Value:
 
 
 def _weight(e: Emitter, layer: PackedNode) -> ir.Value:
-    """The unpacked matrix [N, K]; scaled already where there are groups."""
-    codes = _unpacked(e, layer, layer.codes)
-    if not layer.group_size:
-        return codes
-    return e.node("Mul", codes, e.node("Gather", layer.scale, _group_of_column(e, layer), axis=1))
+    """The unpacked matrix [N, K]; scaled already where the scale cannot stand on the output."""
+    weight = _unpacked(e, layer, layer.codes)
+    if layer.on_output:
+        return weight
+    weight = e.node("Mul", weight, _per_weight(e, layer, layer.scale))
+    return weight if layer.offset is None else e.node("Add", weight, _per_weight(e, layer, layer.offset))
+
+
+def _per_weight(e: Emitter, layer: PackedNode, numbers: ir.Value) -> ir.Value:
+    """Scales or offsets as [N, K] or [N, 1]."""
+    if layer.group_size:
+        return e.node("Gather", numbers, _group_of_column(e, layer), axis=1)
+    return e.constant(array_of(numbers)[:, None], "column")
 
 
 def _matrix(e: Emitter, layer: PackedNode) -> ir.Value:
@@ -253,6 +297,4 @@ def _group_of_column(e: Emitter, layer: PackedNode) -> ir.Value:
 
 def _dequantized(layer: PackedNode) -> NDArray[np.float32]:
     """The weights [N, K], in memory as a stock operator wants them: a MatMul transposed."""
-    weight = layer.integers().astype(np.float32, order="F" if layer.kind == "MatMul" else "C")
-    weight *= layer.row_scales()
-    return weight
+    return layer.dequantize("F" if layer.kind == "MatMul" else "C")

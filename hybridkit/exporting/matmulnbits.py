@@ -11,7 +11,7 @@ import onnx_ir as ir
 from torch import nn
 
 from hybridkit.exporting import lowering
-from hybridkit.exporting.graph import Emitter, PackedNode, array_of, rewrite
+from hybridkit.exporting.graph import Emitter, PackedNode, rewrite
 from hybridkit.exporting.onnx import write_onnx
 from hybridkit.exporting.protocol import ExportReport, ExportRequest
 from hybridkit.options import option
@@ -65,14 +65,13 @@ class MatMulNBitsExporter:
         if layer.group_size and not lowering.fits_blocks(layer):
             return lowering.nbit_matmul(e, layer)
         bits = max(layer.bits, 2)
-        block = layer.group_size or lowering.block_size(layer.K, self.options.block_size)
-        ones = np.ones((layer.N, -(-layer.K // block)), np.float32)
-        scales = array_of(layer.scale) if layer.group_size else ones
+        ones = np.ones(layer.N, np.float32) if layer.on_output else None
+        block, scales = lowering.block_scales(layer, ones, self.options.block_size)
 
         def compute(x: ir.Value) -> ir.Value:
             level = self.options.accuracy_level
             y = lowering.matmul_nbits(e, layer, x, bits, block, scales, level)
-            y = y if layer.group_size else e.node("Mul", y, layer.scale)
+            y = e.node("Mul", y, layer.scale) if layer.on_output else lowering.with_offset(e, layer, x, y)
             return e.node("Add", y, layer.bias)
 
         return lowering.in_float32(e, layer, compute)

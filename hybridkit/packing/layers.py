@@ -30,6 +30,7 @@ class LayerSpec:
     group_size: columns that share a scale; 0: one scale per row.
     quantizer: name of the quantizer, for the record.
     scale_type: what a file holds the scales as; in memory they are float32.
+    has_offset: whether weights are scale * code + offset, with an offset beside each scale.
     """
 
     name: str
@@ -41,6 +42,7 @@ class LayerSpec:
     group_size: int = 0
     quantizer: str = ""
     scale_type: ScaleType = "F32"
+    has_offset: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in _DIMENSIONS:
@@ -82,13 +84,14 @@ class LayerSpec:
         return codec(self.codec).levels
 
     def tensor_specs(self) -> dict[str, TensorSpec]:
-        """The tensors that hold this layer in a file, by name: codes, then scale."""
+        """The tensors that hold this layer in a file, by name: codes, then scale, then offset."""
         N, K = self.matrix_shape
-        scale = (N, -(-K // self.group_size)) if self.group_size else (N,)
-        return {
+        numbers = TensorSpec(self.scale_type, (N, -(-K // self.group_size)) if self.group_size else (N,))
+        specs = {
             f"{self.weight_name}.codes": TensorSpec("U8", (N, codec(self.codec).row_bytes(K))),
-            f"{self.weight_name}.scale": TensorSpec(self.scale_type, scale),
+            f"{self.weight_name}.scale": numbers,
         }
+        return specs | {f"{self.weight_name}.offset": numbers} if self.has_offset else specs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,56 +100,72 @@ class PackedLayer(LayerSpec):
 
     codes: uint8 [N, B], packed by the codec.
     scale: float32 [N], or [N, ceil(K / group_size)]; finite, and exact in `scale_type`.
+    offset: None, or with `has_offset` as scale.
     """
 
     codes: NDArray[np.uint8]
     scale: NDArray[np.float32]
+    offset: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        arrays: tuple[NDArray[Any], NDArray[Any]] = (self.codes, self.scale)
+        arrays: list[NDArray[Any]] = [self.codes, *self._numbers.values()]
         specs = replace(self.spec, scale_type="F32").tensor_specs()
+        if len(arrays) != len(specs):
+            raise UsageError(f"layer {self.name!r} is to have an offset, or not to have the one that it has")
         for (name, spec), array in zip(specs.items(), arrays, strict=True):
             if TensorSpec.of(array.dtype, array.shape) != spec:
                 raise UsageError(
                     f"{name} is {array.dtype} {list(array.shape)}, not {spec.numpy} {list(spec.shape)}"
                 )
-        if not np.isfinite(self.scale).all():
-            raise UsageError(f"layer {self.name!r} has a scale that is not finite")
-        if self.scale_type == "F16" and not np.array_equal(as_fp16(self.scale), self.scale):
-            raise UsageError(f"layer {self.name!r} has a scale that fp16 does not hold exactly")
+        for what, numbers in self._numbers.items():
+            if not np.isfinite(numbers).all():
+                raise UsageError(f"layer {self.name!r} has {what} that is not finite")
+            if self.scale_type == "F16" and not np.array_equal(as_fp16(numbers), numbers):
+                raise UsageError(f"layer {self.name!r} has {what} that fp16 does not hold exactly")
+
+    @property
+    def _numbers(self) -> dict[str, NDArray[np.float32]]:
+        """What stands beside the codes."""
+        numbers = {"a scale": self.scale}
+        return numbers if self.offset is None else numbers | {"an offset": self.offset}
 
     @property
     def spec(self) -> LayerSpec:
         """The layer without its content."""
         return LayerSpec(**{f.name: getattr(self, f.name) for f in fields(LayerSpec)})
 
-    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+    def arrays(self) -> tuple[NDArray[Any], ...]:
         """The content in the order and the types of `tensor_specs`."""
-        return self.codes, self.scale.astype(np.float16) if self.scale_type == "F16" else self.scale
+        stored = np.float16 if self.scale_type == "F16" else np.float32
+        return self.codes, *(numbers.astype(stored, copy=False) for numbers in self._numbers.values())
 
     @property
     def zeros(self) -> int:
-        """Number of weights that are zero."""
+        """Number of weights whose code is zero: that are zero, unless there is an offset."""
         return self._codec.count_zeros(self.codes)
 
     @property
     def zero_fraction(self) -> float:
-        """Share of the weights that are zero; 0 for an empty layer."""
-        return self.zeros / self.weights if self.weights else 0.0
+        """Share of the weights that are zero; 0 for an empty layer and where there is an offset."""
+        return self.zeros / self.weights if self.weights and self.offset is None else 0.0
 
     def unpack(self) -> NDArray[np.int8]:
         """The codes, int8 [N, K]. Raises FileError for a byte that no code gives."""
         return self._codec.unpack(self.codes, self.matrix_shape[1])
 
     def dequantize(self, rows: slice = slice(None)) -> NDArray[np.float32]:
-        """The represented weight or some rows of it, float32: codes times the scale of their row or group."""
-        K = self.matrix_shape[1]
-        scale = self.scale[rows]
-        scale = np.repeat(scale, self.group_size, axis=1)[:, :K] if self.group_size else scale[:, None]
-        weight = self._codec.unpack(self.codes[rows], K).astype(np.float32)
-        weight *= scale
+        """The represented weight or some rows of it, float32: scale * code + offset of their row or group."""
+        weight = self._codec.unpack(self.codes[rows], self.matrix_shape[1]).astype(np.float32)
+        weight *= self._per_weight(self.scale[rows])
+        if self.offset is not None:
+            weight += self._per_weight(self.offset[rows])
         return weight.reshape(len(weight), *self.shape[1:])
+
+    def _per_weight(self, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+        if not self.group_size:
+            return numbers[:, None]
+        return np.repeat(numbers, self.group_size, axis=1)[:, : self.matrix_shape[1]]
 
     @property
     def _codec(self) -> Codec:

@@ -156,9 +156,10 @@ def _pieces(path: Path, table: Table, header: Header, data: CheckedData) -> Cont
         return content.view(spec.numpy).reshape(spec.shape)
 
     def layer(spec: LayerSpec) -> PackedLayer:
-        codes, scale = (array(name) for name in spec.tensor_specs())
+        codes, *numbers = (array(name) for name in spec.tensor_specs())
+        scale, *offset = (each.astype(np.float32, copy=False) for each in numbers)
         with told(path):
-            made = PackedLayer(**vars(spec), codes=codes, scale=scale.astype(np.float32, copy=False))
+            made = PackedLayer(**vars(spec), codes=codes, scale=scale, offset=offset[0] if offset else None)
             made.zeros  # noqa: B018 - refuses bytes that no code gives
         return made
 

@@ -123,6 +123,7 @@ class _Row:
     group_size: int = 0
     quantizer: str = ""
     scale: ScaleType = "F32"
+    offset: bool = False
 
     def spec(self) -> LayerSpec:
         return LayerSpec(
@@ -135,6 +136,7 @@ class _Row:
             group_size=self.group_size,
             quantizer=self.quantizer,
             scale_type=self.scale,
+            has_offset=self.offset,
         )
 
 
@@ -152,7 +154,7 @@ _CONTENT = TypeAdapter(_Content)
 
 def _row(layer: LayerSpec) -> dict[str, Any]:
     values = asdict(layer)
-    values["scale"] = values.pop("scale_type")
+    values["scale"], values["offset"] = values.pop("scale_type"), values.pop("has_offset")
     if layer.bits == bits_of(layer.levels):
         values["bits"] = None
     evident = {f.name: f.default for f in fields(_Row)}

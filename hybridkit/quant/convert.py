@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Final, Literal
 
 import ml_dtypes
@@ -40,6 +40,7 @@ _FLOATS: Final[dict[str, torch.dtype]] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
+FP16_STEP: Final = 2.0**-11  # how far fp16 moves a number at most, relative to it
 _BLOCK: Final = 1 << 20  # weights quantised at a time: bounds what that takes
 
 
@@ -154,26 +155,38 @@ def layer_source(
     codec = codec_for(made_by.levels)
     if wanted and _holds(wanted, made_by) and wanted.bits_per_weight <= codec.bits_per_weight:
         codec = wanted
-    # Only a quantised tensor tells the group size: that of one row of zeros.
+    # Only a quantised tensor tells the group size and whether there are offsets: that of one row of zeros.
     row = torch.zeros(1, math.prod(known["shape"][1:]))
-    group_size = made_by.quantize(row, **made_by.parameters(row)).group_size
-    spec = LayerSpec(codec=codec.name, bits=made_by.bits, group_size=group_size, **known)
+    form = made_by.quantize(row, **made_by.parameters(row))
+    spec = LayerSpec(
+        codec=codec.name,
+        bits=made_by.bits,
+        group_size=form.group_size,
+        has_offset=form.offset is not None,
+        **known,
+    )
     said = {field.name: getattr(spec, field.name) for field in fields(LayerSpec)}
 
     def produce() -> PackedLayer:
         weight, made = quantized()
         short = half and harmless(weight, made, made_by.levels)
-        scale = made.scale.detach().float().cpu().numpy()
         packed = PackedLayer(
             **said | {"scale_type": "F16" if short else "F32"},
             codes=codec.pack(made.codes.cpu().numpy()),
-            scale=as_fp16(scale) if short else scale,
+            scale=_numbers(made.scale, short),
+            offset=None if made.offset is None else _numbers(made.offset, short),
         )
         if seen is not None:
             seen(packed, weight)
         return packed
 
     return LayerSource(spec, produce)
+
+
+def _numbers(scale: Tensor, short: bool) -> NDArray[np.float32]:
+    """Scales or offsets as a packed layer has them; `short`: as fp16 holds them."""
+    numbers: NDArray[np.float32] = scale.detach().float().cpu().numpy()
+    return as_fp16(numbers) if short else numbers
 
 
 def _layer_source(
@@ -225,8 +238,12 @@ def quantize_rows(quantizer: Quantizer, weight: Tensor, name: str) -> QuantizedT
         parts.append(quantizer.quantize(block, **quantizer.parameters(block)))
     if len(parts) == 1:
         return parts[0]
+    offsets = [part.offset for part in parts if part.offset is not None]
     return QuantizedTensor(
-        torch.cat([part.codes for part in parts]), torch.cat([p.scale for p in parts]), parts[0].group_size
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.scale for part in parts]),
+        parts[0].group_size,
+        torch.cat(offsets) if offsets else None,
     )
 
 
@@ -244,26 +261,28 @@ def row_blocks(weight: Tensor, *, whole: bool = False) -> list[slice]:
 
 @torch.no_grad()
 def harmless(weight: Tensor, quantized: QuantizedTensor, levels: Sequence[int]) -> bool:
-    """Whether scales in fp16 move the weight by at most half of what quantising it has moved it already.
+    """Whether scales and offsets in fp16 move the weight little: by half of what quantising it has moved it.
 
-    Both in Frobenius norms over the whole layer: rows that hardly count may lose their scale's last bits. Of
-    codes that took the weight's place nobody knows that any more: then a step between two levels counts as if
-    weights had been spread evenly over it, and each was moved by a 12th of its square.
+    Or by no more than weights in fp16 would be moved. All in Frobenius norms over the whole layer: rows that
+    hardly count may lose their scale's last bits. Of codes that took the weight's place nobody knows what
+    moved it any more: then a step between two levels counts as if weights had been spread evenly over it, and
+    each was moved by a 12th of its square.
     """
-    own = moved = 0.0
-    known, group = weight.is_floating_point(), quantized.group_size
+    own = moved = size = 0.0
+    known = weight.is_floating_point()
     for rows in row_blocks(weight):
-        codes, scale = quantized.codes[rows], quantized.scale[rows]
-        exact = QuantizedTensor(codes, scale, group).dequantize()
+        part = replace(quantized, codes=quantized.codes[rows]).with_numbers(lambda numbers: numbers[rows])  # noqa: B023
+        exact = part.dequantize()
         if known:
             off = weight[rows].flatten(1).float() - exact
         else:
-            steps = torch.full_like(codes, levels[1] - levels[0])
-            off = QuantizedTensor(steps, scale, group).dequantize() / math.sqrt(12)
+            off = part.per_weight(part.scale) * (levels[1] - levels[0]) / math.sqrt(12)
+            off = off.expand(exact.shape)
+        rounded = part.with_numbers(lambda numbers: numbers.half().float()).dequantize()
         own += float(off.square().sum(dtype=torch.float64))
-        rounded = QuantizedTensor(codes, scale.half().float(), group).dequantize()
         moved += float((rounded - exact).square().sum(dtype=torch.float64))
-    return 4 * moved <= own
+        size += float(exact.square().sum(dtype=torch.float64))
+    return 4 * moved <= own or moved <= FP16_STEP**2 * size
 
 
 def tensor_source(

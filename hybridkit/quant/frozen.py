@@ -107,7 +107,12 @@ def _held(layer: QATLayer, made: QuantizedTensor) -> _Held:
     parameters = nn.ParameterDict(
         {"scale": nn.Parameter(scale, requires_grad=False), "gain": nn.Parameter(torch.ones_like(scale))}
     )
-    frozen: Any = FrozenCodes(quantizer.levels, quantizer.bits, made.group_size, layer.weight_dtype)
+    if made.offset is not None:
+        parameters["offset"] = nn.Parameter(made.offset.flatten(), requires_grad=False)
+        parameters["shift"] = nn.Parameter(torch.zeros_like(scale))
+    frozen: Any = FrozenCodes(
+        quantizer.levels, quantizer.bits, made.group_size, layer.weight_dtype, made.offset is not None
+    )
     return stored, parameters, frozen
 
 
@@ -123,6 +128,8 @@ def _kinds(model: nn.Module) -> dict[Tensor, str]:
             kind = ADAPTERS if isinstance(module, Adapter) else NORMS if vector else REST
             found[p] = BIASES if layer and own == "bias" else kind
     for quantized in qat_layers(model).values():
-        found[quantized.quantizer_parameters["gain"]] = SCALES
-        found.pop(quantized.quantizer_parameters["scale"], None)
+        for name, parameter in quantized.quantizer_parameters.items():
+            found.pop(parameter, None)
+            if name in ("gain", "shift"):
+                found[parameter] = SCALES
     return found

@@ -8,6 +8,8 @@ with one scale is one row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from array_api_compat import array_namespace, device
@@ -52,7 +54,7 @@ class InGroups:
     def quantize(self, weight: Tensor, **parameters: Tensor) -> QuantizedTensor:
         """Codes of `weight` [N, K] and a scale [N, ceil(K / size)]."""
         N, K = weight.shape
-        codes, scales = [], []
+        codes, scales, offsets = [], [], []
         for end, columns in self._columns(weight):
             rows = _rows(weight[:, columns], self.size)
             part = self.quantizer.quantize(rows, **_own(parameters, end))
@@ -60,12 +62,21 @@ class InGroups:
                 raise UsageError("the quantizer works in groups already; leave the granularity out")
             codes.append(part.codes.reshape(N, -1))
             scales.append(part.scale.reshape(N, -1))
+            if part.offset is not None:
+                offsets.append(part.offset.reshape(N, -1))
         if not codes:
             xp = array_namespace(weight)
             scales = [xp.zeros((N, -(-K // self.size)), dtype=xp.float32, device=device(weight))]
             codes = [xp.zeros_like(weight, dtype=xp.int8)]
+            offsets = scales if self._has_offset(weight) else []
         xp = array_namespace(*codes)
-        return QuantizedTensor(xp.concat(codes, axis=1), xp.concat(scales, axis=1), self.size)
+        offset = xp.concat(offsets, axis=1) if offsets else None
+        return QuantizedTensor(xp.concat(codes, axis=1), xp.concat(scales, axis=1), self.size, offset)
+
+    def _has_offset(self, weight: Tensor) -> bool:
+        """Whether the quantizer gives offsets, which one row of a zero tells."""
+        row = array_namespace(weight).zeros((1, 1), dtype=weight.dtype, device=device(weight))
+        return self.quantizer.quantize(row, **self.quantizer.parameters(row)).offset is not None
 
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor, **parameters: Tensor) -> Tensor:
         """The dequantised weight with the quantizer's own gradient in each group."""
@@ -93,8 +104,9 @@ class InGroups:
         """The groups as rows, what became of them, and their parameters: the whole groups, then the rest."""
         whole = weight.shape[1] // self.size
         for end, columns in self._columns(weight):
-            scale = quantized.scale[:, whole:] if end else quantized.scale[:, :whole]
-            part = QuantizedTensor(_rows(quantized.codes[:, columns], self.size), scale.reshape(-1))
+            mine = slice(whole, None) if end else slice(whole)
+            codes = _rows(quantized.codes[:, columns], self.size)
+            part = replace(quantized, codes=codes, group_size=0).with_numbers(partial(_of_rows, mine))
             yield _rows(weight[:, columns], self.size), part, _own(parameters, end)
 
     @staticmethod
@@ -127,11 +139,12 @@ class OnWhole:
         row = self.quantizer.quantize(weight.reshape(1, -1), **parameters)
         if row.group_size:
             raise UsageError("the quantizer works in groups already; leave the granularity out")
-        return QuantizedTensor(row.codes.view(weight.shape), row.scale.expand(weight.shape[0]).contiguous())
+        spread = row.with_numbers(lambda numbers: numbers.expand(weight.shape[0]).contiguous())
+        return replace(spread, codes=row.codes.view(weight.shape))
 
     def fake_quantize(self, weight: Tensor, quantized: QuantizedTensor, **parameters: Tensor) -> Tensor:
         """The dequantised weight with the quantizer's own gradient."""
-        row = QuantizedTensor(quantized.codes.reshape(1, -1), quantized.scale[:1])
+        row = self._row(quantized)
         if weight.numel() == 0:
             return weight.float()
         return self.quantizer.fake_quantize(weight.reshape(1, -1), row, **parameters).view(weight.shape)
@@ -142,15 +155,26 @@ class OnWhole:
         """The row as the quantizer has it on the ramp."""
         if weight.numel() == 0:
             return Relaxed(weight.float())
-        row = QuantizedTensor(quantized.codes.reshape(1, -1), quantized.scale[:1])
+        row = self._row(quantized)
         soft = relaxed(self.quantizer, weight.reshape(1, -1), row, progress, **parameters)
         bias = None if soft.bias is None else soft.bias.view(weight.shape)
         return Relaxed(soft.weight.view(weight.shape), bias)
+
+    @staticmethod
+    def _row(quantized: QuantizedTensor) -> QuantizedTensor:
+        """The weight as the one row that it was quantised as."""
+        first = quantized.with_numbers(lambda numbers: numbers[:1])
+        return replace(first, codes=quantized.codes.reshape(1, -1))
 
 
 def _rows(matrix: Tensor, size: int) -> Tensor:
     """[N, C] as rows that have a scale each: [N * C / size, size], or itself where C < size."""
     return matrix.reshape(-1, min(size, matrix.shape[1]))
+
+
+def _of_rows(groups: slice, numbers: Tensor) -> Tensor:
+    """Scales or offsets [N, all groups] of some groups, as those of the rows that `_rows` makes of them."""
+    return numbers[:, groups].reshape(-1)
 
 
 def _own(parameters: dict[str, Tensor], end: str) -> dict[str, Tensor]:

@@ -169,7 +169,7 @@ class QATLayer(nn.Module):
         int8: bool,
         gradients: torch.dtype | None,
     ) -> Tensor:
-        if not isinstance(self.quantizer, FrozenCodes) or quantized.group_size:
+        if not isinstance(self.quantizer, FrozenCodes) or not quantized.on_output:
             return quantized_product(op, x, self._carrier(quantized), quantized, int8, gradients)
         y = quantized_product(op, x, self.oriented_weight(), quantized, int8, gradients)
         return follow_gain(y, self.quantizer_parameters["gain"], op.trailing)

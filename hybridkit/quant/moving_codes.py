@@ -8,21 +8,22 @@ changed before the first step, and on the side of the weight that the code stand
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from torch import Tensor, nn
 
-from hybridkit.quant.frozen_codes import FrozenCodes
+from hybridkit.quant.frozen_codes import FrozenCodes, follow
 from hybridkit.quant.layers import QATLayer
-from hybridkit.quant.output_fit import Grid, per_weight
+from hybridkit.quant.output_fit import Grid
 from hybridkit.quant.protocol import QuantizedTensor
-from hybridkit.quant.scales import TINY, divisor
+from hybridkit.quant.scales import divisor
 
 INSIDE: Final = 0.45  # of the step between two levels: how far from its code a heading starts at most
 
 
 class MovingCodes:
-    """The codes next to what the weight holds, times `scale * gain`; both are trained."""
+    """The codes next to what the weight holds, as frozen codes have them; all of it is trained."""
 
     def __init__(self, frozen: FrozenCodes) -> None:
         self.frozen = frozen
@@ -34,21 +35,21 @@ class MovingCodes:
         """Those of frozen codes."""
         return self.frozen.parameters(weight)
 
-    def quantize(self, weight: Tensor, *, scale: Tensor, gain: Tensor) -> QuantizedTensor:
+    def quantize(self, weight: Tensor, **parameters: Tensor) -> QuantizedTensor:
         """The codes next to the headings [N, K], and their scales."""
-        return self.frozen.quantize(self.grid.nearest(weight.detach()), scale=scale, gain=gain)
+        return self.frozen.quantize(self.grid.nearest(weight.detach()), **parameters)
 
     def fake_quantize(
-        self, weight: Tensor, quantized: QuantizedTensor, *, scale: Tensor, gain: Tensor
+        self,
+        weight: Tensor,
+        quantized: QuantizedTensor,
+        **parameters: Tensor,
     ) -> Tensor:
-        """The dequantised weight, with the gradients of the gains and, within the levels, of the headings."""
-        relative = (1 + (gain - gain.detach()) / gain.detach().clamp(min=TINY)).view(quantized.scale.shape)
-        scales = (quantized.scale * relative).view(weight.shape[0], -1)
+        """The dequantised weight, with the gradients of all of it; of headings within the levels."""
         half = self.grid.step / 2
         heading = weight.clamp(self.grid.low - half, self.grid.high + half)
         codes = quantized.codes.to(weight.dtype) + (heading - heading.detach())
-        spread: Tensor = per_weight(scales, self.group_size or weight.shape[1], weight.shape[1])
-        return codes * spread
+        return replace(follow(quantized, **parameters), codes=codes).dequantize()
 
 
 def loosen_(layer: QATLayer, weight: Tensor) -> None:
@@ -56,11 +57,10 @@ def loosen_(layer: QATLayer, weight: Tensor) -> None:
     frozen, found = layer.quantizer, layer.quantized_weight()
     assert isinstance(frozen, FrozenCodes)
     moving: Any = MovingCodes(frozen)
-    N, K = weight.shape
-    scale = divisor(per_weight(found.scale.view(N, -1), found.group_size or K, K))
+    rest = weight.float() if found.offset is None else weight.float() - found.per_weight(found.offset)
     codes = found.codes.float()
     reach = INSIDE * moving.grid.step
-    heading = codes + (weight.float() / scale - codes).clamp(-reach, reach)
+    heading = codes + (rest / divisor(found.per_weight(found.scale)) - codes).clamp(-reach, reach)
     _set(layer, heading)
     layer.quantizer = moving
 

@@ -1,4 +1,4 @@
-"""Uniform quantisation to 2, 3, 4 or 8 bits, symmetric about zero, per channel, tensor or group."""
+"""Uniform quantisation to 2, 3, 4 or 8 bits per channel, tensor or group, about zero or with an offset."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # the shorter side; after these many the one that maps it to the level furthest on the longer side.
 TRIED: Final = 16
 TO_LONGER: Final = {2: 5, 3: 3, 4: 2}
+NARROWEST: Final = {2: 0.4, 3: 0.5, 4: 0.7}  # with an offset: the least range that is tried, by bits
 
 
 class NBit(StraightThrough):
@@ -38,6 +39,11 @@ class NBit(StraightThrough):
     of the longer tail (as in ggml's Q4_0), which takes a fifth off the error in groups of 32 and costs no
     byte. At 8 bits rounding is so fine that neither pays, and absmax is taken. The gradient is straight
     through.
+
+    With `offset` codes = clip(round((w - offset) / scale), ...) and the levels span the range of the weights,
+    wherever it lies (what others call asymmetric, or a zero point, here of any value: GGUF's Q4_1). "absmax"
+    then takes the whole range; "mse" narrows it, each time with the scale and offset of least squared error
+    for the codes that come out (as `make_qkx2_quants` of ggml), and takes the best.
     """
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +56,7 @@ class NBit(StraightThrough):
         scale: Literal["mse", "absmax"] = option(
             "mse", "clip for least squared error, or keep the largest weight"
         )
+        offset: bool = option(False, "levels anywhere, not about zero: a second number beside each scale")
 
     def __init__(self, options: Options | None = None) -> None:
         super().__init__(options)
@@ -65,6 +72,13 @@ class NBit(StraightThrough):
             alone = cast("Quantizer", NBit(replace(self.options, group_size=0)))
             return InGroups(alone, self.options.group_size).quantize(weight)
         rows = scale_rows(weight, self.options.granularity)
+        if self.options.offset:
+            scale, offset = self._scale_and_offset(rows)
+            codes = round_to_codes(rows - offset, scale, self.levels[0], self.levels[-1])
+            N = weight.shape[0]
+            return QuantizedTensor(
+                codes.reshape(weight.shape), per_channel(scale, N), offset=per_channel(offset, N)
+            )
         scale = self._scale(rows)
         codes = round_to_codes(rows, scale, self.levels[0], self.levels[-1])
         return QuantizedTensor(codes.reshape(weight.shape), per_channel(scale, weight.shape[0]))
@@ -86,6 +100,46 @@ class NBit(StraightThrough):
             best = xp.where(error < least, xp.full_like(best, clip), best)
             least = xp.minimum(error, least)
         return widest * best
+
+    def _scale_and_offset(self, rows: Array) -> tuple[Array, Array]:
+        """Those of each row of float32 [N, K], as [N, 1] each."""
+        xp = array_namespace(rows)
+        if 0 in rows.shape:
+            nothing = xp.sum(rows, axis=-1, keepdims=True)
+            return nothing, nothing
+        low, high = self.levels[0], self.levels[-1]
+        least, most = xp.min(rows, axis=-1, keepdims=True), xp.max(rows, axis=-1, keepdims=True)
+        width = most - least
+        unit = (rows - least) / xp.clip(width, TINY)  # 0 to 1
+        best = xp.full_like(width, 1 / (high - low)), xp.full_like(width, -low / (high - low))
+        if self.options.scale == "mse" and self.options.bits != 8:
+            smallest = xp.full_like(width, xp.inf)
+            for share in narrowed(self.options.bits):
+                step = share / (high - low)
+                codes = xp.clip(xp.round((unit - 0.5) / step + (low + high) / 2), low, high)
+                found = _line(codes, unit)
+                error = xp.sum((codes * found[0] + found[1] - unit) ** 2, axis=-1, keepdims=True)
+                better = error < smallest
+                best = xp.where(better, found[0], best[0]), xp.where(better, found[1], best[1])
+                smallest = xp.minimum(error, smallest)
+        return width * best[0], least + width * best[1]
+
+
+def narrowed(bits: int) -> list[float]:
+    """The ranges that are tried, as shares of the weights' own."""
+    least = NARROWEST[bits]
+    return [1 - (1 - least) * i / (TRIED - 1) for i in range(TRIED)]
+
+
+def _line(codes: Array, values: Array) -> tuple[Array, Array]:
+    """The a > 0 and b, [N, 1], of least squared a * codes + b - values in each row [N, K]."""
+    xp = array_namespace(codes)
+    middle, mean = xp.mean(codes, axis=-1, keepdims=True), xp.mean(values, axis=-1, keepdims=True)
+    off = codes - middle
+    spread = xp.sum(off * off, axis=-1, keepdims=True)
+    slope = xp.sum(off * (values - mean), axis=-1, keepdims=True) / xp.clip(spread, TINY)
+    slope = xp.where(slope > 0, slope, xp.full_like(slope, TINY))  # all codes are equal
+    return slope, mean - slope * middle
 
 
 def clips(bits: int, levels: tuple[int, ...]) -> list[float]:

@@ -6,8 +6,9 @@ Three moves, each of which knows nothing of a quantizer but its levels:
   the columns that are still free (GPTQ, arXiv 2210.17323, in its Cholesky form and the order of diag(H)).
 - `descend`: each code in turn becomes the best one while all others stay (coordinate descent, as QuantEase,
   arXiv 2309.01885). The error never grows.
-- `best_scales`: for given codes the scales of least error, a linear system for each row (as PT2-LLM,
-  arXiv 2510.03267, alternates codes and scales of ternary weights). The error never grows.
+- `best_scales`: for given codes the scales of least error, and offsets where there are some, a linear system
+  for each row (as PT2-LLM, arXiv 2510.03267, alternates codes and scales of ternary weights). The error never
+  grows.
 
 All compute with torch tensors and with NumPy arrays alike.
 """
@@ -27,6 +28,7 @@ from hybridkit.quant.scales import Array, as_float32, divisor
 DAMPING: Final = 0.01  # of the mean of diag(H), onto diag(H), as GPTQ has it
 BLOCK: Final = 128  # columns whose effect on those behind them is put off
 ROUNDS: Final = 4  # of scales and codes in turn
+MOST_UNKNOWNS: Final = 1 << 23  # squared, of all rows whose scales are found at a time: bounds the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +72,25 @@ def fit_output(
     weight, moments, grid = as_float32(weight), damped(gram), Grid.of(levels)
     size = start.group_size or weight.shape[1]
     scale = as_float32(start.scale).reshape(weight.shape[0], -1)
+    offset = None if start.offset is None else as_float32(start.offset).reshape(weight.shape[0], -1)
+    rest = without_offset(weight, offset, size)  # what codes and scales are to make
     given = per_weight(scale, size, weight.shape[1])
     begun = xp.astype(start.codes, xp.float32)
-    codes = feedback(weight, moments, given, grid)
-    worse = output_errors(weight, moments, codes * given) > output_errors(weight, moments, begun * given)
+    codes = feedback(rest, moments, given, grid)
+    worse = output_errors(rest, moments, codes * given) > output_errors(rest, moments, begun * given)
     codes = xp.where(worse[:, None], begun, codes)
     for _ in range(rounds):
-        scale = best_scales(weight, moments, codes, size, scale)
-        codes = descend(weight, moments, codes, per_weight(scale, size, weight.shape[1]), grid)
-    return QuantizedTensor(xp.astype(codes, xp.int8), scale.reshape(start.scale.shape), start.group_size)
+        scale, offset = best_scales(weight, moments, codes, size, scale, offset)
+        rest = without_offset(weight, offset, size)
+        codes = descend(rest, moments, codes, per_weight(scale, size, weight.shape[1]), grid)
+    shape = start.scale.shape
+    offset = None if offset is None else offset.reshape(shape)
+    return QuantizedTensor(xp.astype(codes, xp.int8), scale.reshape(shape), start.group_size, offset)
+
+
+def without_offset(weight: Array, offset: Array | None, size: int) -> Array:
+    """Weights [N, K] less their offsets [N, G], of groups of `size` columns."""
+    return weight if offset is None else weight - per_weight(offset, size, weight.shape[1])
 
 
 def per_weight(scale: Array, size: int, K: int) -> Array:
@@ -139,29 +151,60 @@ def descend(weight: Array, moments: Array, codes: Array, scale: Array, grid: Gri
     return codes
 
 
-def best_scales(weight: Array, moments: Array, codes: Array, size: int, scale: Array) -> Array:
-    """The scales [N, G] of least error for given codes; a row keeps its own where one would change its sign.
+def best_scales(
+    weight: Array, moments: Array, codes: Array, size: int, scale: Array, offset: Array | None = None
+) -> tuple[Array, Array | None]:
+    """The scales [N, G], and offsets where there are some, of least error for given codes.
 
-    size: how many columns share a scale. scale: [N, G], what they were.
+    A row keeps its own where a scale would change its sign. size: how many columns share a scale. scale,
+    offset: [N, G], what they were.
     """
     xp = array_namespace(weight)
     N, G = scale.shape
     groups = [slice(g * size, min((g + 1) * size, weight.shape[1])) for g in range(G)]
-    left = xp.zeros((N, G, G), dtype=xp.float64, device=device(weight))
-    right = xp.zeros((N, G), dtype=xp.float64, device=device(weight))
+    unknowns = G if offset is None else 2 * G
+    step = max(1, MOST_UNKNOWNS // unknowns**2)
+    parts = []
+    for rows in (slice(i, i + step) for i in range(0, N, step)):
+        left, right = _normal_equations(weight[rows], moments, codes[rows], groups, offset is not None)
+        diagonal = xp.linalg.diagonal(left)
+        idle = diagonal <= 0  # groups of zeros
+        more = xp.where(idle, xp.ones_like(diagonal), 1e-9 * diagonal)
+        left = left + more[:, :, None] * xp.eye(unknowns, dtype=xp.float64, device=device(weight))
+        found = xp.astype(xp.linalg.solve(left, right[:, :, None])[:, :, 0], xp.float32)
+        scales = xp.where(idle[:, :G], scale[rows], found[:, :G])
+        fit = xp.all(scales * scale[rows] > 0, axis=1, keepdims=True)
+        before = scale[rows] if offset is None else xp.concat([scale[rows], offset[rows]], axis=1)
+        parts.append(xp.where(fit, xp.concat([scales, found[:, G:]], axis=1), before))
+    made = xp.concat(parts, axis=0)
+    return made[:, :G], None if offset is None else made[:, G:]
+
+
+def _normal_equations(
+    weight: Array, moments: Array, codes: Array, groups: Sequence[slice], offsets: bool
+) -> tuple[Array, Array]:
+    """The system of each row, [N, U, U] and [N, U], for scales of groups, and then offsets of them.
+
+    A row is a sum of scales times codes in their group and, where there are `offsets`, of offsets times ones.
+    """
+    xp = array_namespace(weight)
+    N, G = codes.shape[0], len(groups)
+    U = 2 * G if offsets else G
+    left = xp.zeros((N, U, U), dtype=xp.float64, device=device(weight))
+    right = xp.zeros((N, U), dtype=xp.float64, device=device(weight))
     target = weight @ moments
     for g, mine in enumerate(groups):
         reached = codes[:, mine] @ moments[mine, :]  # [N, K]
+        right[:, g] = xp.sum(codes[:, mine] * target[:, mine], axis=1)
+        if offsets:
+            right[:, G + g] = xp.sum(target[:, mine], axis=1)
+            ones = xp.sum(moments[mine, :], axis=0)  # [K]
         for h, other in enumerate(groups):
             left[:, g, h] = xp.sum(reached[:, other] * codes[:, other], axis=1)
-        right[:, g] = xp.sum(codes[:, mine] * target[:, mine], axis=1)
-    diagonal = xp.linalg.diagonal(left)
-    idle = diagonal <= 0  # groups of zeros
-    more = xp.where(idle, xp.ones_like(diagonal), 1e-9 * diagonal)
-    left = left + more[:, :, None] * xp.eye(G, dtype=xp.float64, device=device(weight))
-    found = xp.astype(xp.linalg.solve(left, right[:, :, None])[:, :, 0], xp.float32)
-    found = xp.where(idle, scale, found)
-    return xp.where(xp.all(found * scale > 0, axis=1, keepdims=True), found, scale)
+            if offsets:
+                left[:, g, G + h] = left[:, G + h, g] = xp.sum(reached[:, other], axis=1)
+                left[:, G + g, G + h] = xp.sum(ones[other])
+    return left, right
 
 
 def _blocks(columns: int) -> Sequence[slice]:

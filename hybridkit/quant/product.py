@@ -7,9 +7,10 @@ For one row x of activations, codes q[n, :], scales s_w[n]:
 
 x^ and q are integer-valued floats, so that x^ . q is exact while 127 * max|q| * K < 2^24 (K < 132,000 for
 ternary and binary codes), and every kernel and exported file gives the same bits. Where the scale changes
-along the row (groups) it cannot stand on the output; then the weight is q[n, k] * s_w[n, group of k]:
+along the row (groups) it cannot stand on the output, nor where there is an offset; then the weight w is the
+dequantised one, q[n, k] * s_w[n, group of k] + o[n, group of k]:
 
-    int8:  y = (x^ . (q s_w)[n]) * s_x;   float: y = x . (q s_w)[n]      both to fp32 rounding
+    int8:  y = (x^ . w[n]) * s_x;   float: y = x . w[n]      both to fp32 rounding
 
 The gradient is that of y = x~ . w~, with x~ = x^ s_x and w~ the quantizer's fake-quantised weight: straight
 through the rounding of x, the quantizer's own estimator for w.
@@ -166,9 +167,8 @@ def quantized_product(
     the backward codes are kept as int8, those of the activations too. `gradients` is the type in which the
     backward's products are multiplied, None for that of the forward's.
     """
-    grouped = quantized.group_size > 0
-    codes = quantized.dequantize() if grouped else quantized.codes
-    scale = None if grouped else quantized.scale.reshape(-1, *[1] * op.trailing)
+    codes = quantized.codes if quantized.on_output else quantized.dequantize()
+    scale = quantized.scale.reshape(-1, *[1] * op.trailing) if quantized.on_output else None
     result: Tensor = _QuantizedProduct.apply(  # type: ignore[no-untyped-call]
         x, fake_weight, op, codes.view(fake_weight.shape), scale, int8, gradients
     )

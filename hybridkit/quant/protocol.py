@@ -5,7 +5,8 @@ Importing it needs no torch: quantizers that say so compute with NumPy arrays to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from array_api_compat import array_namespace
@@ -18,25 +19,42 @@ Granularity = Literal["channel", "tensor"]
 
 @dataclass(frozen=True, slots=True)
 class QuantizedTensor:
-    """A quantised weight matrix: weight[n, k] is represented by scale[n, k // group] * codes[n, k].
+    """A quantised weight matrix: weight[n, k] stands as scale[n, k // group] * codes[n, k] + offset[same].
 
     codes: int8 [N, K], values from the quantizer's `levels`; as scale, an array of the weight's own library.
     scale: float32 [N], or [N, ceil(K / group_size)] where the quantizer works in groups; with a
         minus where levels reach further on one side than on the other and that side is the other one.
+    offset: None, or float32 like scale: the weight that code 0 stands for (a zero point is -offset / scale).
     """
 
     codes: Tensor
     scale: Tensor
     group_size: int = 0  # 0: one scale per row
+    offset: Tensor | None = None
 
     def dequantize(self) -> Tensor:
         """The represented weight, float32 [N, K]."""
         xp = array_namespace(self.codes)
-        codes: Tensor = xp.astype(self.codes, xp.float32)
+        codes: Tensor = xp.astype(self.codes, xp.float32, copy=False)
+        weight = codes * self.per_weight(self.scale)
+        return weight if self.offset is None else weight + self.per_weight(self.offset)
+
+    def per_weight(self, values: Tensor) -> Tensor:
+        """Numbers of rows or groups, shaped like scale, as [N, 1] or [N, K]."""
         if self.group_size == 0:
-            return codes * self.scale[:, None]
-        per_weight: Tensor = xp.repeat(self.scale, self.group_size, axis=1)
-        return codes * per_weight[:, : self.codes.shape[1]]
+            return values[:, None]
+        repeated: Tensor = array_namespace(values).repeat(values, self.group_size, axis=1)
+        return repeated[:, : self.codes.shape[1]]
+
+    @property
+    def on_output(self) -> bool:
+        """Whether the scale can stand on a product's output: one per row, and no offset."""
+        return self.group_size == 0 and self.offset is None
+
+    def with_numbers(self, change: Callable[[Tensor], Tensor]) -> QuantizedTensor:
+        """The same codes with what `change` makes of scale and offset."""
+        offset = None if self.offset is None else change(self.offset)
+        return replace(self, scale=change(self.scale), offset=offset)
 
 
 class Quantizer(Protocol):

@@ -5,9 +5,11 @@
     float: y = (x . q) * s_w + b
 
 s_x is per row of x for a matmul, per sample for a convolution. With groups (n-bit, group_size > 0) the scale
-is [N, ceil(K / group_size)] and cannot stay on the output: x^ meets the dequantised weight, and
-y = (x^ . (q * s_w)) * s_x + b. Arithmetic is in float32; the result has the type of x. A row (sample) that
-holds a NaN or an infinity gives NaN in all of its int8 outputs: s_x is NaN, or an infinity that meets a zero.
+is [N, ceil(K / group_size)] and cannot stay on the output, nor can it with an offset o (n-bit), of the shape
+of the scale: x^ meets the dequantised weight, and y = (x^ . (q * s_w + o)) * s_x + b.
+
+Arithmetic is in float32; the result has the type of x. A row (sample) that holds a NaN or an infinity gives
+NaN in all of its int8 outputs: s_x is NaN, or an infinity that meets a zero.
 """
 
 from __future__ import annotations
@@ -51,6 +53,14 @@ class Geometry:
     def positions(self) -> int:
         """The positions of the kernel."""
         return math.prod(self.kernel_shape)
+
+
+class Numbers(NamedTuple):
+    """What stands beside integer codes: scale [N] or [N, groups], and an offset of its shape or None."""
+
+    scale: Tensor
+    offset: Tensor | None = None
+    group_size: int = 0
 
 
 class PackedMatrix(NamedTuple):
@@ -133,60 +143,49 @@ def take(rows: Tensor, indices: Tensor) -> Tensor:
     return rows.index_select(0, indices.reshape(-1)).reshape(*indices.shape, *rows.shape[1:])
 
 
-def scaled(weight: Tensor, scale: Tensor, group_size: int = 0) -> Tensor:
-    """Dequantised rows [..., K]; scale [...] or [..., groups]."""
-    if group_size == 0:
-        return weight * scale.unsqueeze(-1)
-    return weight * scale.repeat_interleave(group_size, dim=-1)[..., : weight.shape[-1]]
+def scaled(weight: Tensor, numbers: Numbers) -> Tensor:
+    """Dequantised rows [..., K]; scale and offset are [...] or [..., groups]."""
+
+    def per_weight(values: Tensor) -> Tensor:
+        if numbers.group_size == 0:
+            return values.unsqueeze(-1)
+        return values.repeat_interleave(numbers.group_size, dim=-1)[..., : weight.shape[-1]]
+
+    weight = weight * per_weight(numbers.scale)
+    return weight if numbers.offset is None else weight + per_weight(numbers.offset)
 
 
 def _product(
     x: Tensor,
     weight: Tensor,
-    scale: Tensor,
+    numbers: Numbers,
     bias: Tensor,
     activations: Activations,
-    group_size: int,
     multiply: Callable[[Tensor, Tensor], Tensor],
     channel: Callable[[Tensor], Tensor],
     reduce: tuple[int, ...],
 ) -> Tensor:
     """The arithmetic above around `multiply`; `channel` lines a vector [N] up with the output's channels."""
     given, x = x, x.float()
+    on_output = numbers.group_size == 0 and numbers.offset is None
+    weight = weight if on_output else scaled(weight, numbers)
     if activations == "int8":
         x, s_x = int8_activations(x, dim=reduce)
-        if group_size:
-            y = multiply(x, scaled(weight, scale, group_size)) * s_x
-        else:
-            y = multiply(x, weight) * (s_x * channel(scale))
-    elif group_size:
-        y = multiply(x, scaled(weight, scale, group_size))
+        y = multiply(x, weight) * (s_x * channel(numbers.scale) if on_output else s_x)
     else:
-        y = multiply(x, weight) * channel(scale)
+        y = multiply(x, weight)
+        y = y * channel(numbers.scale) if on_output else y
     return (y + channel(bias)).to(given.dtype)
 
 
-def matmul(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    activations: Activations,
-    group_size: int = 0,
-) -> Tensor:
+def matmul(x: Tensor, weight: Tensor, numbers: Numbers, bias: Tensor, activations: Activations) -> Tensor:
     """x [..., K] with an integer-valued weight [N, K] -> [..., N]."""
     check_matmul_input(x, weight.shape[1])
-    return _product(x, weight, scale, bias, activations, group_size, F.linear, lambda v: v, (-1,))
+    return _product(x, weight, numbers, bias, activations, F.linear, lambda v: v, (-1,))
 
 
 def conv(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    activations: Activations,
-    geometry: Geometry,
-    group_size: int = 0,
+    x: Tensor, weight: Tensor, numbers: Numbers, bias: Tensor, activations: Activations, geometry: Geometry
 ) -> Tensor:
     """x [batch, channels, *space] with an integer-valued weight [N, K] -> [batch, N, *space]."""
     dims = geometry.dims
@@ -206,7 +205,7 @@ def conv(
         return v.reshape(-1, *[1] * dims)
 
     reduce = tuple(range(1, dims + 2))
-    return _product(x, weight, scale, bias, activations, group_size, multiply, channel, reduce)
+    return _product(x, weight, numbers, bias, activations, multiply, channel, reduce)
 
 
 def matmul_shape(x: Tensor, K: int, N: int) -> Tensor:

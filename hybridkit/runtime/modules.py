@@ -46,8 +46,9 @@ class _Packed(nn.Module):
     codes: uint8, in the order that `layout` names (`base3` is repacked as `two-bit`, `base6` as `nbit4`).
     Ternary and binary products hold tiles, on every device and with or without the native library, and so
     does an embedding that is tied to one; all others hold rows [N, bytes], layout 0.
-    scale: float32 [N] or [N, groups]. bits and group_size matter for n-bit codes only: ternary and binary
-    codes in groups become n-bit ones of two bits, which hold the same integers.
+    scale: float32 [N] or [N, groups]. offset: the same, or without an element. They, bits and group_size
+    matter for n-bit codes only: ternary and binary codes in groups, or with offsets, become n-bit ones of two
+    bits, which hold the same integers.
     """
 
     layout = 0
@@ -58,12 +59,13 @@ class _Packed(nn.Module):
 
     codes: Tensor
     scale: Tensor
+    offset: Tensor
 
     def __init__(self, layer: PackedLayer, device: torch.device) -> None:
         super().__init__()
         name, codes = layer.codec, layer.codes
         wanted = operator_codec(name)
-        if layer.group_size and wanted in ("two-bit", "one-bit"):
+        if (layer.group_size or layer.has_offset) and wanted in ("two-bit", "one-bit"):
             wanted = "nbit2"
         if wanted != name:
             name, codes = wanted, codec(wanted).pack(layer.unpack())
@@ -72,8 +74,9 @@ class _Packed(nn.Module):
         self.N, self.K = layer.matrix_shape
         self.shape = layer.shape
         self.activations = layer.activations
-        self.register_buffer("codes", torch.from_numpy(np.require(codes, requirements="W")).to(device))
-        self.register_buffer("scale", torch.from_numpy(np.require(layer.scale, requirements="W")).to(device))
+        offset = np.empty(0, np.float32) if layer.offset is None else layer.offset
+        for name, content in {"codes": codes, "scale": layer.scale, "offset": offset}.items():
+            self.register_buffer(name, torch.from_numpy(np.require(content, requirements="W")).to(device))
 
     @property
     def weight(self) -> Tensor:
@@ -82,15 +85,21 @@ class _Packed(nn.Module):
         An operator makes it, so that an exported graph can have it, too.
         """
         operator = getattr(torch.ops.hybridkit, f"{self.code_kind}_embedding")
-        form = (self.bits, self.group_size) if self.code_kind == "nbit" else (0,)
+        form = self._form if self.code_kind == "nbit" else (0,)
         rows = torch.arange(self.N, device=self.codes.device)
-        weight: Tensor = operator(rows, self._rows(), self.scale, self.K, self.N, *form).view(self.shape)
+        tensors = (rows, self._rows(), self.scale, *self._offsets)
+        weight: Tensor = operator(*tensors, self.K, self.N, *form).view(self.shape)
         return weight.t() if self.transposed else weight
 
     @property
-    def _code_arguments(self) -> tuple[int, ...]:
+    def _form(self) -> tuple[int, ...]:
         """What the operators take at the end."""
         return (self.bits, self.group_size) if self.code_kind == "nbit" else (self.layout,)
+
+    @property
+    def _offsets(self) -> tuple[Tensor, ...]:
+        """What n-bit operators take behind the other tensors."""
+        return (self.offset,) if self.code_kind == "nbit" else ()
 
     def _tile(self) -> None:
         """From layout 0 to the layer's tiles."""
@@ -142,7 +151,8 @@ class PackedLinear(_PackedProduct):
     def forward(self, x: Tensor) -> Tensor:
         """One operator, `{ternary,binary,nbit}_matmul_{int8,float}`."""
         operator = getattr(torch.ops.hybridkit, f"{self.code_kind}_matmul_{self.activations}")
-        result: Tensor = operator(x, self.codes, self.scale, self.bias, self.K, self.N, *self._code_arguments)
+        tensors = (x, self.codes, self.scale, self.bias, *self._offsets)
+        result: Tensor = operator(*tensors, self.K, self.N, *self._form)
         return result
 
 
@@ -182,6 +192,7 @@ class _PackedConv(_PackedProduct):
             self.codes,
             self.scale,
             self.bias,
+            *self._offsets,
             self.K,
             self.N,
             self.kernel_shape,
@@ -189,7 +200,7 @@ class _PackedConv(_PackedProduct):
             self.pads,
             self.dilations,
             self.group,
-            *self._code_arguments,
+            *self._form,
         )
         return result if batched else result.squeeze(0)
 
@@ -241,7 +252,8 @@ class PackedEmbedding(_Packed):
     def forward(self, indices: Tensor) -> Tensor:
         """One operator, `{ternary,binary,nbit}_embedding`."""
         operator = getattr(torch.ops.hybridkit, f"{self.code_kind}_embedding")
-        result: Tensor = operator(indices, self.codes, self.scale, self.K, self.N, *self._code_arguments)
+        tensors = (indices, self.codes, self.scale, *self._offsets)
+        result: Tensor = operator(*tensors, self.K, self.N, *self._form)
         result = result if self.dtype == torch.float32 else result.to(self.dtype)
         return result if self.embed_scale is None else scaled(result, self.embed_scale)
 
@@ -329,7 +341,7 @@ def _share(layers: Mapping[str, PackedLayer], replacements: Mapping[str, nn.Modu
     for name, module in replacements.items():
         assert isinstance(module, _Packed)
         holder = holders.setdefault(id(layers[name]), module)
-        module.codes, module.scale = holder.codes, holder.scale
+        module.codes, module.scale, module.offset = holder.codes, holder.scale, holder.offset
 
 
 def _same(running: Mapping[str, _Packed], layers: Mapping[str, PackedLayer]) -> bool:

@@ -6,11 +6,12 @@ For packed codes q, scale s_w [N] and bias b [N], both float32 and always presen
     {ternary,binary}_conv_{int8,float}(x, codes, scale, bias, K, N, kernel_shape, strides, pads, dilations,
                                        group, layout=0)
     {ternary,binary}_embedding(indices, codes, scale, K, N, layout=0)
-    nbit_matmul_{int8,float}(x, codes, scale, bias, K, N, bits, group_size)
-    nbit_conv_{int8,float}(x, codes, scale, bias, K, N, kernel_shape, strides, pads, dilations, group, bits,
-                           group_size)
-    nbit_embedding(indices, codes, scale, K, N, bits, group_size)
+    nbit_matmul_{int8,float}(x, codes, scale, bias, offset, K, N, bits, group_size)
+    nbit_conv_{int8,float}(x, codes, scale, bias, offset, K, N, kernel_shape, strides, pads, dilations, group,
+                           bits, group_size)
+    nbit_embedding(indices, codes, scale, offset, K, N, bits, group_size)
 
+n-bit scales are [N] or [N, groups], offsets of the same shape, or without an element where there are none.
 They compute in float32 and return the type of x; embeddings return float32. `pads` are ONNX's: all
 begins, then all ends. There is no gradient: these run what was trained.
 
@@ -39,6 +40,7 @@ from hybridkit.packing.activations import Activations
 from hybridkit.runtime import arithmetic, cpu
 from hybridkit.runtime.arithmetic import (
     Geometry,
+    Numbers,
     PackedMatrix,
     scaled,
     take,
@@ -47,10 +49,12 @@ from hybridkit.runtime.arithmetic import (
 )
 from hybridkit.runtime.native import LowBit, Native, load
 
-_PRODUCT: Final = "Tensor x, Tensor codes, Tensor scale, Tensor bias, SymInt K, SymInt N"
+_TENSORS: Final = "Tensor x, Tensor codes, Tensor scale, Tensor bias"
+_SIZES: Final = "SymInt K, SymInt N"
 _GEOMETRY: Final = "SymInt[] kernel_shape, SymInt[] strides, SymInt[] pads, SymInt[] dilations, SymInt group"
-_ROWS: Final = "Tensor indices, Tensor codes, Tensor scale, SymInt K, SymInt N"
+_ROWS: Final = "Tensor indices, Tensor codes, Tensor scale"
 _LAYOUT: Final = "SymInt layout=0"
+_OFFSET: Final = "Tensor offset"
 _GROUPED: Final = "SymInt bits, SymInt group_size"
 
 # Not torch.library.custom_op, whose wrappers cost as much time as a small product.
@@ -97,18 +101,23 @@ def _triton() -> ModuleType | None:
     return importlib.import_module("hybridkit.runtime.triton_kernels")
 
 
-def _matmul_shape(
-    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, *rest: Any
-) -> Tensor:
+def _matmul_shape(x: Tensor, *rest: Any) -> Tensor:
+    K, N = _numbers(rest)[:2]
     return arithmetic.matmul_shape(x, K, N)
 
 
-def _conv_shape(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, *rest: Any) -> Tensor:
-    return arithmetic.conv_shape(x, N, Geometry(*rest[:5]))
+def _conv_shape(x: Tensor, *rest: Any) -> Tensor:
+    _, N, *geometry = _numbers(rest)
+    return arithmetic.conv_shape(x, N, Geometry(*geometry[:5]))
 
 
-def _embedding_shape(indices: Tensor, codes: Tensor, scale: Tensor, K: int, N: int, *rest: Any) -> Tensor:
-    return scale.new_empty((*indices.shape, K))
+def _embedding_shape(indices: Tensor, codes: Tensor, scale: Tensor, *rest: Any) -> Tensor:
+    return scale.new_empty((*indices.shape, _numbers(rest)[0]))
+
+
+def _numbers(arguments: tuple[Any, ...]) -> list[Any]:
+    """The arguments behind the tensors, of which n-bit operators have one more."""
+    return [argument for argument in arguments if not isinstance(argument, Tensor)]
 
 
 def _define_matmul(kind: LowBit, activations: Activations) -> None:
@@ -119,9 +128,9 @@ def _define_matmul(kind: LowBit, activations: Activations) -> None:
             return cpu.matmul(native, x, weight)
         if (triton := _gpu(x, weight)) is not None:
             return triton.matmul(x, weight)  # type: ignore[no-any-return]
-        return arithmetic.matmul(x, weight.unpack(), scale, bias, activations)
+        return arithmetic.matmul(x, weight.unpack(), Numbers(scale), bias, activations)
 
-    _define(f"{kind}_matmul_{activations}", f"{_PRODUCT}, {_LAYOUT}", _matmul_shape, run)
+    _define(f"{kind}_matmul_{activations}", f"{_TENSORS}, {_SIZES}, {_LAYOUT}", _matmul_shape, run)
 
 
 def _define_conv(kind: LowBit, activations: Activations) -> None:
@@ -145,30 +154,44 @@ def _define_conv(kind: LowBit, activations: Activations) -> None:
         if (native := _native(x, weight)) is not None:
             return cpu.conv(native, x, weight, geometry)
         matrix = weight.unpack(group, geometry.positions)
-        return arithmetic.conv(x, matrix, scale, bias, activations, geometry)
+        return arithmetic.conv(x, matrix, Numbers(scale), bias, activations, geometry)
 
-    _define(f"{kind}_conv_{activations}", f"{_PRODUCT}, {_GEOMETRY}, {_LAYOUT}", _conv_shape, run)
+    arguments = f"{_TENSORS}, {_SIZES}, {_GEOMETRY}, {_LAYOUT}"
+    _define(f"{kind}_conv_{activations}", arguments, _conv_shape, run)
 
 
 def _define_embedding(kind: LowBit) -> None:
     def run(indices: Tensor, codes: Tensor, scale: Tensor, K: int, N: int, layout: int = 0) -> Tensor:
         _check_layout(layout, (0, 1))
-        scales = take(scale, indices)  # refuses what is no row
+        scales = Numbers(take(scale, indices))  # refuses what is no row
         if layout == 0:
             return scaled(unpack(take(codes, indices), K, kind), scales)
         return scaled(take_tiled(codes, indices, K, kind), scales)
 
-    _define(f"{kind}_embedding", f"{_ROWS}, {_LAYOUT}", _embedding_shape, run)
+    _define(f"{kind}_embedding", f"{_ROWS}, {_SIZES}, {_LAYOUT}", _embedding_shape, run)
+
+
+def _nbit_numbers(scale: Tensor, offset: Tensor, group_size: int) -> Numbers:
+    return Numbers(scale, offset if offset.numel() else None, group_size)
 
 
 def _define_nbit_matmul(activations: Activations) -> None:
     def run(
-        x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor, K: int, N: int, bits: int, group_size: int
+        x: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        offset: Tensor,
+        K: int,
+        N: int,
+        bits: int,
+        group_size: int,
     ) -> Tensor:
         weight = unpack(codes, K, "nbit", bits)
-        return arithmetic.matmul(x, weight, scale, bias, activations, group_size)
+        return arithmetic.matmul(x, weight, _nbit_numbers(scale, offset, group_size), bias, activations)
 
-    _define(f"nbit_matmul_{activations}", f"{_PRODUCT}, {_GROUPED}", _matmul_shape, run)
+    arguments = f"{_TENSORS}, {_OFFSET}, {_SIZES}, {_GROUPED}"
+    _define(f"nbit_matmul_{activations}", arguments, _matmul_shape, run)
 
 
 def _define_nbit_conv(activations: Activations) -> None:
@@ -177,6 +200,7 @@ def _define_nbit_conv(activations: Activations) -> None:
         codes: Tensor,
         scale: Tensor,
         bias: Tensor,
+        offset: Tensor,
         K: int,
         N: int,
         kernel_shape: list[int],
@@ -189,18 +213,29 @@ def _define_nbit_conv(activations: Activations) -> None:
     ) -> Tensor:
         geometry = Geometry(kernel_shape, strides, pads, dilations, group)
         weight = unpack(codes, K, "nbit", bits)
-        return arithmetic.conv(x, weight, scale, bias, activations, geometry, group_size)
+        numbers = _nbit_numbers(scale, offset, group_size)
+        return arithmetic.conv(x, weight, numbers, bias, activations, geometry)
 
-    _define(f"nbit_conv_{activations}", f"{_PRODUCT}, {_GEOMETRY}, {_GROUPED}", _conv_shape, run)
+    arguments = f"{_TENSORS}, {_OFFSET}, {_SIZES}, {_GEOMETRY}, {_GROUPED}"
+    _define(f"nbit_conv_{activations}", arguments, _conv_shape, run)
 
 
 def _define_nbit_embedding() -> None:
     def run(
-        indices: Tensor, codes: Tensor, scale: Tensor, K: int, N: int, bits: int, group_size: int
+        indices: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        offset: Tensor,
+        K: int,
+        N: int,
+        bits: int,
+        group_size: int,
     ) -> Tensor:
-        return scaled(unpack(take(codes, indices), K, "nbit", bits), take(scale, indices), group_size)
+        offsets = take(offset, indices) if offset.numel() else offset
+        numbers = _nbit_numbers(take(scale, indices), offsets, group_size)
+        return scaled(unpack(take(codes, indices), K, "nbit", bits), numbers)
 
-    _define("nbit_embedding", f"{_ROWS}, {_GROUPED}", _embedding_shape, run)
+    _define("nbit_embedding", f"{_ROWS}, {_OFFSET}, {_SIZES}, {_GROUPED}", _embedding_shape, run)
 
 
 def _define_all() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from hybridkit.packing.codecs import codec_for
 from hybridkit.quant.config import Group
 from hybridkit.quant.groups import with_granularity
 from hybridkit.quant.protocol import (
-    QuantizedTensor,
     Quantizer,
     anneals,
     relaxed,
@@ -65,6 +65,10 @@ class QuantizerContract(ABC):
         uneven = -quantizer.levels[0] != quantizer.levels[-1]  # either side may be the longer one
         assert uneven or (quantized.scale >= 0).all()
         assert not quantized.scale.requires_grad
+        if quantized.offset is not None:
+            assert quantized.offset.shape == quantized.scale.shape
+            assert quantized.offset.dtype == torch.float32
+            assert torch.isfinite(quantized.offset).all()
 
     @pytest.mark.parametrize("case", _CASES)
     def test_is_deterministic_and_leaves_the_weight_alone(self, case: str) -> None:
@@ -107,8 +111,7 @@ class QuantizerContract(ABC):
         codec = codec_for(quantizer.levels)
         unpacked = torch.from_numpy(codec.unpack(codec.pack(seen.codes.numpy()), weight.shape[1]))
         assert torch.equal(unpacked, seen.codes)
-        stored = QuantizedTensor(unpacked, seen.scale, seen.group_size)
-        assert torch.equal(stored.dequantize(), seen.dequantize())
+        assert torch.equal(replace(seen, codes=unpacked).dequantize(), seen.dequantize())
 
     @pytest.mark.parametrize("case", _CASES)
     def test_it_works_in_groups(self, case: str) -> None:

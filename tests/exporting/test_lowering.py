@@ -30,7 +30,7 @@ seeds = st.integers(0, 2**31)
 class Layer:
     """Random weights of one packed layer, its graph before lowering, and what it computes."""
 
-    def __init__(self, prefix, N, K, group_size, seed, bias=True):
+    def __init__(self, prefix, N, K, group_size, seed, offset=False):
         rng = np.random.default_rng(seed)
         self.prefix, self.N, self.K, self.group_size = prefix, N, K, group_size
         self.codes = rng.choice(np.array(codec(KINDS[prefix]).levels, np.int8), (N, K))
@@ -38,6 +38,7 @@ class Layer:
         self.scale = rng.uniform(0.05, 1, shape).astype(np.float32)
         self.bias = rng.normal(size=N).astype(np.float32)
         self.nbit = prefix.startswith("NBit")
+        self.offset = rng.normal(size=shape if offset and self.nbit else 0).astype(np.float32)
 
     def graph(self, kind, x_shape, y_rank, after=(), x_type=TensorProto.FLOAT, **attributes):
         """An onnx_ir model of the layer alone, as translation writes it, then nodes `after` it."""
@@ -47,6 +48,7 @@ class Layer:
         else:
             attributes |= {"layout": 0}
         names = ["x", "l.codes", "l.scale"] + (["l.bias"] if "Embedding" not in kind else [])
+        names += ["l.offset"] if self.nbit else []
         last = after[-1].output[0] if after else "y"
         node = helper.make_node(
             stem + kind, names, ["y"], domain=functions.DOMAIN, K=self.K, N=self.N, **attributes
@@ -55,6 +57,7 @@ class Layer:
             "l.codes": codec(KINDS[self.prefix]).pack(self.codes),
             "l.scale": self.scale,
             "l.bias": self.bias,
+            "l.offset": self.offset,
         }
         y_type = TensorProto.FLOAT if "Embedding" in kind else x_type
         graph = helper.make_graph(
@@ -68,18 +71,25 @@ class Layer:
         return ir.from_proto(helper.make_model(graph, opset_imports=imports, ir_version=10))
 
     def matmul(self, x, mode):
-        tensors = [torch.from_numpy(a) for a in (x, self.codes.astype(np.float32), self.scale, self.bias)]
-        return arithmetic.matmul(*tensors, mode, self.group_size).numpy()
+        return arithmetic.matmul(*self._tensors(x), mode).numpy()
 
     def conv(self, x, mode, geometry):
-        tensors = [torch.from_numpy(a) for a in (x, self.codes.astype(np.float32), self.scale, self.bias)]
-        return arithmetic.conv(*tensors, mode, arithmetic.Geometry(**geometry), self.group_size).numpy()
+        return arithmetic.conv(*self._tensors(x), mode, arithmetic.Geometry(**geometry)).numpy()
+
+    def _tensors(self, x):
+        x, codes, scale, offset, bias = (
+            torch.from_numpy(a)
+            for a in (x, self.codes.astype(np.float32), self.scale, self.offset, self.bias)
+        )
+        return x, codes, arithmetic.Numbers(scale, offset if len(offset) else None, self.group_size), bias
 
     def dequantized(self):
-        scale = (
-            np.repeat(self.scale, self.group_size, 1)[:, : self.K] if self.group_size else self.scale[:, None]
-        )
-        return self.codes * scale
+        def spread(numbers):
+            if not self.group_size:
+                return numbers[:, None]
+            return np.repeat(numbers, self.group_size, 1)[:, : self.K]
+
+        return self.codes * spread(self.scale) + (spread(self.offset) if len(self.offset) else 0)
 
 
 def run(model, x, *, inline=False):
@@ -102,17 +112,18 @@ def random_x(shape, seed):
 def close(got, want, layer, x, int8):
     """Equal where int8 sums are exact (below 2^24), else to float32 rounding."""
     largest = 1 << (int(layer.prefix[-1]) - 1 if layer.nbit else 0)
-    if int8 and not layer.group_size and layer.K * 127 * largest < 2**24:
+    exact = int8 and not layer.group_size and not len(layer.offset)
+    if exact and layer.K * 127 * largest < 2**24:
         np.testing.assert_array_equal(got, want)
     else:
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * (np.abs(want).max() + 1))
 
 
 @quick
-@example(prefix="NBit4", K=1, N=1, lead=(1,), group_size=0, int8=True, seed=0)
-@example(prefix="NBit2", K=777, N=3, lead=(2, 3), group_size=0, int8=True, seed=1)
-@example(prefix="NBit8", K=300, N=3, lead=(), group_size=32, int8=False, seed=2)
-@example(prefix="NBit4", K=50, N=2, lead=(2,), group_size=24, int8=True, seed=3)
+@example(prefix="NBit4", K=1, N=1, lead=(1,), group_size=0, int8=True, offset=False, seed=0)
+@example(prefix="NBit2", K=777, N=3, lead=(2, 3), group_size=0, int8=True, offset=True, seed=1)
+@example(prefix="NBit8", K=300, N=3, lead=(), group_size=32, int8=False, offset=False, seed=2)
+@example(prefix="NBit4", K=50, N=2, lead=(2,), group_size=24, int8=True, offset=True, seed=3)
 @given(
     prefix=nbit_prefixes,
     K=st.integers(1, 200),
@@ -120,10 +131,11 @@ def close(got, want, layer, x, int8):
     lead=st.lists(st.integers(1, 3), max_size=2).map(tuple),
     group_size=st.sampled_from([0, 5, 16, 64]),
     int8=st.booleans(),
+    offset=st.booleans(),
     seed=seeds,
 )
-def test_portable_nbit_matmul(prefix, K, N, lead, group_size, int8, seed):
-    layer = Layer(prefix, N, K, group_size, seed)
+def test_portable_nbit_matmul(prefix, K, N, lead, group_size, int8, offset, seed):
+    layer = Layer(prefix, N, K, group_size, seed, offset)
     x = random_x((*lead, K), seed)
     model = layer.graph("MatMulInt8" if int8 else "MatMulFloat", x.shape, x.ndim)
     lowering.portable(model)
@@ -145,12 +157,14 @@ def test_portable_nbit_matmul(prefix, K, N, lead, group_size, int8, seed):
     group=st.integers(1, 2),
     group_size=st.sampled_from([0, 3, 16]),
     int8=st.booleans(),
+    offset=st.booleans(),
     seed=seeds,
     data=st.data(),
 )
-def test_portable_nbit_conv(prefix, dims, channels, group, group_size, int8, seed, data):
+def test_portable_nbit_conv(prefix, dims, channels, group, group_size, int8, offset, seed, data):
     geometry = random_geometry(data, dims, group)
-    layer = Layer(prefix, 2 * group, channels * int(np.prod(geometry["kernel_shape"])), group_size, seed)
+    K = channels * int(np.prod(geometry["kernel_shape"]))
+    layer = Layer(prefix, 2 * group, K, group_size, seed, offset)
     x = random_x((2, channels * group, *[7] * dims), seed)
     model = layer.graph("ConvInt8" if int8 else "ConvFloat", x.shape, x.ndim, **geometry)
     lowering.portable(model)
@@ -180,10 +194,11 @@ def random_geometry(data, dims, group):
     lead=st.lists(st.integers(1, 4), max_size=3).map(tuple),
     group_size=st.sampled_from([0, 4, 16]),
     stock=st.booleans(),
+    offset=st.booleans(),
     seed=seeds,
 )
-def test_embedding(prefix, entries, width, lead, group_size, stock, seed):
-    layer = Layer(prefix, entries, width, group_size if prefix.startswith("NBit") else 0, seed)
+def test_embedding(prefix, entries, width, lead, group_size, stock, offset, seed):
+    layer = Layer(prefix, entries, width, group_size if prefix.startswith("NBit") else 0, seed, offset)
     indices = np.random.default_rng(seed).integers(0, entries, lead)
     model = layer.graph("Embedding", lead, len(lead) + 1, x_type=TensorProto.INT64)
     lowering.portable(model)
@@ -194,7 +209,7 @@ def test_embedding(prefix, entries, width, lead, group_size, stock, seed):
 
 @pytest.mark.parametrize("level", [1, 4])
 @quick
-@example(prefix="Ternary", K=777, N=3, group_size=0, block_size=128, int8=True, seed=0)
+@example(prefix="Ternary", K=777, N=3, group_size=0, block_size=128, int8=True, offset=False, seed=0)
 @given(
     prefix=prefixes,
     K=st.integers(1, 300),
@@ -202,10 +217,11 @@ def test_embedding(prefix, entries, width, lead, group_size, stock, seed):
     group_size=st.sampled_from([0, 5, 16, 64]),
     block_size=st.sampled_from([32, 64, 128]),
     int8=st.booleans(),
+    offset=st.booleans(),
     seed=seeds,
 )
-def test_stock_matmul(level, prefix, K, N, group_size, block_size, int8, seed):
-    layer = Layer(prefix, N, K, group_size if prefix.startswith("NBit") else 0, seed)
+def test_stock_matmul(level, prefix, K, N, group_size, block_size, int8, offset, seed):
+    layer = Layer(prefix, N, K, group_size if prefix.startswith("NBit") else 0, seed, offset)
     x = random_x((3, K), seed)
     model = layer.graph("MatMulInt8" if int8 else "MatMulFloat", x.shape, 2)
     options = MatMulNBitsExporter.Options(accuracy_level=level, block_size=block_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -27,6 +28,7 @@ ADDED = [*[("binary", o) for o in GRANULARITIES], *[("ternary-absmean", o) for o
 ADDED += [("ternary-absmean", {"scale_multiplier": 1.5})]
 SEARCHED = [("nbit", {"bits": b, "group_size": g}) for b in (2, 4) for g in (0, 5, 32)]
 SEARCHED += [("nbit", {"bits": 2, "granularity": "tensor"})]
+SEARCHED += [("nbit", {"bits": 2, "offset": True, "group_size": g}) for g in (0, 5, 32)]
 # maxima, and sums of float64 numbers that are rounded once
 EXACT = [*[("ternary-mse", o) for o in GRANULARITIES], *[("ternary-learned", o) for o in GRANULARITIES]]
 EXACT += [("nbit", {"bits": b, "group_size": g, "scale": "absmax"}) for b in (2, 4, 8) for g in (0, 5, 32)]
@@ -61,7 +63,7 @@ def both(name, options, N, K, magnitude, zeros, seed):
 
 
 def quantizer_of(found):
-    return type(found)(found.codes.numpy(), found.scale.numpy(), found.group_size)
+    return replace(found, codes=found.codes.numpy()).with_numbers(lambda tensor: tensor.numpy())
 
 
 @pytest.mark.parametrize(("name", "options"), EXACT)

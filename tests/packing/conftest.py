@@ -2,6 +2,7 @@
 
 import tracemalloc
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ def _layer(name="fc", shape=(3, 7), codec_name="two-bit", kind="linear", group_s
         "codes": found.pack(codes),
         "scale": rng.random(groups, np.float32),
     } | fields
+    if fields.get("has_offset"):
+        fields["offset"] = rng.random(groups, np.float32)
     return PackedLayer(name=name, kind=kind, codec=codec_name, shape=shape, group_size=group_size, **fields)
 
 
@@ -40,6 +43,7 @@ def example_model():
         _layer("conv", (4, 2, 3, 3), "base3", "conv2d"),
         _layer("line", (5, 3, 4), "one-bit", "conv1d", activations="float"),
         _layer("fc", (3, 7), "two-bit"),
+        _layer("moved", (3, 7), "nbit2", group_size=4, has_offset=True),
         _layer("empty", (0, 5), "nbit8"),
     ]
     tensors = {
@@ -57,6 +61,13 @@ def example_model():
     return PackedModel(
         {layer.name: layer for layer in layers}, tensors, {"head.weight": "embed.weight"}, metadata
     )
+
+
+@pytest.fixture(scope="session")
+def known_to_1(example_model):
+    """What version 1 of the format has a place for."""
+    layers = {name: layer for name, layer in example_model.layers.items() if not layer.has_offset}
+    return replace(example_model, layers=layers)
 
 
 def assert_same(a: PackedModel, b: PackedModel) -> None:

@@ -38,15 +38,19 @@ def reference(kind, block):
     """One block, a weight at a time, as ggml-common.h describes it."""
     scale = np.frombuffer(bytes(block[-2:] if kind.name.startswith("TQ") else block[:2]), "<f2")[0]
     data = [int(byte) for byte in (block[:-2] if kind.name.startswith("TQ") else block[2:])]
+    least = np.float32(0)
+    if kind.name == "Q4_1":
+        least, data = np.float32(np.frombuffer(block[2:4], "<f2")[0]), data[2:]
     place = {
         "Q1_0": lambda k: 2 * (data[k // 8] >> k % 8 & 1) - 1,
         "Q2_0": lambda k: (data[k // 4] >> 2 * (k % 4) & 3) - 1,
         "TQ2_0": lambda k: (data[k // 128 * 32 + k % 32] >> 2 * (k % 128 // 32) & 3) - 1,
         "TQ1_0": lambda k: _trit(data, k),
         "Q4_0": lambda k: (data[k] & 15 if k < 16 else data[k - 16] >> 4) - 8,
+        "Q4_1": lambda k: data[k] & 15 if k < 16 else data[k - 16] >> 4,
         "Q8_0": lambda k: data[k] - 256 * (data[k] > 127),
     }[kind.name]
-    return [np.float32(place(k)) * np.float32(scale) for k in range(kind.size)]
+    return [np.float32(place(k)) * np.float32(scale) + least for k in range(kind.size)]
 
 
 def _trit(data, k):
@@ -64,9 +68,15 @@ def test_blocks_hold_codes_and_scales_exactly(name, rows, blocks, seed):
     kind = TYPES[name]
     codes, random = some(kind, rows, blocks, seed)
     scale = random.standard_normal((rows, blocks)).astype(np.float16).astype(np.float32)
-    made = to_blocks(kind, codes, scale, kind.size)
+    least = random.integers(-64, 64, (rows, blocks)).astype(np.float32) / 8
+    if kind.has_offset:  # with scales that make the weight of code 0 exact, too
+        scale = random.integers(-64, 64, (rows, blocks)).astype(np.float32) / 8
+    offset = least - kind.low * scale if kind.has_offset else None
+    made = to_blocks(kind, codes, scale, kind.size, offset)
     assert made.shape == (rows, blocks * kind.bytes)
     wanted = codes * np.repeat(scale, kind.size, axis=1)
+    if offset is not None:
+        wanted += np.repeat(offset, kind.size, axis=1)
     assert np.array_equal(from_blocks(kind, made), wanted)
     assert np.array_equal(reference(kind, made[0, : kind.bytes]), wanted[0, : kind.size])
 
@@ -79,17 +89,22 @@ def test_the_last_group_of_a_row_may_be_shorter():
     assert np.array_equal(from_blocks(kind, to_blocks(kind, codes, scale, 128)), wanted)
 
 
-@pytest.mark.parametrize("name", ["TQ1_0", "TQ2_0", "Q4_0", "Q8_0"])
+@pytest.mark.parametrize("name", ["TQ1_0", "TQ2_0", "Q4_0", "Q4_1", "Q8_0"])
 def test_blocks_are_read_by_others(name):
     kind = TYPES[name]
     codes, random = some(kind, 5, 4, 0)
-    scale = random.standard_normal(5).astype(np.float16).astype(np.float32)
-    made = to_blocks(kind, codes, scale, 0)
+    scale, least = random.standard_normal((2, 5)).astype(np.float16).astype(np.float32)
+    offset = least - kind.low * scale if kind.has_offset else None
+    made = to_blocks(kind, codes, scale, 0, offset)
     found = gguf.dequantize(made, gguf.GGMLQuantizationType(kind.number))
-    assert np.array_equal(found, codes * scale[:, None])
+    if kind.has_offset:
+        assert np.array_equal(found, (codes - kind.low) * scale[:, None] + least[:, None])
+    else:
+        assert np.array_equal(found, codes * scale[:, None])
+    assert np.array_equal(from_blocks(kind, made), found)
 
 
-def layer(codec, K, group_size=0, bits=1.58):
+def layer(codec, K, group_size=0, bits=1.58, has_offset=False):
     return LayerSpec(
         name="a",
         kind="linear",
@@ -98,6 +113,7 @@ def layer(codec, K, group_size=0, bits=1.58):
         bits=bits,
         activations="float",
         group_size=group_size,
+        has_offset=has_offset,
     )
 
 
@@ -112,6 +128,7 @@ def layer(codec, K, group_size=0, bits=1.58):
         (layer("one-bit", 64, bits=1), ("Q2_0", 1)),
         (layer("nbit2", 128, 64, bits=2), ("Q2_0", -1)),  # its levels are -2 to 1, those of blocks -1 to 2
         (layer("nbit4", 96, 32, bits=4), ("Q4_0", 1)),
+        (layer("nbit4", 96, 32, 4, has_offset=True), ("Q4_1", 1)),
         (layer("nbit8", 96, bits=8), ("Q8_0", 1)),
     ],
 )
@@ -121,7 +138,15 @@ def test_each_layer_gets_the_smallest_type_that_holds_it(spec, wanted):
 
 
 @pytest.mark.parametrize(
-    "spec", [layer("two-bit", 100), layer("two-bit", 64, 32), layer("nbit4", 96, 16, 4), layer("nbit8", 40)]
+    "spec",
+    [
+        layer("two-bit", 100),
+        layer("two-bit", 64, 32),
+        layer("nbit4", 96, 16, 4),
+        layer("nbit8", 40),
+        layer("nbit8", 96, bits=8, has_offset=True),  # no type of 8 bits has offsets
+        layer("nbit2", 64, 32, bits=2, has_offset=True),  # one of more than twice the bits has
+    ],
 )
 def test_a_layer_that_fits_no_type_is_an_error_that_names_it(spec):
     with pytest.raises(UsageError, match=r"layer 'a' has rows of \d+ weights"):
@@ -174,18 +199,20 @@ def quantized(folder, tmp_path, *how):
     return packed
 
 
-def test_the_file_holds_the_network_and_its_tokenizer(folder, tmp_path, capsys):
+@pytest.mark.parametrize(("offset", "wanted"), [("false", "Q4_0"), ("true", "Q4_1")])
+def test_the_file_holds_the_network_and_its_tokenizer(folder, offset, wanted, tmp_path, capsys):
     four = ["--quantizer", "nbit", "--set", "quantizer.bits=4", "--granularity", "group:32"]
+    four += ["--set", f"quantizer.offset={offset}"]
     packed, file = quantized(folder, tmp_path, *four), tmp_path / "m.gguf"
     assert run(["export", str(file), "--from", str(packed)]) == 0
-    assert "Q4_0" in capsys.readouterr().out
+    assert wanted in capsys.readouterr().out
     found = gguf.GGUFReader(file)
     tokens = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     assert found.fields["tokenizer.ggml.tokens"].contents() == sorted(tokens, key=tokens.get)
     assert found.fields["tokenizer.ggml.eos_token_id"].contents() == 2
     assert found.fields["tokenizer.ggml.merges"].contents() == ["a b", "c d"]
     types = {tensor.name: tensor.tensor_type.name for tensor in found.tensors}
-    assert types["blk.0.ffn_up.weight"] == "Q4_0"
+    assert types["blk.0.ffn_up.weight"] == wanted
     assert types["token_embd.weight"] == "Q8_0"
     assert types["output_norm.weight"] == "F32"
     # read by transformers, which dequantises it, it gives what the packed network gives

@@ -40,6 +40,7 @@ class Network(nn.Module):
 
 
 TOKENS = torch.arange(20).view(4, 5)
+WITH_OFFSET = {"quantizer": "nbit", "offset": True}
 EVERYTHING = ",".join(KINDS)
 
 
@@ -53,7 +54,7 @@ def made(granularity="channel", weights="ternary-mse", trainable=EVERYTHING, act
 
 
 @pytest.mark.parametrize("granularity", ["channel", "group:4"])
-@pytest.mark.parametrize("weights", ["ternary-mse", "ternary-learned", "binary", "nbit"])
+@pytest.mark.parametrize("weights", ["ternary-mse", "ternary-learned", "binary", "nbit", WITH_OFFSET])
 def test_freezing_changes_no_bit_and_keeps_ties(weights, granularity):
     model, before = made(granularity, weights)
     assert torch.equal(model(TOKENS), before(TOKENS))

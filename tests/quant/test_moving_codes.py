@@ -19,6 +19,7 @@ WEIGHTS = {
     "ternary": "ternary-mse",
     "2 bits": {"quantizer": "nbit", "bits": 2},
     "4 bits": {"quantizer": "nbit", "bits": 4},
+    "with offset": {"quantizer": "nbit", "bits": 2, "offset": True},
 }
 
 
@@ -83,6 +84,10 @@ def test_gradients_are_those_of_the_reference(name, granularity):
         columns = slice(g * size, min((g + 1) * size, K))
         expected = (by_weight[n, columns] * codes[n, columns]).sum() * scales[n, g]
         assert float(value) == pytest.approx(float(expected), rel=1e-4, abs=1e-5)
+        if made.offset is not None:
+            expected = by_weight[n, columns].sum() * scales[n, g]
+            found = layer.quantizer_parameters["shift"].grad[place]
+            assert float(found) == pytest.approx(float(expected), rel=1e-4, abs=1e-5)
 
 
 def test_a_code_is_the_level_next_to_its_heading():

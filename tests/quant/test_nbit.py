@@ -1,12 +1,13 @@
 """n-bit quantisation: codes, groups and the search for the clip."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridkit.errors import UsageError
-from hybridkit.quant.nbit import NBit, clips
+from hybridkit.quant.nbit import NBit, clips, narrowed
 
 
 def make(**options):
@@ -116,3 +117,64 @@ def test_codes_fit_an_unsigned_field_with_the_middle_as_zero_point():
 def test_groups_and_one_scale_per_tensor_contradict():
     with pytest.raises(UsageError, match="contradict"):
         make(group_size=32, granularity="tensor")
+
+
+def reference_with_offset(row, bits, scale_rule):
+    """The least squared error of one group that the obvious search finds, in float64."""
+    row = np.array(row, np.float64)
+    low, high = extremes(bits)
+    width = row.max() - row.min()
+    if width == 0:
+        return 0.0
+    pairs = [(width / (high - low), row.min() - low * width / (high - low))]
+    if scale_rule == "mse" and bits != 8:
+        pairs = []
+        for share in narrowed(bits):
+            scale = share * width / (high - low)
+            middle = (row.max() + row.min()) / 2 - scale * (low + high) / 2
+            codes = np.clip(np.round((row - middle) / scale), low, high)
+            if np.ptp(codes):
+                pairs.append(np.polyfit(codes, row, 1))
+    errors = []
+    for scale, offset in pairs:
+        codes = np.clip(np.round((row - offset) / scale), low, high)
+        errors.append(float(np.sum((codes * scale + offset - row) ** 2)))
+    return min(errors)
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 40),
+    st.sampled_from([2, 3, 4, 8]),
+    st.sampled_from([0, 1, 7, 16]),
+    st.sampled_from(["mse", "absmax"]),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_with_an_offset_it_equals_the_obvious_search(N, K, bits, group_size, scale, seed):
+    weight = torch.randn(N, K, generator=torch.Generator().manual_seed(seed)) + 0.5
+    quantized = make(bits=bits, group_size=group_size, scale=scale, offset=True).quantize(weight)
+    assert quantized.offset.shape == quantized.scale.shape
+    error = (quantized.dequantize() - weight).double().square()
+    size = group_size or K
+    for n in range(N):
+        row = weight[n].tolist()
+        parts = [row[i : i + size] for i in range(0, K, size)]
+        expected = sum(reference_with_offset(part, bits, scale) for part in parts)
+        # the one that is best for its own codes need not be best for those that are nearest to it
+        assert error[n].sum().item() <= 1.1 * expected + 1e-5
+        if scale == "absmax":
+            assert error[n].sum().item() == pytest.approx(expected, rel=0.05, abs=1e-5)
+
+
+@given(st.sampled_from([2, 3, 4]), st.floats(1e-3, 1e3), st.floats(-10, 10), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_levels_anywhere_are_found(bits, unit, least, seed):
+    """As GGUF's Q4_1 has them: what was quantised so once is not changed."""
+    low, high = extremes(bits)
+    codes = torch.randint(0, high - low + 1, (3, 32), generator=torch.Generator().manual_seed(seed))
+    codes[:, 0], codes[:, 1] = 0, high - low
+    weight = unit * (codes + least)
+    found = make(bits=bits, offset=True, group_size=32).quantize(weight)
+    assert torch.equal(found.codes, (codes + low).to(torch.int8))
+    torch.testing.assert_close(found.dequantize(), weight, rtol=1e-5, atol=1e-5 * unit)

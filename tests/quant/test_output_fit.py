@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hybridkit.quant import output_fit
 from hybridkit.quant.binary import Binary
 from hybridkit.quant.groups import InGroups
 from hybridkit.quant.nbit import NBit
@@ -22,8 +24,8 @@ from hybridkit.quant.output_fit import (
     fit_output,
     output_errors,
     per_weight,
+    without_offset,
 )
-from hybridkit.quant.protocol import QuantizedTensor
 from hybridkit.quant.ternary import TernaryMSE
 
 QUANTIZERS = {
@@ -31,6 +33,8 @@ QUANTIZERS = {
     "binary": Binary(),
     "2-bit": NBit(NBit.Options(bits=2)),
     "4-bit": NBit(NBit.Options(bits=4)),
+    "2-bit with offset": NBit(NBit.Options(bits=2, offset=True)),
+    "4-bit with offset": NBit(NBit.Options(bits=4, offset=True)),
 }
 cases = st.fixed_dictionaries(
     {
@@ -60,13 +64,20 @@ class Case:
         self.start = self.quantizer.quantize(self.weight, **self.quantizer.parameters(self.weight))
         self.grid = Grid.of(quantizer.levels)
         self.size, self.scale = group or K, self.start.scale.view(N, -1)
+        self.offset = None if self.start.offset is None else self.start.offset.view(N, -1)
+        self.rest = without_offset(self.weight, self.offset, self.size)
         self.per_weight = self.spread(self.scale)
 
     def spread(self, scale):
         return per_weight(scale, self.size, self.weight.shape[1])
 
-    def errors(self, codes, scale):
-        return output_errors(self.weight, self.moments, codes * self.spread(scale))
+    def errors(self, codes, scale, offset=None):
+        offset = self.offset if offset is None else offset
+        made = codes * self.spread(scale) + (0 if offset is None else self.spread(offset))
+        return output_errors(self.weight, self.moments, made)
+
+    def errors_of(self, found):
+        return output_errors(self.weight, self.moments, found.dequantize())
 
 
 def plain_feedback(weight, moments, scale, grid):
@@ -90,13 +101,13 @@ def test_the_error_never_grows(case):
     case = Case(**case)
     before = case.errors(case.start.codes.float(), case.scale)
     slack = 1e-4 * output_errors(case.weight, case.moments, torch.zeros_like(case.weight))
-    scale = best_scales(case.weight, case.moments, case.start.codes.float(), case.size, case.scale)
-    scaled = case.errors(case.start.codes.float(), scale)
-    assert (scaled <= before + slack).all()
-    codes = descend(case.weight, case.moments, case.start.codes.float(), case.per_weight, case.grid)
+    begun = case.start.codes.float()
+    found = best_scales(case.weight, case.moments, begun, case.size, case.scale, case.offset)
+    assert (case.errors(begun, *found) <= before + slack).all()
+    codes = descend(case.rest, case.moments, begun, case.per_weight, case.grid)
     assert (case.errors(codes, case.scale) <= before + slack).all()
     found = fit_output(case.weight, case.gram, case.start, case.quantizer.levels)
-    assert (case.errors(found.codes.float(), found.scale.view(case.scale.shape)) <= before + slack).all()
+    assert (case.errors_of(found) <= before + slack).all()
 
 
 @quick
@@ -110,6 +121,8 @@ def test_the_result_has_the_form_of_its_start(case):
     assert found.group_size == case.start.group_size
     assert (found.scale * case.start.scale >= 0).all()  # with the sign of its start
     assert torch.isfinite(found.scale).all()
+    assert (found.offset is None) == (case.start.offset is None)
+    assert found.offset is None or (found.offset.shape == found.scale.shape and found.offset.isfinite().all())
 
 
 @quick
@@ -117,8 +130,8 @@ def test_the_result_has_the_form_of_its_start(case):
 def test_feedback_is_that_of_the_paper(case):
     case = Case(**case)
     scale = case.per_weight
-    fast = feedback(case.weight, case.moments, scale, case.grid)
-    plain = plain_feedback(case.weight, case.moments, scale.where(scale != 0, 1e-38), case.grid)
+    fast = feedback(case.rest, case.moments, scale, case.grid)
+    plain = plain_feedback(case.rest, case.moments, scale.where(scale != 0, 1e-38), case.grid)
     # a tie may fall to either side, and all that follows with it: rows that differ are rare and no worse
     ours, theirs = case.errors(fast, case.scale), case.errors(plain, case.scale)
     same = (fast == plain).all(dim=1)
@@ -147,29 +160,33 @@ def test_each_code_of_a_sweep_is_the_best_one():
         torch.testing.assert_close(chosen, least)
 
 
-def test_scales_are_those_of_least_error():
-    case = Case(N=4, K=20, group=5, name="2-bit", seed=2, samples=400)
+@pytest.mark.parametrize("name", ["2-bit", "2-bit with offset"])
+def test_scales_and_offsets_are_those_of_least_error(name, monkeypatch):
+    case = Case(N=4, K=20, group=5, name=name, seed=2, samples=400)
     codes = case.start.codes.float()
-    scale = best_scales(case.weight, case.moments, codes, case.size, case.scale)
-    best = case.errors(codes, scale)
-    for g, by in itertools.product(range(4), (0.99, 1.01)):
-        moved = scale.clone()
-        moved[:, g] *= by
-        assert (case.errors(codes, moved) >= best).all()
+    found = best_scales(case.weight, case.moments, codes, case.size, case.scale, case.offset)
+    best = case.errors(codes, *found)
+    for which, numbers in enumerate(found if case.offset is not None else found[:1]):
+        for g, by in itertools.product(range(4), (-0.01, 0.01)):
+            moved = [None if each is None else each.clone() for each in found]
+            moved[which][:, g] += by * numbers[:, g].abs()
+            assert (case.errors(codes, *moved) >= best).all()
+    monkeypatch.setattr(output_fit, "MOST_UNKNOWNS", 1)  # row by row
+    again = best_scales(case.weight, case.moments, codes, case.size, case.scale, case.offset)
+    torch.testing.assert_close(again, found)
 
 
 @quick
 @given(cases)
 def test_arrays_become_what_tensors_become(case):
     case = Case(**case)
-    arrays = QuantizedTensor(case.start.codes.numpy(), case.start.scale.numpy(), case.start.group_size)
+    arrays = replace(case.start, codes=case.start.codes.numpy()).with_numbers(lambda tensor: tensor.numpy())
     ours = fit_output(case.weight.numpy(), case.gram.numpy(), arrays, case.quantizer.levels)
     theirs = fit_output(case.weight, case.gram, case.start, case.quantizer.levels)
     assert (ours.codes.dtype, ours.scale.dtype) == (np.int8, np.float32)
-    errors = [
-        case.errors(torch.as_tensor(found.codes).float(), torch.as_tensor(found.scale).view(case.scale.shape))
-        for found in (ours, theirs)
-    ]
+    errors = [torch.as_tensor(case.errors_of(theirs))]
+    ours = replace(ours, codes=torch.as_tensor(ours.codes)).with_numbers(torch.as_tensor)
+    errors.append(case.errors_of(ours))
     torch.testing.assert_close(*errors, rtol=0.3, atol=1e-4)  # a tie may fall to either side
 
 

@@ -16,6 +16,10 @@ VARIANTS = {
     "nbit-2": lambda: NBit(NBit.Options(bits=2)),
     "nbit-8": lambda: NBit(NBit.Options(bits=8)),
     "nbit-groups": lambda: NBit(NBit.Options(bits=2, group_size=16)),
+    "nbit-offset": lambda: NBit(NBit.Options(bits=2, offset=True)),
+    "nbit-8-offset": lambda: NBit(NBit.Options(bits=8, offset=True)),
+    "nbit-groups-offset": lambda: NBit(NBit.Options(bits=3, group_size=16, offset=True)),
+    "nbit-tensor-offset": lambda: NBit(NBit.Options(granularity="tensor", offset=True)),
     "nbit-tensor": lambda: NBit(NBit.Options(granularity="tensor", scale="absmax")),
 }
 

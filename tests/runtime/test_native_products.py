@@ -10,7 +10,7 @@ from hybridkit.errors import UsageError
 from hybridkit.packing.codecs import codec
 from hybridkit.packing.tiles import tile
 from hybridkit.runtime import arithmetic, ops
-from hybridkit.runtime.arithmetic import Geometry, PackedMatrix
+from hybridkit.runtime.arithmetic import Geometry, Numbers, PackedMatrix
 from hybridkit.runtime.native import load
 
 assert ops  # the import defines torch.ops.hybridkit
@@ -47,7 +47,7 @@ def matmul(x, weight):
 
 
 def matmul_reference(x, weight):
-    return arithmetic.matmul(x, weight.unpack(), weight.scale, weight.bias, weight.activations)
+    return arithmetic.matmul(x, weight.unpack(), Numbers(weight.scale), weight.bias, weight.activations)
 
 
 def conv(x, weight, geometry):
@@ -59,7 +59,7 @@ def conv(x, weight, geometry):
 
 def conv_reference(x, weight, geometry):
     matrix = weight.unpack(geometry.group, geometry.positions)
-    return arithmetic.conv(x, matrix, weight.scale, weight.bias, weight.activations, geometry)
+    return arithmetic.conv(x, matrix, Numbers(weight.scale), weight.bias, weight.activations, geometry)
 
 
 def close(found, expected, magnitude):

@@ -49,7 +49,8 @@ def same(ours, theirs, activations):
     return torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
 
 
-QUANTIZERS = ["ternary-absmean", "ternary-mse", "ternary-learned", "binary", "nbit"]
+WITH_OFFSET = {"quantizer": "nbit", "offset": True}
+QUANTIZERS = ["ternary-absmean", "ternary-mse", "ternary-learned", "binary", "nbit", WITH_OFFSET]
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -70,7 +71,14 @@ def test_packed_equals_what_was_trained(tmp_path, quantizer, activations, tied):
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(
-        [("ternary-absmean", {}), ("binary", {}), ("nbit", {"bits": 4}), ("nbit", {"group_size": 4})]
+        [
+            ("ternary-absmean", {}),
+            ("binary", {}),
+            ("nbit", {"bits": 4}),
+            ("nbit", {"group_size": 4}),
+            ("nbit", {"offset": True}),
+            ("nbit", {"offset": True, "group_size": 4, "bits": 2}),
+        ]
     ),
     st.sampled_from(["int8", "float"]),
     st.integers(1, 40),
@@ -95,7 +103,7 @@ def test_packed_linear_computes_what_the_trained_layer_did(quantizer, activation
 
 
 @pytest.mark.parametrize("activations", ["int8", "float"])
-@pytest.mark.parametrize("quantizer", ["ternary-mse", "binary", "nbit"])
+@pytest.mark.parametrize("quantizer", ["ternary-mse", "binary", "nbit", WITH_OFFSET])
 @pytest.mark.parametrize(
     "conv",
     [

@@ -157,20 +157,27 @@ def test_large_convolutions_stay_exact(batch, shape):
     st.sampled_from([2, 4, 8]),
     st.sampled_from(["int8", "float"]),
     st.sampled_from([0, 1, 4, 32]),
+    st.booleans(),
     st.integers(1, 67),
     st.integers(1, 9),
     st.integers(0, 999),
 )
-def test_nbit_matmul(bits, activations, group_size, K, N, seed):
+def test_nbit_matmul(bits, activations, group_size, has_offset, K, N, seed):
     q, packed = codes_for(f"nbit{bits}", N, K, seed)
     groups = (N, -(-K // group_size)) if group_size else N
     x, scale, bias = vector((3, K), seed), vector(groups, seed + 1), vector(N, seed + 2)
+    offset = vector(groups if has_offset else 0, seed + 3)
     operator = getattr(torch.ops.hybridkit, f"nbit_matmul_{activations}")
-    tensors = (torch.from_numpy(x), packed, torch.from_numpy(scale), torch.from_numpy(bias))
-    y = operator(*tensors, K, N, bits, group_size).numpy()
-    if activations == "int8" and group_size == 0:
+    rest = (torch.from_numpy(array) for array in (scale, bias, offset))
+    y = operator(torch.from_numpy(x), packed, *rest, K, N, bits, group_size).numpy()
+    if activations == "int8" and group_size == 0 and not has_offset:
         assert np.array_equal(y, matmul_int8_reference(x, q, scale, bias))
-    weight = q * (np.repeat(scale, group_size, axis=1)[:, :K] if group_size else scale[:, None]).astype(float)
+
+    def spread(numbers):
+        wide = np.repeat(numbers, group_size, axis=1)[:, :K] if group_size else numbers[:, None]
+        return wide.astype(float)
+
+    weight = q * spread(scale) + (spread(offset) if has_offset else 0)
     seen = x.astype(float)
     if activations == "int8":
         seen = np.stack([a * float(s) for a, s in map(activation_codes, x)])
@@ -179,13 +186,15 @@ def test_nbit_matmul(bits, activations, group_size, K, N, seed):
 
 def test_nbit_conv_with_groups_equals_the_dequantised_convolution():
     q, packed = codes_for("nbit4", 6, 18, 0)
-    x, scale, bias = (torch.from_numpy(vector(n, i)) for i, n in enumerate([(2, 2, 7, 7), (6, 3), 6]))
+    sizes = [(2, 2, 7, 7), (6, 3), 6, (6, 3)]
+    x, scale, bias, offset = (torch.from_numpy(vector(n, i)) for i, n in enumerate(sizes))
     geometry = ([3, 3], [1, 1], [1, 1, 1, 1], [1, 1], 1)
     weight = torch.from_numpy(q).float() * scale.repeat_interleave(8, dim=1)[:, :18]
+    weight += offset.repeat_interleave(8, dim=1)[:, :18]
     expected = torch.nn.functional.conv2d(x, weight.reshape(6, 2, 3, 3), bias, padding=1)
-    y = torch.ops.hybridkit.nbit_conv_float(x, packed, scale, bias, 18, 6, *geometry, 4, 8)
+    y = torch.ops.hybridkit.nbit_conv_float(x, packed, scale, bias, offset, 18, 6, *geometry, 4, 8)
     assert torch.allclose(y, expected, atol=1e-4)
-    rough = torch.ops.hybridkit.nbit_conv_int8(x, packed, scale, bias, 18, 6, *geometry, 4, 8)
+    rough = torch.ops.hybridkit.nbit_conv_int8(x, packed, scale, bias, offset, 18, 6, *geometry, 4, 8)
     assert torch.allclose(rough, expected, atol=0.05 * float(expected.abs().max()))
     assert not torch.equal(rough, y)
 
@@ -205,12 +214,13 @@ def test_embedding(kind):
 
 def test_nbit_embedding_in_groups():
     q, packed = codes_for("nbit4", 11, 7, 0)
-    scale = torch.from_numpy(vector((11, 3), 1))
+    scale, offset = torch.from_numpy(vector((11, 3), 1)), torch.from_numpy(vector((11, 3), 2))
     table = torch.from_numpy(q).float() * scale.repeat_interleave(3, dim=1)[:, :7]
-    indices = torch.tensor([10, 0])
-    assert torch.equal(
-        torch.ops.hybridkit.nbit_embedding(indices, packed, scale, 7, 11, 4, 3), table[indices]
-    )
+    indices, rest = torch.tensor([10, 0]), (7, 11, 4, 3)
+    operator = torch.ops.hybridkit.nbit_embedding
+    assert torch.equal(operator(indices, packed, scale, torch.empty(0), *rest), table[indices])
+    table += offset.repeat_interleave(3, dim=1)[:, :7]
+    assert torch.equal(operator(indices, packed, scale, offset, *rest), table[indices])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -276,7 +286,8 @@ def test_torch_accepts_the_operators(name, activations):
     """Schema, fake kernel and dispatch, by torch's own checks."""
     extra = (4, 0) if name == "nbit" else ()
     _, packed = codes_for({"nbit": "nbit4"}.get(name, CODECS.get(name)), 5, 12, 0)
-    rest = (packed, torch.ones(5), torch.zeros(5), 12, 5)
+    offset = (torch.ones(5),) if name == "nbit" else ()
+    rest = (packed, torch.ones(5), torch.zeros(5), *offset, 12, 5)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     matmul = getattr(torch.ops.hybridkit, f"{name}_matmul_{activations}").default
     torch.library.opcheck(matmul, (torch.randn(2, 3, 12), *rest, *extra), test_utils=checks)
@@ -284,5 +295,5 @@ def test_torch_accepts_the_operators(name, activations):
     geometry = ([2, 2], [2, 1], [0, 1, 1, 0], [1, 2], 1)
     torch.library.opcheck(conv, (torch.randn(2, 3, 8, 9), *rest, *geometry, *extra), test_utils=checks)
     embedding = getattr(torch.ops.hybridkit, f"{name}_embedding").default
-    arguments = (torch.tensor([[1, 4]]), packed, torch.ones(5), 12, 5, *extra)
+    arguments = (torch.tensor([[1, 4]]), packed, torch.ones(5), *offset, 12, 5, *extra)
     torch.library.opcheck(embedding, arguments, test_utils=checks)

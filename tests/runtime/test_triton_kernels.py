@@ -9,7 +9,7 @@ import torch
 from hybridkit.packing.codecs import codec
 from hybridkit.packing.tiles import tile
 from hybridkit.runtime import arithmetic, ops
-from hybridkit.runtime.arithmetic import PackedMatrix
+from hybridkit.runtime.arithmetic import Numbers, PackedMatrix
 
 CODECS = {"ternary": "two-bit", "binary": "one-bit"}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,7 +44,7 @@ def to_device(weight):
 
 
 def reference(x, weight):
-    return arithmetic.matmul(x, weight.unpack(), weight.scale, weight.bias, weight.activations)
+    return arithmetic.matmul(x, weight.unpack(), Numbers(weight.scale), weight.bias, weight.activations)
 
 
 def identical(found, expected):

@@ -22,7 +22,8 @@ Bytes = NDArray[np.uint8]  # [blocks, bytes of a block]
 class BlockType:
     """A type of ggml: `number` in the file, weights of a block, its bytes, and the codes that it holds.
 
-    encode: codes int8 [B, size] and scales fp16 [B] to bytes [B, bytes]; decode is its inverse.
+    encode: codes int8 [B, size] and scales fp16 [B] to bytes [B, bytes]; decode is its inverse. Types that
+    have an offset take and give it behind the scales, fp16 [B]: the weight of the lowest code.
     """
 
     name: str
@@ -31,9 +32,10 @@ class BlockType:
     bytes: int
     low: int
     high: int
-    encode: Callable[[Codes, NDArray[np.float16]], Bytes]
-    decode: Callable[[Bytes], tuple[Codes, NDArray[np.float16]]]
+    encode: Callable[..., Bytes]
+    decode: Callable[[Bytes], tuple[Any, ...]]
     zero: bool = True  # among the codes
+    has_offset: bool = False
 
     @property
     def bits(self) -> float:
@@ -45,23 +47,44 @@ class BlockType:
         return self.low <= levels[0] and levels[-1] <= self.high and (self.zero or 0 not in levels)
 
 
-def to_blocks(kind: BlockType, codes: Codes, scale: NDArray[np.float32], group_size: int) -> Bytes:
+def to_blocks(
+    kind: BlockType,
+    codes: Codes,
+    scale: NDArray[np.float32],
+    group_size: int,
+    offset: NDArray[np.float32] | None = None,
+) -> Bytes:
     """Codes [N, K] with scales [N], or [N, ceil(K / group_size)], as uint8 [N, bytes of a row].
 
-    K, and `group_size` where there is one, are multiples of the type's size. Scales are rounded to fp16.
+    K, and `group_size` where there is one, are multiples of the type's size. `offset` as scale, for a type
+    that has one. Both are rounded to fp16.
     """
     N, K = codes.shape
     assert group_size % kind.size == 0
+    assert kind.has_offset == (offset is not None)
     reach = (group_size or K) // kind.size  # blocks of a scale; the last one may have fewer
-    each = np.repeat(scale.reshape(N, -1), reach, axis=1)[:, : K // kind.size]
-    blocks = kind.encode(codes.reshape(-1, kind.size), each.astype(np.float16).ravel())
+
+    def by_block(numbers: NDArray[np.float32]) -> NDArray[np.float16]:
+        each = np.repeat(numbers.reshape(N, -1), reach, axis=1)[:, : K // kind.size]
+        return each.astype(np.float16).ravel()
+
+    numbers = [by_block(scale)]
+    if offset is not None:
+        numbers.append(by_block(offset + kind.low * scale))
+    blocks = kind.encode(codes.reshape(-1, kind.size), *numbers)
     return blocks.reshape(N, K // kind.size * kind.bytes)
 
 
 def from_blocks(kind: BlockType, rows: Bytes) -> NDArray[np.float32]:
     """The weights that rows of blocks stand for, float32 [N, K]."""
-    codes, scale = kind.decode(rows.reshape(-1, kind.bytes))
-    return (codes.astype(np.float32) * scale.astype(np.float32)[:, None]).reshape(len(rows), -1)
+    codes, *numbers = kind.decode(rows.reshape(-1, kind.bytes))
+    scale, *least = (each.astype(np.float32)[:, None] for each in numbers)
+    if least:
+        codes = (codes - np.int8(kind.low)).view(np.uint8)
+    weight: NDArray[np.float32] = codes.astype(np.float32) * scale
+    if least:
+        weight += least[0]
+    return weight.reshape(len(rows), -1)
 
 
 def _scaled_first(scale: NDArray[np.float16], rest: NDArray[Any]) -> Bytes:
@@ -143,6 +166,16 @@ def _decode_q4_0(blocks: Bytes) -> tuple[Codes, NDArray[np.float16]]:
     return digits.astype(np.int8) - 8, _scale(blocks[:, :2])
 
 
+def _encode_q4_1(codes: Codes, scale: NDArray[np.float16], least: NDArray[np.float16]) -> Bytes:
+    as_q4_0 = _encode_q4_0(codes, scale)
+    return np.concatenate([as_q4_0[:, :2], _bytes(least), as_q4_0[:, 2:]], axis=1)
+
+
+def _decode_q4_1(blocks: Bytes) -> tuple[Codes, NDArray[np.float16], NDArray[np.float16]]:
+    codes, scale = _decode_q4_0(np.delete(blocks, (2, 3), axis=1))
+    return codes, scale, _scale(blocks[:, 2:4])
+
+
 def _encode_q8_0(codes: Codes, scale: NDArray[np.float16]) -> Bytes:
     return _scaled_first(scale, codes.view(np.uint8))
 
@@ -159,6 +192,7 @@ TYPES: Final = {
         BlockType("TQ2_0", 35, 256, 66, -1, 1, _encode_tq2_0, _decode_tq2_0),
         BlockType("Q2_0", 42, 64, 18, -1, 2, _encode_q2_0, _decode_q2_0),
         BlockType("Q4_0", 2, 32, 18, -8, 7, _encode_q4_0, _decode_q4_0),
+        BlockType("Q4_1", 3, 32, 20, -8, 7, _encode_q4_1, _decode_q4_1, has_offset=True),
         BlockType("Q8_0", 8, 32, 34, -128, 127, _encode_q8_0, _decode_q8_0),
     )
 }

@@ -19,7 +19,7 @@ from hybridkit.packing.model import PackedModel
 
 _FLOATS: Final = {"F32": (0, 4), "F16": (1, 2), "BF16": (30, 2)}  # number in the file, bytes
 _TERNARY: Final = ("TQ2_0", "Q2_0")  # TQ2_0 first: llama.cpp has vector code for it
-_ORDER: Final = ("Q1_0", *_TERNARY, "Q4_0", "Q8_0")
+_ORDER: Final = ("Q1_0", *_TERNARY, "Q4_0", "Q4_1", "Q8_0")
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 
 
@@ -82,12 +82,13 @@ def _layer(
 
     def content() -> NDArray[np.uint8]:
         layer = load()
-        codes, scale = layer.unpack(), layer.scale
+        codes, scale, offset = layer.unpack(), layer.scale, layer.offset
         if order is not None:
             codes, scale = codes[order], scale[order]
+            offset = None if offset is None else offset[order]
         if np.abs(scale).max(initial=0) > np.finfo(np.float16).max:
             raise UsageError(f"the layer {spec.name!r} has a scale beyond fp16, which .gguf files hold")
-        return to_blocks(kind, codes * np.int8(sign), scale * sign, spec.group_size)
+        return to_blocks(kind, codes * np.int8(sign), scale * sign, spec.group_size, offset)
 
     nbytes = N * K // kind.size * kind.bytes
     return Stored(name, spec.weight_name, kind.name, kind.number, (N, K), nbytes, content, kind, order)
@@ -101,11 +102,14 @@ def type_for(spec: LayerSpec, ternary: str | None = None) -> tuple[BlockType, in
     wanted = [TYPES[ternary]] if ternary and levels == (-1, 0, 1) else [TYPES[name] for name in _ORDER]
     turned = tuple(sorted(-level for level in levels))
     fitting = [
-        (kind, sign) for kind in wanted for sign, these in ((1, levels), (-1, turned)) if kind.holds(these)
+        (kind, sign)
+        for kind in wanted
+        for sign, these in ((1, levels), (-1, turned))
+        if kind.holds(these) and kind.has_offset == spec.has_offset
     ]
     fewest = min((kind.bits for kind, _ in fitting if kind.bits < 4), default=math.inf)
     for kind, sign in fitting:
-        if kind.bits > 4 and fewest < 4:
+        if kind.bits > 4 and (fewest < 4 or spec.bits <= 2):
             break  # never twice the size, silently
         if spec.matrix_shape[1] % kind.size == 0 and spec.group_size % kind.size == 0:
             return kind, sign

@@ -26,6 +26,7 @@ _FILE_TYPES: Final = {  # llama.h: what most of the weights are
     "F32": 0,
     "F16": 1,
     "Q4_0": 2,
+    "Q4_1": 3,
     "Q8_0": 7,
     "BF16": 32,
     "TQ1_0": 36,

@@ -32,16 +32,27 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """weight[n, k] = scale[n, k // group_size] * codes[n, k]; group_size 0 means one scale per row, [N]."""
+    """A QuantizedTensor of NumPy arrays."""
 
     codes: NDArray[np.int8]
     scale: Floats
     group_size: int = 0
+    offset: Floats | None = None
+
+    @classmethod
+    def of(cls, made: QuantizedTensor) -> Quantized:
+        """From tensors of torch or arrays."""
+        offset = None if made.offset is None else _array(made.offset, np.float32)
+        return cls(_array(made.codes, np.int8), _array(made.scale, np.float32), made.group_size, offset)
+
+    def tensor(self) -> QuantizedTensor:
+        """The same, typed as what quantizers take."""
+        offset = cast(Any, self.offset)
+        return QuantizedTensor(cast(Any, self.codes), cast(Any, self.scale), self.group_size, offset)
 
     def dequantize(self) -> Floats:
         """The weight that this stands for, float32 [N, K]."""
-        whole = QuantizedTensor(cast(Any, self.codes), cast(Any, self.scale), self.group_size)
-        return cast(Floats, whole.dequantize())
+        return cast(Floats, self.tensor().dequantize())
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +79,9 @@ class Rounding:
         return STORAGES[self.codec.name].bits
 
     def holding(self, found: Quantized) -> Rounding:
-        """Itself; with n-bit codes where others come in groups, which no operator of ours has."""
-        return replace(self, codec=codec("nbit2")) if found.group_size and not self.is_nbit else self
+        """Itself; with n-bit codes where there are groups or offsets, which no other operator has."""
+        inside = found.tensor().on_output
+        return self if inside or self.is_nbit else replace(self, codec=codec("nbit2"))
 
     def fit(self, weight: Floats, gram: Floats, count: int) -> Quantized | None:
         """As `quantize`, for inputs with these second moments, [K, K], of `count`; None if that is no other.
@@ -81,10 +93,7 @@ class Rounding:
         levels = self.quantizer.levels
         if not evenly_spaced(levels):
             return None
-        start = self.quantize(weight)
-        given = QuantizedTensor(cast(Any, start.codes), cast(Any, start.scale), start.group_size)
-        made = fit_output(weight, gram, given, levels)
-        return Quantized(_array(made.codes, np.int8), _array(made.scale, np.float32), made.group_size)
+        return Quantized.of(fit_output(weight, gram, self.quantize(weight).tensor(), levels))
 
     def quantize(self, weight: Floats) -> Quantized:
         """Codes and scales of a float32 weight [N, K]."""
@@ -92,10 +101,12 @@ class Rounding:
         own_rows = takes_numpy(self.quantizer) and getattr(options, "granularity", "channel") == "channel"
         step = max(1, _BLOCK // weight.shape[1]) if own_rows else len(weight)
         parts = [self._quantized(weight[i : i + step]) for i in range(0, len(weight), step)]
+        offsets = [part.offset for part in parts if part.offset is not None]
         return Quantized(
             np.concatenate([part.codes for part in parts]),
             np.concatenate([part.scale for part in parts]),
             parts[0].group_size,
+            np.concatenate(offsets) if offsets else None,
         )
 
     def _quantized(self, rows: Floats, statistics: Statistics | None = None) -> Quantized:
@@ -107,8 +118,7 @@ class Rounding:
             if statistics:
                 gram: Any = statistics.gram
                 statistics = Statistics(torch.from_numpy(gram), statistics.count)
-        made = quantize_weight(self.quantizer, given, statistics)
-        return Quantized(_array(made.codes, np.int8), _array(made.scale, np.float32), made.group_size)
+        return Quantized.of(quantize_weight(self.quantizer, given, statistics))
 
 
 def _array(found: Any, kind: type[np.generic]) -> NDArray[Any]:

@@ -31,12 +31,14 @@ def substitute(model: ir.Model, product: Product, rounding: Rounding, found: Qua
         product.x.type = ir.TensorType(ir.DataType.from_numpy(product.weight.dtype))
     mode = "Int8" if int8 and not (nbit and product.geometry) else "Float"
     own = {"bits": rounding.stored_bits, "group_size": found.group_size} if nbit else {"layout": ROW_MAJOR}
+    offset = np.empty(0, np.float32) if found.offset is None else found.offset
     y = e.node(
         f"{'NBit' if nbit else rounding.prefix}{kind}{mode}",
         product.x,
         e.constant(rounding.codec.pack(found.codes), "codes"),
         e.constant(found.scale, "scale"),
         e.constant(bias, "bias"),
+        *([e.constant(offset, "offset")] if nbit else []),
         domain=DOMAIN,
         K=K,
         N=N,
@@ -54,17 +56,19 @@ def stored_bytes(product: Product, rounding: Rounding, found: Quantized, int8: b
     """Bytes of codes and scales in the file, and of a bias that the layer did not have."""
     (N, K), bits = map(int, found.codes.shape), rounding.stored_bits
     bias = 0 if product.bias is not None else 4 * N
+    offset = 0 if found.offset is None else found.offset.nbytes
     if not rounding.is_nbit:
         group = product.geometry["group"] if product.geometry else 1
         tiles = math.prod(tiled_shape(N, K, bits, group))
         tiled = worth_tiling(N, K, bits, group)
         return (tiles if tiled else N * -(-K * bits // 8)) + 4 * N + bias
     if product.geometry or (found.group_size and not lowering.is_block(found.group_size)):
-        return N * -(-K * bits // 8) + found.scale.nbytes + bias
+        return N * -(-K * bits // 8) + found.scale.nbytes + offset + bias
     block = min(found.group_size or lowering.block_size(K, lowering.BLOCK), lowering.LARGEST_BLOCK)
     blocks = -(-K // block)
     halves = bits == 8 and not int8  # two nodes: another set of scales, and zero points
-    return N * blocks * (block * bits // 8 + 4 * (1 + halves)) + halves * N * -(-blocks // 2)
+    zero_points = halves * N * -(-blocks // 2)
+    return N * blocks * (block * bits // 8 + 4 * (1 + halves)) + zero_points + offset
 
 
 def lower(model: ir.Model) -> None:
@@ -78,14 +82,12 @@ def _nbit_matmul(e: Emitter, layer: PackedNode) -> ir.Value:
     """int8 activations are those of MatMulNBits, in blocks: nothing was trained that they have to equal."""
     if layer.group_size and not lowering.fits_blocks(layer):
         return lowering.nbit_matmul(e, layer)
-    block = layer.group_size or lowering.block_size(layer.K, lowering.BLOCK)
-    blocks = -(-layer.K // block)
-    scales = array_of(layer.scale)
-    scales = scales if layer.group_size else np.repeat(scales[:, None], blocks, axis=1)
+    block, scales = lowering.block_scales(layer)
     level = lowering.INT8 if layer.int8 else lowering.FP32
 
     def compute(x: ir.Value) -> ir.Value:
         y = lowering.matmul_nbits(e, layer, x, layer.bits, block, scales, level)
+        y = lowering.with_offset(e, layer, x, y)
         return e.node("Add", y, layer.bias) if np.any(array_of(layer.bias)) else y
 
     return lowering.in_float32(e, layer, compute)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,6 @@ from hybridkit.errors import FileError
 from hybridkit.packing.atomic import atomic_file, remove
 from hybridkit.quant.frozen import freeze_layer_
 from hybridkit.quant.layers import qat_layers
-from hybridkit.quant.protocol import QuantizedTensor
 
 LOOKED_AT: Final = 1_000  # numbers of a tensor
 _CODES, _SCALE = ".weight", ".quantizer_parameters.scale"
@@ -70,11 +69,10 @@ class Kept:
         for name, layer in qat_layers(block).items():
             if name + _SCALE not in state:  # it does not run, and kept its latent weight
                 continue
-            group = layer.quantized_weight().group_size
-            codes, scale = state[name + _CODES], state[name + _SCALE]
+            codes = state[name + _CODES]
             matrix = (codes.t() if layer.transposed else codes).flatten(1)
-            scales = scale.view(len(matrix), -1) if group else scale
-            freeze_layer_(layer, QuantizedTensor(matrix, scales, group))
+            # what they were before tuning does not matter, only their form: the state has them all
+            freeze_layer_(layer, replace(layer.quantized_weight(), codes=matrix))
         with torch.no_grad():
             block.load_state_dict(state)
         return True
