@@ -70,6 +70,10 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
             "exporting.genai.exporter:GenaiExporter",
             "a folder with a language model that keeps a cache, for onnxruntime-genai and generate",
         ),
+        "hf": (
+            "exporting.hf.exporter:HfExporter",
+            "a Hugging Face folder for transformers: ternary weights packed as bitnet, or all as floats",
+        ),
         "gguf": (
             "exporting.gguf.exporter:GgufExporter",
             "a language model for llama.cpp, in its own types",

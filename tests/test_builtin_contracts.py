@@ -82,7 +82,7 @@ class TestOptimizers(testing.OptimizerContract):
 
 
 class TestExporters(testing.ExporterContract):
-    choose = variants("exporter", without=["gguf", "genai"])  # genai: tests/pretrained/test_genai.py
+    choose = variants("exporter", without=["gguf", "genai", "hf"])  # test_genai.py, test_bitnet.py
 
     def make(self):
         return registry().create("exporter", f"hybridkit:{self.name}", self.options)

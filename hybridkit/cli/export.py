@@ -70,7 +70,7 @@ class Flags:
     trust_remote_code: RemoteOption = False
     target: Annotated[
         str | None,
-        flag(HOW, "onnx, matmulnbits, fp32, gguf, genai or a plugin's (default: by the suffix).", "NAME"),
+        flag(HOW, "onnx, matmulnbits, fp32, gguf, genai, hf or a plugin's (default: by the suffix).", "NAME"),
     ] = None
     pool: Annotated[
         str | None,
@@ -80,6 +80,9 @@ class Flags:
             "MODE",
         ),
     ] = None
+    unpacked: Annotated[
+        bool, flag(HOW, "Of the target hf: dequantised weights, which every engine of such folders reads.")
+    ] = False
     opset: Annotated[int, flag(HOW, "Opset of the stock operators, 18 to 23.", "N")] = 18
     verify: Annotated[
         bool,
@@ -102,10 +105,10 @@ def command(
 ) -> None:
     """Write a trained network as one ONNX file that stock ONNX Runtime runs, and verify it.
 
-    A name that ends in .gguf makes a file of a language model for llama.cpp, and
-    --target genai a folder for onnxruntime-genai and `hybridkit generate`. A
-    file that differs from the network beyond the gates is not written (exit code
-    3).
+    A name that ends in .gguf makes a file of a language model for llama.cpp,
+    --target genai a folder for onnxruntime-genai and `hybridkit generate`, and
+    --target hf one for transformers. A file that differs from the network beyond
+    the gates is not written (exit code 3).
     """
     options, inputs = strategy_options(ctx, set_), flags.input_ or ()
 
@@ -132,7 +135,7 @@ def command(
             metadata=metadata | assets,
             assets=source.assets,
             pool=flags.pool,
-            options=options.get("exporter"),
+            options={**options.get("exporter", {}), **({"unpacked": True} if flags.unpacked else {})},
         )
     spared = _left_alone(source)
     if json:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from hybridkit.pretrained import bitnet
     from hybridkit.pretrained.examples import Examples
-    from hybridkit.quant.checkpoint import TensorFiles
 
 PREFIX: Final = "hf:"
 CONFIGURATION: Final = "config.json"
@@ -119,18 +119,32 @@ class Pretrained:
     revision: str | None = None
     trust_remote_code: bool = False
 
-    @cached_property
+    @property
     def config(self) -> Any:
-        """transformers' configuration of the network."""
+        """transformers' configuration of the network, without what is said of packed ternary weights."""
+        return self._configured[0]
+
+    @cached_property
+    def _configured(self) -> tuple[Any, bitnet.Settings | None]:
+        """The configuration, and how ternary weights are packed."""
+        from hybridkit.pretrained import bitnet
+
         if self.gguf is None:
             self._check_configuration()
         with self._reading("configuration"):
             from transformers import AutoConfig
 
+            if self.gguf is not None:
+                from hybridkit.pretrained.ggml_types import refuse_fork, teach_gguf
+
+                teach_gguf()
+                refuse_fork(self.folder / self.gguf, self.text)
             config = AutoConfig.from_pretrained(self.folder, **self._how())
         if self.gguf is not None:
             self._check_depth(config.to_dict(), _DEEP)
-        return config
+        if settings := bitnet.settings_of(config, self.text):
+            del config.quantization_config  # they are dequantised as they are read
+        return config, settings
 
     @property
     def has_weights(self) -> bool:
@@ -154,12 +168,16 @@ class Pretrained:
         dtype = dtype or torch.float32
         if not self.has_weights:
             return self.fresh(head, **options)
-        if self.gguf is None:  # looked at before memory is taken for what a damaged configuration says
-            self._checked(head, options)
+        where: dict[str, Any] = {"pretrained_model_name_or_path": self.folder}
         kind = self._class(head)
+        if self.gguf is None:  # looked at before memory is taken for what a damaged configuration says
+            empty, files = self._checked(head, options)
+            if self._configured[1]:  # transformers gets them dequantised
+                kind, config = type(empty), empty.config
+                where = {"pretrained_model_name_or_path": None, "config": config, "state_dict": dict(files)}
         with self._reading("network"):
             network, found = kind.from_pretrained(
-                self.folder,
+                **where,
                 dtype=dtype,
                 use_safetensors=None if self.gguf else True,
                 ignore_mismatched_sizes=self.gguf is None,  # judged below
@@ -191,13 +209,18 @@ class Pretrained:
                 return network.eval(), weights
         return self.network(head, dtype="auto"), None
 
-    def _checked(self, head: Head | None, options: Mapping[str, Any]) -> tuple[nn.Module, TensorFiles]:
-        """The network on the meta device, and the files of its weights, which have the shapes it needs."""
+    def _checked(
+        self, head: Head | None, options: Mapping[str, Any]
+    ) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        """The network on the meta device, and the tensors of its weights, which have the shapes it needs."""
         import torch
 
+        from hybridkit.pretrained.bitnet import Dequantized
         from hybridkit.pretrained.weights import misshapen, open_checkpoint
 
-        files = open_checkpoint(self.folder, self.text)
+        files: Mapping[str, Tensor] = open_checkpoint(self.folder, self.text)
+        if settings := self._configured[1]:
+            files = Dequantized(files, settings)
         self._check_depth(self.config.to_dict(), max(_DEEP, len(files)))
         with self._reading("network"), torch.device("meta"):
             network = self._from_config(head, torch.float32, options)

@@ -79,13 +79,17 @@ class Assets:
             yield
 
     def write(self, folder: Path) -> None:
-        """Write them into a folder that is there, beside what it holds."""
+        """Write them into a folder that is there, beside what it holds, and the record."""
+        self.write_files(folder)
+        record = {"format": FORMAT, "version": 1, **self.origin, "files": _hashes(self.files)}
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def write_files(self, folder: Path) -> None:
+        """Write them alone."""
         for name, content in self.files.items():
             path = folder / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(_read(content))
-        record = {"format": FORMAT, "version": 1, **self.origin, "files": _hashes(self.files)}
-        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def assets_of(found: Pretrained, network: nn.Module) -> Assets:

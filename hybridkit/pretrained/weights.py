@@ -44,7 +44,7 @@ def open_checkpoint(folder: Path, text: str) -> TensorFiles:
 class Renamed(Mapping[str, "Tensor"]):
     """Tensors of `files` by other names: `names` maps each to the one in the files."""
 
-    def __init__(self, files: TensorFiles, names: Mapping[str, str]) -> None:
+    def __init__(self, files: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
         self._files, self._names = files, names
 
     def __getitem__(self, name: str) -> Tensor:
@@ -57,7 +57,7 @@ class Renamed(Mapping[str, "Tensor"]):
         return len(self._names)
 
 
-def by_own_names(network: nn.Module, files: TensorFiles) -> Renamed | None:
+def by_own_names(network: nn.Module, files: Mapping[str, Tensor]) -> Renamed | None:
     """The tensors of `files` by the names that `network`, a model of transformers, has for them.
 
     What the network has no place for is left out, as transformers leaves it. None where transformers does
@@ -71,13 +71,13 @@ def by_own_names(network: nn.Module, files: TensorFiles) -> Renamed | None:
     return None if stored_twice or lacking else Renamed(files, names)
 
 
-def misshapen(network: nn.Module, files: TensorFiles) -> list[str]:
+def misshapen(network: nn.Module, files: Mapping[str, Tensor]) -> list[str]:
     """The tensors of `network` that have another shape in `files`, as far as they are only renamed."""
     own, names = network.state_dict(keep_vars=True), _stored_names(network, files) or {}
     return [name for name, stored in names.items() if files[stored].shape != own[name].shape]
 
 
-def _stored_names(network: nn.Module, files: TensorFiles) -> dict[str, str] | None:
+def _stored_names(network: nn.Module, files: Mapping[str, Tensor]) -> dict[str, str] | None:
     """Own name -> name in `files`; None where transformers converts one of these tensors."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping

@@ -9,18 +9,20 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridkit.cli import run
-from hybridkit.errors import UsageError
+from hybridkit.errors import FileError, UsageError
 from hybridkit.exporting import export
-from hybridkit.exporting.gguf.blocks import TYPES, from_blocks, to_blocks
 from hybridkit.exporting.gguf.tensors import type_for
 from hybridkit.exporting.gguf.vocabulary import cut_of
+from hybridkit.packing.ggml import TYPES, from_blocks, to_blocks
 from hybridkit.packing.layers import LayerSpec
 from hybridkit.packing.model import PackedModel
 from hybridkit.pretrained import open_pretrained
+from hybridkit.pretrained.ggml_types import refuse_fork, teach_gguf
 from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.convert import convert
 from hybridkit.quant.prepare import prepare_qat_
@@ -284,3 +286,55 @@ def test_what_llama_cpp_does_not_compute_is_refused(tmp_path, capsys):
     assert run(["export", str(tmp_path / "m.gguf"), "--from", str(tmp_path / "llama")]) == 2
     assert "no tokenizer.json" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "size", "wanted"), [("ternary-mse", 64, "Q2_0"), ("binary", 128, "Q1_0")]
+)
+def test_ternary_and_binary_files_are_sources(quantizer, size, wanted, tmp_path):
+    """The types that gguf does not read: what they hold is found again, to the last code."""
+    config = transformers.LlamaConfig(
+        hidden_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=256,
+        vocab_size=folders.WORDS,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "m")
+    letters_tokenizer().save_pretrained(tmp_path / "m")
+    how = ["--quantizer", quantizer, "--granularity", f"group:{size}"]
+    packed, file = quantized(tmp_path / "m", tmp_path, *how), tmp_path / "m.gguf"
+    assert run(["export", str(file), "--from", str(packed)]) == 0
+    layers = PackedModel.load(packed).layers
+    state = open_pretrained(str(file)).network(head="causal-lm").state_dict()
+    assert any("self_attn" in name for name in layers)
+    for layer in layers.values():
+        found, expected = state[layer.weight_name].numpy(), layer.dequantize()
+        exact = wanted in ("Q1_0", "Q2_0") and layer.codec in ("two-bit", "one-bit")
+        np.testing.assert_allclose(found, expected, rtol=1e-3 if exact else 1e-2, atol=1e-4)
+
+
+def write_blocks(file, bytes_per_weight):
+    """A file with two tensors of 64 x 128 weights that say they are Q2_0."""
+    size = int(64 * 128 * bytes_per_weight)
+    writer = gguf.GGUFWriter(file, "llama")
+    for name in ("a", "b"):
+        writer.add_tensor_info(name, (64, 128), np.dtype(np.int8), size, 42)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for _ in range(2):
+        writer.write_tensor_data(np.zeros(size, np.uint8))
+    writer.close()
+
+
+def test_blocks_of_128_under_the_number_of_q2_0_are_refused(tmp_path):
+    write_blocks(tmp_path / "ours.gguf", 18 / 64)
+    write_blocks(tmp_path / "fork.gguf", 34 / 128)
+    teach_gguf()
+    refuse_fork(tmp_path / "ours.gguf", "ours.gguf")
+    with pytest.raises(FileError, match="blocks of 128 weights"):
+        refuse_fork(tmp_path / "fork.gguf", "fork.gguf")

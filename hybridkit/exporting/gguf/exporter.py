@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hybridkit.errors import UsageError
-from hybridkit.exporting.gguf.blocks import Floats
 from hybridkit.exporting.protocol import ExportReport, ExportRequest
 from hybridkit.options import option
 from hybridkit.packing.atomic import atomic_file
+from hybridkit.packing.ggml import Floats
 
 if TYPE_CHECKING:
     from torch import nn

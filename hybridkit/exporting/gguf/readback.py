@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hybridkit.exporting import verify
-from hybridkit.exporting.gguf.blocks import from_blocks
 from hybridkit.exporting.gguf.tensors import Stored
 from hybridkit.exporting.protocol import Validation, Verification
+from hybridkit.packing.ggml import from_blocks
 from hybridkit.packing.model import PackedModel
 from hybridkit.runtime.modules import PackedEmbedding
 

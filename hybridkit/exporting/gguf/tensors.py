@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hybridkit.errors import UsageError
 from hybridkit.exporting.gguf.architectures import Architecture, interleaved
-from hybridkit.exporting.gguf.blocks import TYPES, BlockType, Floats, to_blocks
+from hybridkit.packing.ggml import TYPES, BlockType, Floats, to_blocks
 from hybridkit.packing.layers import LayerSpec, PackedLayer
 from hybridkit.packing.model import PackedModel
 

@@ -15,11 +15,11 @@ from torch import nn
 
 from hybridkit import __version__
 from hybridkit.exporting.gguf.architectures import Architecture, architecture_of
-from hybridkit.exporting.gguf.blocks import Floats
 from hybridkit.exporting.gguf.readback import verified
 from hybridkit.exporting.gguf.tensors import Stored, tensors
 from hybridkit.exporting.gguf.vocabulary import add_vocabulary
 from hybridkit.exporting.protocol import ExportReport, ExportRequest
+from hybridkit.packing.ggml import Floats
 from hybridkit.packing.model import PackedModel
 
 _FILE_TYPES: Final = {  # llama.h: what most of the weights are

@@ -1,0 +1,1 @@
+"""Network -> a folder that `from_pretrained` of transformers loads."""
