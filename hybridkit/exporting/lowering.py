@@ -64,9 +64,46 @@ def embedding(e: Emitter, layer: PackedNode) -> ir.Value:
             return e.node("Gather", found, _group_of_column(e, layer), axis=-1)
         return e.node("Unsqueeze", found, e.constant(np.array([-1]), "last_axis"))
 
-    rows = e.node("Gather", layer.codes, layer.x, axis=0)
-    weight = e.node("Mul", _unpacked(e, layer, rows), gathered(layer.scale))
+    if _is_tied_to_product(layer):
+        codes = _codes_of_product(e, layer)
+    else:
+        codes = _unpacked(e, layer, e.node("Gather", layer.codes, layer.x, axis=0))
+    weight = e.node("Mul", codes, gathered(layer.scale))
     return weight if layer.offset is None else e.node("Add", weight, gathered(layer.offset))
+
+
+def _is_tied_to_product(layer: PackedNode) -> bool:
+    """Whether a matrix product reads the same n-bit codes, which then are stored as MatMulNBits has them."""
+    nodes = [node for node, _ in layer.codes.uses()]
+    product = any("MatMul" in node.op_type for node in nodes)
+    return product and layer.bits in (4, 8) and (not layer.group_size or fits_blocks(layer))
+
+
+def _codes_of_product(e: Emitter, layer: PackedNode) -> ir.Value:
+    """Integer-valued codes [..., K] of gathered rows, out of what `nbit_matmul` writes for a tied head.
+
+    Its constants are written again here; equal ones become one when the file is assembled.
+    """
+    block, _ = block_scales(layer)
+    last = e.constant(np.array([-1]), "last_axis")
+    shape = e.node("Concat", e.node("Shape", layer.x), last, axis=0)
+
+    def unpacked(stored: NDArray[np.uint8]) -> ir.Value:
+        rows = e.node("Gather", e.constant(stored, "codes"), layer.x, axis=0)
+        return e.node(
+            "NBit4Unpack", e.node("Reshape", rows, shape), domain=DOMAIN, K=layer.K, layout=ROW_MAJOR
+        )
+
+    def number(value: float, name: str) -> ir.Value:
+        return e.constant(np.float32(value), name)
+
+    codes = layer.integers()
+    if layer.bits == 4:
+        return unpacked(_in_blocks(codes, 4, block))
+    high, low = _halves(codes)
+    sixteen = e.node("Mul", unpacked(_in_blocks(high, 4, block)), number(16, "sixteen"))
+    both = e.node("Add", sixteen, unpacked(_in_blocks(low, 4, block)))
+    return e.node("Add", both, number(8, "eight"))  # 0 to 15 are stored as -8 to 7
 
 
 def nbit_matmul(e: Emitter, layer: PackedNode) -> ir.Value:
@@ -152,11 +189,25 @@ def matmul_nbits(
     codes = layer.integers()
     if bits != 8 or level != FP32:
         return _matmul_nbits(e, layer, x, codes, bits, block, scales, level)
-    high = codes >> 4
+    high, low = _halves(codes)
     first = _matmul_nbits(e, layer, x, high, 4, block, 16 * scales, level)
-    return e.node(
-        "Add", first, _matmul_nbits(e, layer, x, codes - 16 * high, 4, block, scales, level, zero=0)
-    )
+    return e.node("Add", first, _matmul_nbits(e, layer, x, low, 4, block, scales, level, zero=0))
+
+
+def _halves(codes: NDArray[np.int8]) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """h and l of 8-bit codes 16 h + l + 8, both from -8 to 7: as 4-bit codes are stored."""
+    high = codes >> 4
+    return high, codes - 16 * high - 8
+
+
+def _in_blocks(codes: NDArray[np.int8], bits: int, block: int) -> NDArray[np.uint8]:
+    """Codes [N, K] as MatMulNBits stores them: uint8 [N, blocks, bytes of a block], padded with zeros."""
+    N, K = codes.shape
+    block = min(block, LARGEST_BLOCK)
+    blocks = -(-K // block)
+    padded = np.zeros((N, blocks * block), np.int8)
+    padded[:, :K] = codes
+    return codec(f"nbit{bits}").pack(padded).reshape(N, blocks, -1)
 
 
 def _matmul_nbits(
@@ -171,14 +222,9 @@ def _matmul_nbits(
     zero: int | None = None,
 ) -> ir.Value:
     """As above; `zero` is the zero point of 4-bit codes, where it is not the default."""
-    parts = max(1, block // LARGEST_BLOCK)
-    block //= parts
-    blocks = -(-layer.K // block)
-    scales = np.repeat(scales, parts, axis=1)[:, :blocks]
-    default = 1 << bits - 1
-    padded = np.zeros((layer.N, blocks * block), np.int8)
-    padded[:, : layer.K] = codes + ((default if zero is None else zero) - default)
-    packed = codec(f"nbit{bits}").pack(padded).reshape(layer.N, blocks, -1)
+    packed = _in_blocks(codes, bits, block)
+    blocks = packed.shape[1]
+    scales = np.repeat(scales, max(1, block // LARGEST_BLOCK), axis=1)[:, :blocks]
     points = []
     if zero is not None:
         two = np.uint8(zero | zero << 4)
@@ -193,7 +239,7 @@ def _matmul_nbits(
         K=layer.K,
         N=layer.N,
         bits=bits,
-        block_size=block,
+        block_size=min(block, LARGEST_BLOCK),
         accuracy_level=level,
     )
 

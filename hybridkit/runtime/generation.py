@@ -131,6 +131,7 @@ class LanguageModel:
         binding = self._binding
         binding.bind_cpu_input(self._ids, ids)
         binding.bind_cpu_input(self._mask, np.ones((1, len(tokens)), np.int64))
+        del self._seen[known:]  # a run that fails may leave anything behind these
         self._session.run_with_iobinding(binding)
         self._seen = list(tokens)
         logits: NDArray[np.float32] = binding.get_outputs()[0].numpy()[0, -1]

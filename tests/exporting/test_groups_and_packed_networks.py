@@ -95,3 +95,36 @@ def test_a_packed_network_is_not_loaded_with_others():
     assert hybridkit.load_packed(network.module, network.packed) is network.module
     with pytest.raises(UsageError, match="runs other packed layers already"):
         hybridkit.load_packed(network.module, pack(prepare_qat_(Network())).packed)
+
+
+GROUPS = {"bits": 4, "group_size": 32}
+HEADS = [{"bits": 8}, {"bits": 4}, GROUPS, {**GROUPS, "offset": True}]
+
+
+class Tied(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.embed = nn.Embedding(70, width)
+        self.inner = nn.Linear(width, width)
+        self.head = nn.Linear(width, 70, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.head(torch.relu(self.inner(self.embed(tokens))))
+
+
+@pytest.mark.parametrize("activations", ["int8", "float"])
+@pytest.mark.parametrize("width", [128, 90])  # 90: MatMulNBits pads its rows
+@pytest.mark.parametrize("head", HEADS)
+def test_a_tied_head_and_embedding_are_stored_once(tmp_path, head, width, activations):
+    torch.manual_seed(0)
+    layers = {name: {"quantizer": "nbit", **head} for name in ("embed", "head")}
+    how = QuantConfig(weights="ternary-mse", activations=activations, quantize_all=True, layers=layers)
+    network, path = pack(prepare_qat_(Tied(width), how)), tmp_path / "m.onnx"
+    tokens = torch.arange(70).view(5, 14)
+    export(network, path, example_inputs=(tokens,))  # which compares it with the network
+    graph = onnx.load(path).graph
+    stored = sum(len(x.raw_data) for x in graph.initializer if x.data_type == onnx.TensorProto.UINT8)
+    inner = width * width // 4
+    padded = -(-width // 128) * 128 if not head.get("group_size") else -(-width // 32) * 32
+    assert stored <= 1.2 * (70 * padded * head["bits"] / 8 + inner) + 500
