@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hybridkit.quant.plan import LeftAlone
 
 WHAT, HOW = "What is exported", "How"
+SHOWN = 5  # outputs whose differences are printed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,7 +198,9 @@ def _print(report: ExportReport) -> None:
         f"{quality}"
     )
     if len(found.differences) > 1:
-        print("Largest differences: " + ", ".join(f"{k}: {v:.2e}" for k, v in found.differences.items()))
+        worst = sorted(found.differences.items(), key=lambda pair: -pair[1])[:SHOWN]
+        more = f" and {hidden} more" if (hidden := len(found.differences) - len(worst)) else ""
+        print("Largest differences: " + ", ".join(f"{name}: {value:.2e}" for name, value in worst) + more)
     if found.native is not None:
         how = "bit for bit" if found.native == "equal" else "to float32 rounding"
         print(f"Native operators and portable bodies agree {how}")

@@ -12,6 +12,7 @@ import torch
 from hybridkit.cli import run
 from hybridkit.packing.model import PackedModel
 from hybridkit.pretrained import open_pretrained
+from hybridkit.runtime.generation import LanguageModel, Sampling
 from hybridkit.runtime.session import session
 from hybridkit.sources.protocol import open_source
 
@@ -69,3 +70,36 @@ def test_smollm2_speaks_after_8_bits(smollm2, tmp_path):
     with torch.no_grad():
         word = network(**tokens).logits[0, -1].argmax()
     assert tokenizer.decode(word).strip() == "Paris"
+
+
+BEGINNINGS = [
+    *("The capital of France is", "Once upon a time", "def fibonacci(n):", "Water boils at"),
+    *("The largest planet of the solar system", "My favourite book is", "To make bread you need", "In 1969"),
+    *("The opposite of cold is", "A list of prime numbers: 2, 3,", "Dear Sir or Madam,", "The mitochondria"),
+    *("She opened the door and", "SELECT name FROM", "The three laws of motion", "Photosynthesis is"),
+    *("How do I learn to swim?", "It was a dark and stormy night;", "Shakespeare wrote", "Monday, Tuesday,"),
+]
+
+
+@pytest.mark.parametrize(
+    ("weights", "embeddings"),
+    [
+        (["--quantizer", "nbit", "--set", "quantizer.offset=true", "--granularity", "group:32"], "8"),
+        (["--granularity", "group:64", "--layer", "*down_proj=fp32"], "8"),
+    ],
+)
+def test_smollm2_goes_on_as_torch_would(smollm2, weights, embeddings, tmp_path):
+    """256 tokens after 20 beginnings, with a cache, are the likeliest ones of a torch network without."""
+    target, chat = str(tmp_path / "m.hk.safetensors"), tmp_path / "chat"
+    assert run(["quantize", smollm2, "-o", target, *weights, "--embeddings", embeddings]) == 0
+    assert run(["export", str(chat), "--target", "genai", "--from", target]) == 0
+    tokenizer = open_pretrained(str(tmp_path / "m.assets")).tokenizer()
+    model, network = LanguageModel(chat), open_source(target).network
+    model.ends = frozenset()
+    for text in BEGINNINGS:
+        prompt = tokenizer(text)["input_ids"]
+        answer = list(model.stream(prompt, 256, Sampling()))
+        with torch.no_grad():
+            logits = network(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0]
+        wanted = logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+        assert answer == wanted, text
