@@ -63,6 +63,8 @@ def export(
     Raises UsageError for arguments that do not fit, HybridkitError where the network cannot be exported,
     FileError where the file cannot be written, GateError where it differs from the network.
     """
+    from hybridkit.pretrained.assets import facts_of
+
     module, packed, path = _alone(module, packed, path)
     given: Inputs = dict(example_inputs) if isinstance(example_inputs, Mapping) else list(example_inputs)
     if isinstance(given, Mapping):
@@ -85,7 +87,7 @@ def export(
         dynamic_axes=[{0: "batch"} for _ in given] if dynamic_axes is None else dynamic_axes,
         opset=opset,
         validation=(validation or Validation(batches=[given])) if verify else None,
-        metadata={**(metadata or {}), **({"pool": pool} if pool else {})},
+        metadata={**facts_of(module, assets), **(metadata or {}), **({"pool": pool} if pool else {})},
         assets=assets,
         pool=pool,
     )

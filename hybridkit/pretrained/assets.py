@@ -65,6 +65,10 @@ class Assets:
         """What a product records of them: `sha256` of the list of files and their hashes, and the origin."""
         return {"sha256": _digest(_hashes(self.files)), **self.origin}
 
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None where there is none of this name."""
+        return _read(self.files[name]) if name in self.files else None
+
     def save(self, folder: Path) -> None:
         """Write them to `folder`, which they replace as a whole. Raises FileError."""
         with self.staged(folder):
@@ -110,6 +114,24 @@ def assets_of(found: Pretrained, network: nn.Module) -> Assets:
         files |= _tokenizer_of(found)
     origin = {"from": found.text} | ({"revision": found.revision} if found.revision else {})
     return Assets(files, origin)
+
+
+def facts_of(network: nn.Module, assets: Assets | None) -> dict[str, Any]:
+    """What whoever runs a file of `network` has to know: `labels` of its classes, how images are prepared.
+
+    labels: names in the order of the outputs, where the configuration has some of its own. image_processor:
+    the content of preprocessor_config.json. What there is none of is left out.
+    """
+    facts: dict[str, Any] = {}
+    inner = inner_model(network)
+    named = getattr(inner.config, "id2label", None) if inner is not None else None
+    if isinstance(named, Mapping) and "For" in type(inner).__name__:
+        labels = [str(named[place]) for place in sorted(named)]
+        if not all(label.startswith("LABEL_") for label in labels):
+            facts["labels"] = labels
+    if assets is not None and (content := assets.read("preprocessor_config.json")) is not None:
+        facts["image_processor"] = json.loads(content)
+    return facts
 
 
 def assets_in(folder: Path, sha256: str | None = None) -> Assets:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -61,6 +65,36 @@ def test_they_lie_beside_a_packed_model_and_what_is_exported_from_it(place, caps
     assert [x["name"] for x in json.loads(said["hybridkit.inputs"])] == [
         "input_ids", "attention_mask", "token_type_ids",
     ]  # fmt: skip
+
+
+LABELS = ["good", "bad", "neither"]
+
+
+def test_a_classifiers_file_names_its_classes_and_runs_as_the_page_says(place):
+    config = transformers.BertConfig(
+        **{**network("bert").config.to_dict(), "id2label": dict(enumerate(LABELS)), "num_labels": 3}
+    )
+    torch.manual_seed(0)
+    transformers.BertForSequenceClassification(config).save_pretrained("classes")
+    shutil.copy("model/tokenizer.json", "classes")
+    shutil.copy("model/tokenizer_config.json", "classes")
+    assert run(["quantize", "classes", "-o", "c.hk.safetensors"]) == 0
+    assert run(["export", "model.onnx", "--from", "c.hk.safetensors"]) == 0
+    said = {prop.key: prop.value for prop in onnx.load("model.onnx").metadata_props}
+    assert json.loads(said["hybridkit.labels"]) == LABELS
+    page = (Path(__file__).parents[2] / "docs/onnx.md").read_text()
+    [code] = re.findall(r"```python\n(import json\n.*?)```", page, re.DOTALL)
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert set(ast.literal_eval(printed)) <= set(LABELS)
+
+
+def test_a_vision_networks_file_says_how_images_are_prepared(place):
+    write("vit", place / "vision")
+    assert run(["export", "v.onnx", "--from", "vision"]) == 0
+    said = {prop.key: prop.value for prop in onnx.load("v.onnx").metadata_props}
+    wanted = json.loads((place / "vision/preprocessor_config.json").read_text())
+    assert json.loads(said["hybridkit.image_processor"]) == wanted
+    assert "hybridkit.labels" not in said  # LABEL_0 and so on say nothing
 
 
 def test_a_run_goes_on_and_is_exported_after_its_model_is_gone(place, capsys):

@@ -75,8 +75,6 @@ def _pad(pad: int | None, end: int | list[int] | None) -> int | None:
 
 
 def _generation(assets: Assets | None) -> dict[str, Any]:
-    content = assets.files.get("generation_config.json") if assets else None
-    if content is None:
-        return {}
-    found: dict[str, Any] = json.loads(content if isinstance(content, bytes) else content.read_bytes())
+    content = assets.read("generation_config.json") if assets else None
+    found: dict[str, Any] = json.loads(content) if content else {}
     return found
