@@ -3,8 +3,8 @@
     python benchmarks/distillation/decoder.py FOLDER [--steps 96] [--run NAME ...] [--out RESULT.json]
 
 FOLDER is a causal language model of Hugging Face layout. It learns from the validation and test parts of
-WikiText-2 (blocks of 256 tokens, four a step), all linear layers but the head ternary. Activations are floats:
-an int8 code of a token in which one number is a thousand times the others says nothing of those.
+WikiText-2 (blocks of 256 tokens, four a step), all linear layers but the head ternary. Activations are
+floats: int8 codes of a token in which one number is a thousand times the others say nothing of those.
 Each evaluation is on the last tenth of them, which it does not learn from; before the first step and after
 the last it is measured on a novel of Jane Austen's too. The runs:
 

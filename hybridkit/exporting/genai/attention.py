@@ -36,11 +36,14 @@ def grouped_query_attention(
     num_heads: int,
     kv_num_heads: int,
     scale: float,
+    softcap: float,
+    local_window_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """query [B, S, heads * D], key and value [B, S, kv_heads * D], past [B, kv_heads, P, D].
 
     `last` int32 [B] is the place of the last token of each sample, `total` int32 [] how many there are with
-    the past. Gives what is attended to [B, S, heads * D] and the new past [B, kv_heads, P + S, D].
+    the past. softcap: of the logits, 0: none. local_window_size: how many tokens a token sees, itself too,
+    -1: all. Gives what is attended to [B, S, heads * D] and the new past [B, kv_heads, P + S, D].
     It is traced, not run.
     """
     raise NotImplementedError("it is traced, not run")
@@ -77,7 +80,9 @@ class Recorder:
         """Asked for positions, which are given."""
         return 0
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: float, window: int
+    ) -> Tensor:
         """query [B, heads, S, D] and so on give [B, S, heads, D]."""
         past_key, past_value = self.past[layer]
         found: Tensor
@@ -90,6 +95,8 @@ class Recorder:
             query.shape[1],
             key.shape[1],
             scale,
+            softcap,
+            window,
         )
         self.present[layer] = (present[0], present[1])
         return found.view(query.shape[0], query.shape[2], query.shape[1], query.shape[3])
@@ -108,10 +115,19 @@ def fused(network: nn.Module) -> Iterator[Callable[[Recorder], None]]:
     current: list[Recorder] = []
 
     def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        scaling: float,
+        softcap: float | None = None,
+        sliding_window: int | None = None,
+        **_: Any,
     ) -> tuple[Tensor, None]:
         layer: Any = module.layer_idx
-        return current[-1].attend(layer, query, key, value, scaling), None
+        window = sliding_window or -1
+        return current[-1].attend(layer, query, key, value, scaling, softcap or 0.0, window), None
 
     AttentionInterface.register(NAME, attention)  # without one for masks: there are none, it is causal
     configs = {id(c): c for m in network.modules() if (c := getattr(m, "config", None)) is not None}

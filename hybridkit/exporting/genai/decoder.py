@@ -40,13 +40,11 @@ class Shape:
             )
         text = config.get_text_config()
         kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"}:
+        if kinds - {"full_attention", "sliding_attention"}:
             raise UsageError(
                 f"{type(network).__name__} has layers that keep another cache than all keys and values "
                 f"({', '.join(sorted(kinds))}); genai does not write them"
             )
-        if getattr(text, "attn_logit_softcapping", None):
-            raise UsageError(f"{type(network).__name__} caps its attention's logits; genai does not write it")
         heads: int = text.num_attention_heads
         size = getattr(text, "head_dim", None) or text.hidden_size // heads
         kv_heads = getattr(text, "num_key_value_heads", None) or heads
