@@ -14,7 +14,7 @@ OURS = "ours"  # how our rows begin
 
 def tables() -> dict[str, TextTable]:
     """Those whose results are there, by name."""
-    made = {"quality-encoder": encoder, "quality-decoder": decoder}
+    made = {"quality-encoder": encoder, "quality-decoder": decoder, "third-party": third_party}
     return {name: make() for name, make in made.items() if (RESULTS / f"{name}.json").is_file()}
 
 
@@ -47,6 +47,19 @@ def decoder() -> TextTable:
     notes = [f"{found['tokens']:,} tokens of each text. {_machine(found)}"]
     columns = ("weights", "MB", "perplexity, novels", "addresses", "KL, nats", "same likeliest token, %")
     return TextTable("SmolLM2-135M without training", columns, rows, notes)
+
+
+def third_party() -> TextTable:
+    """ONNX files of others within 1 %, beside ONNX Runtime's int8."""
+    rows = []
+    for name, found in _read("third-party").items():
+        files = (found["original"], found["ours"], found["int8"])
+        bytes_ = [f"{each['bytes'] / 1e6:.2f}" for each in files]
+        quality = [f"{100 * each['same']:.1f} ({each['cosine']:.4f})" for each in files[1:]]
+        rows.append((name, *bytes_, *quality, f"{found['decisions']:,}"))
+    columns = ("model", "MB", "ours", "int8", "ours, same decisions, % (cosine)", "int8", "decisions")
+    notes = ["Samples that nothing was fitted to. int8: ONNX Runtime's quantize_dynamic as it comes."]
+    return TextTable("Others' files within 1 %", columns, rows, notes)
 
 
 def _ordered(found: dict[str, Any]) -> list[dict[str, Any]]:
