@@ -46,9 +46,11 @@ class Option:
         return N * used.row_bytes(K) + SCALE[half] * numbers * N * groups
 
 
-def _nbit(bits: int, size: int = 0) -> Option:
+def _nbit(bits: int, size: int = 0, *, offset: bool = False) -> Option:
     spec: dict[str, Any] = {"quantizer": "nbit", "bits": bits}
-    return _grouped(f"{bits} bits", spec, size)
+    if not offset:
+        return _grouped(f"{bits} bits", spec, size)
+    return _grouped(f"{bits} bits offset", {**spec, "offset": True}, size)
 
 
 def _grouped(label: str, spec: Mapping[str, Any], size: int) -> Option:
@@ -62,7 +64,9 @@ _TERNARY: Final = {"quantizer": "ternary-mse"}
 OPTIONS: Final = (  # many bits first
     *(_nbit(8), _nbit(8, 32)),
     *(_nbit(4, size) for size in (32, 64, 128, 0)),
+    _nbit(4, 32, offset=True),  # behind: the first of 4 bits is tried, and is not to be free of error
     *(_nbit(bits, size) for bits in (3, 2) for size in (32, 64, 128)),
+    _nbit(2, 64, offset=True),
     *(_grouped("ternary", _TERNARY, size) for size in (64, 128, 0)),
     _grouped("binary", {"quantizer": "binary"}, 64),
 )
