@@ -15,10 +15,15 @@ from transformers.integrations import bitnet as theirs
 
 from hybridkit.cli import run
 from hybridkit.errors import FileError, UsageError
+from hybridkit.exporting import export
 from hybridkit.exporting.hf import exporter
 from hybridkit.packing.model import PackedModel
 from hybridkit.pretrained import open_pretrained
+from hybridkit.pretrained.assets import assets_of
 from hybridkit.pretrained.bitnet import pack, unpack
+from hybridkit.quant.config import QuantConfig
+from hybridkit.quant.convert import convert
+from hybridkit.quant.prepare import prepare_qat_
 from hybridkit.runtime.modules import load_packed
 
 TERNARY = ["--granularity", "tensor", "--activations", "int8", "--embeddings", "8"]
@@ -183,4 +188,24 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left(tmp_path, capsys):
     assert "no ternary layer" in refused(four)
     (tmp_path / "mine").mkdir()
     assert "not of the target hf" in refused(four, "mine", 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_added_to_a_network_has_no_place(tmp_path):
+    """A norm before a layer changes what it computes, and transformers' own network has none there."""
+    folders.write("llama", tmp_path / "source")
+    opened = open_pretrained(str(tmp_path / "source"))
+    network = opened.network()
+    how = QuantConfig(weights="ternary-mse", granularity="tensor", insert_norms=True)
+    ids = torch.arange(3, 19)[None]
+    packed = convert(prepare_qat_(network, how, example_inputs={"input_ids": ids}))
+    with pytest.raises(UsageError, match=r"has no place for .*input_norm"):
+        export(
+            opened.network(),
+            packed,
+            tmp_path / "out",
+            example_inputs={"input_ids": ids},
+            target="hf",
+            assets=assets_of(opened, network),
+        )
     assert not (tmp_path / "out").exists()

@@ -102,10 +102,11 @@ def bitnet_obstacle(layer: PackedLayer, module: PackedLinear) -> str:
 
 def _add_rest(found: State, network: nn.Module, own: Mapping[str, Any], floats: torch.dtype) -> None:
     """What is not packed; tied tensors once."""
-    inside = {f"{name}." for name, module in network.named_modules() if isinstance(module, PACKED)}
+    layers = [name for name, module in network.named_modules() if isinstance(module, PACKED)]
+    inside = {f"{name}.{part}" for name in layers for part in ("codes", "scale", "offset", "bias")}
     seen: set[int] = set()
     for name, tensor in network.state_dict(keep_vars=True).items():
-        if any(name.startswith(stem) for stem in inside):
+        if name in inside:
             continue
         if name not in own:
             raise UsageError(
