@@ -2,7 +2,8 @@
 
 Layout (transformers/integrations/bitnet.py): of a weight [N, K] byte [r, k] holds the codes of the rows r,
 r + N/4, r + 2 N/4 and r + 3 N/4, lowest bits first, as q + 1. `weight_scale` [1] is a divisor where the
-`linear_class` is `bitlinear`, a factor where it is `autobitlinear`. Activations are int8, a scale per token.
+`linear_class` is `bitlinear`, a factor where it is `autobitlinear`, which takes a bias for one of the product
+that the factor is for, too. Activations are int8, a scale per token.
 """
 
 from __future__ import annotations
@@ -73,9 +74,13 @@ class Dequantized(Mapping[str, Tensor]):
         self._files, self._settings = files, settings
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._files[name]
-        scale = name.removesuffix(WEIGHT) + SCALE
-        if not self._settings.packed or tensor.dtype != torch.uint8 or scale not in self._files:
+        tensor, (stem, _, part) = self._files[name], name.rpartition(".")
+        scale = stem + SCALE
+        if not self._settings.packed or scale not in self._files:
+            return tensor
+        if part == "bias":
+            return tensor if self._settings.divides else tensor * self._files[scale]
+        if part != "weight" or tensor.dtype != torch.uint8:
             return tensor
         factor = self._files[scale].float()
         if factor.numel() != 1 or not bool(torch.isfinite(factor).all()):

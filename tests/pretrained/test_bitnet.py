@@ -20,7 +20,7 @@ from hybridkit.exporting.hf import exporter
 from hybridkit.packing.model import PackedModel
 from hybridkit.pretrained import open_pretrained
 from hybridkit.pretrained.assets import assets_of
-from hybridkit.pretrained.bitnet import pack, unpack
+from hybridkit.pretrained.bitnet import Dequantized, Settings, pack, unpack
 from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.convert import convert
 from hybridkit.quant.prepare import prepare_qat_
@@ -97,6 +97,22 @@ def test_a_packed_folder_is_a_source(tmp_path, linear_class, mode):
             torch.testing.assert_close(found_weight, wanted[layer.weight_name], rtol=1e-6, atol=0)
 
 
+def test_a_bias_is_scaled_where_transformers_scales_it():
+    layer = theirs.AutoBitLinear(8, 4, bias=True)
+    layer.weight.data = torch.randint(-1, 2, (4, 8)).float()
+    layer.weight_scale.fill_(0.25)
+    files = {
+        "a.weight": pack(layer.weight.to(torch.int8)),
+        "a.weight_scale": torch.tensor([0.25]),
+        "a.bias": layer.bias.detach(),
+    }
+    read = Dequantized(files, Settings(packed=True, divides=False))
+    assert sorted(read) == ["a.bias", "a.weight"]
+    x = torch.eye(8) * 127  # exact in 8 bits
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        torch.testing.assert_close(torch.nn.functional.linear(x, read["a.weight"], read["a.bias"]), layer(x))
+
+
 def test_what_is_not_read_is_said(tmp_path):
     published(tmp_path / "m", "bitlinear")
     config = json.loads((tmp_path / "m/config.json").read_text())
@@ -125,10 +141,27 @@ def logits(network, ids):
     return network(input_ids=ids, use_cache=False).logits
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def write_biased(folder):
+    """A Qwen2, whose projections have biases, and its tokenizer."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    made = transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(**shape, num_hidden_layers=1, vocab_size=folders.WORDS)
+    )
+    for name, parameter in made.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    made.save_pretrained(folder)
+    folders.words_tokenizer().save_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen2"])
 def test_transformers_runs_what_is_packed(family, tmp_path, monkeypatch):
     monkeypatch.setattr(exporter, "SHARD", "20KB")
-    folders.write(family, tmp_path / "source")
+    if family == "qwen2":
+        write_biased(tmp_path / "source")
+    else:
+        folders.write(family, tmp_path / "source")
     packed, out = quantized(tmp_path / "source", tmp_path, *TERNARY), tmp_path / "out"
     assert run(["export", str(out), "--target", "hf", "--from", str(packed), *FLOATS]) == 0
     names = {path.name for path in out.iterdir()}
@@ -140,7 +173,8 @@ def test_transformers_runs_what_is_packed(family, tmp_path, monkeypatch):
     } <= names
     with torch.compiler.set_stance("force_eager"):
         network = transformers.AutoModelForCausalLM.from_pretrained(out)
-        assert isinstance(network.model.layers[0].mlp.up_proj, theirs.AutoBitLinear)
+        wanted = theirs.BitLinear if family == "qwen2" else theirs.AutoBitLinear
+        assert isinstance(network.model.layers[0].mlp.up_proj, wanted)
         ids = torch.randint(0, folders.WORDS, (8, 16), generator=torch.Generator().manual_seed(0))
         theirs_found = logits(network, ids)
     ours = load_packed(open_pretrained(str(tmp_path / "source")).network(), PackedModel.load(packed))
@@ -150,6 +184,8 @@ def test_transformers_runs_what_is_packed(family, tmp_path, monkeypatch):
     assert apart.max() < 0.05
     # and it is a source again, with the same codes
     again = open_pretrained(str(out)).network().state_dict()
+    for name, tensor in open_pretrained(str(tmp_path / "source")).network().state_dict().items():
+        assert not name.endswith("bias") or torch.equal(again[name], tensor)
     for name, layer in PackedModel.load(packed).layers.items():
         found = again[f"{name}.weight"]
         torch.testing.assert_close(found, torch.from_numpy(layer.dequantize()), rtol=1e-6, atol=0)

@@ -96,10 +96,10 @@ class HfExporter:
         said.pop("dtype", None)
         said["torch_dtype"] = _TYPES[self.options.floats]  # older releases know this name alone
         said[OURS] = __version__
-        if state.packed:
+        if state.scales:
             said["quantization_config"] = {
                 "quant_method": "bitnet",
-                "linear_class": "autobitlinear",
+                "linear_class": state.linear_class,
                 "quantization_mode": "offline",
                 "modules_to_not_convert": state.plain,
             }
@@ -148,6 +148,6 @@ def _as_stored(network: nn.Module, state: State) -> nn.Module:
 
     copied = copy.deepcopy(network)
     for name, module in copied.named_modules(remove_duplicate=False):
-        if isinstance(module, PACKED) and name not in state.packed:
+        if isinstance(module, PACKED) and name not in state.scales:
             module.activations = "float"
     return copied

@@ -25,19 +25,25 @@ _ADVICE: Final = "say --unpacked, or quantise with --quantizer ternary-mse --gra
 class State:
     """What is stored.
 
-    tensors: by name. packed: the layers whose weight is in bitnet's layout; plain: the other linear layers.
+    tensors: by name. scales: of the layers whose weight is in the layout of bitnet. plain: other linear ones.
     numbers: how many the network has, tied ones once.
     """
 
     numbers: int
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    packed: list[str] = field(default_factory=list)
+    scales: dict[str, float] = field(default_factory=dict)
     plain: list[str] = field(default_factory=list)
+
+    @property
+    def linear_class(self) -> str:
+        """`autobitlinear`, as Microsoft's own files are; with biases, which that one scales, `bitlinear`."""
+        biased = any(f"{name}.bias" in self.tensors for name in self.scales)
+        return bitnet.DIVIDES if biased else bitnet.MULTIPLIES
 
     @property
     def bits_per_weight(self) -> float | None:
         """Of packed layers, with their scales; None where there are none."""
-        parts = [[self.tensors[name + end] for end in (bitnet.WEIGHT, bitnet.SCALE)] for name in self.packed]
+        parts = [[self.tensors[name + end] for end in (bitnet.WEIGHT, bitnet.SCALE)] for name in self.scales]
         weights = sum(bitnet.ROWS * codes.numel() for codes, _ in parts)
         return 8 * sum(each.nbytes for part in parts for each in part) / weights if weights else None
 
@@ -68,10 +74,9 @@ def state_of(
         if isinstance(module, PackedLinear):
             obstacle = "it shares its weight" if id(layer) in holders else bitnet_obstacle(layer, module)
             if not (unpacked or obstacle):
-                found.packed.append(name)
                 codes = torch.from_numpy(layer.unpack())
                 found.tensors[name + bitnet.WEIGHT] = bitnet.pack(codes)
-                found.tensors[name + bitnet.SCALE] = torch.from_numpy(layer.scale[:1]).to(floats)
+                found.scales[name] = float(layer.scale[0])
                 continue
             found.plain.append(name)
             if not unpacked and layer.levels == _TERNARY:
@@ -81,9 +86,12 @@ def state_of(
         if id(layer) not in holders:
             holders[id(layer)] = name
             found.tensors[name + bitnet.WEIGHT] = module.weight.to(floats)
-    if not unpacked and not found.packed:
+    if not unpacked and not found.scales:
         raise UsageError(f"there is no ternary layer that transformers' bitnet could hold; {_ADVICE}")
     _add_rest(found, network, own, floats)
+    for name, scale in found.scales.items():
+        stored = 1 / scale if found.linear_class == bitnet.DIVIDES else scale
+        found.tensors[name + bitnet.SCALE] = torch.tensor([stored]).to(floats)
     return found
 
 
