@@ -6,7 +6,8 @@
 
 `inputs` writes what the models are fed with: lines.npz, 256 lines of a novel set in the system's fonts, with
 blur and noise, as a PP-OCR recogniser takes them; voice/, one file for each of 32 recordings of a human voice
-(Debian's alsa-utils) among silence and noise, as the sequence model of silero-vad takes them. Every other
+(Debian's alsa-utils) among silence and noise, as the sequence model of silero-vad takes them; and, where the
+package magika is installed, files.npz, what its model sees of some 150 files of the system. Every other
 sample is what `quantize` measures on and fits nothing to (docs/quantization.md); those are measured here: how
 often ours, and the model after `quantize_dynamic`, decide as the original does, and the outputs' cosine.
 
@@ -17,6 +18,7 @@ What a decision is: of `lines` the text of a line, of `voice` whether a window o
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import random
 import tempfile
@@ -38,6 +40,7 @@ HEIGHT, WIDTH = 48, 320
 WINDOW, CONTEXT = 512, 64  # samples at 16 kHz
 FONTS, SOUNDS = Path("/usr/share/fonts"), Path("/usr/share/sounds/alsa")
 SPEECH: Final = 0.5
+FILES, SMALLEST = 150, 200  # files, bytes of one
 
 
 def main() -> None:
@@ -57,6 +60,8 @@ def main() -> None:
         (options.folder / "voice").mkdir(exist_ok=True)
         for place, feed in enumerate(recordings()):
             np.savez(options.folder / "voice" / f"{place:02}.npz", **feed)
+        if importlib.util.find_spec("magika"):
+            np.savez(options.folder / "files.npz", bytes=files())
         return
     found = measured(options.kind, options.model, options.ours, list(others(options.data)))
     print(json.dumps(found, indent=1))
@@ -113,6 +118,34 @@ def samples(path: Path) -> NDArray[np.float64]:
         mono = raw.reshape(-1, file.getnchannels()).mean(axis=1)
         places = np.arange(int(len(mono) * 16_000 / file.getframerate())) * file.getframerate() / 16_000
     return np.interp(places, np.arange(len(mono)), mono)
+
+
+def files() -> NDArray[np.int32]:
+    """What magika's model is given for files under /usr/share, a few of each suffix: int32 [files, bytes]."""
+    import magika
+
+    found: dict[str, list[Path]] = {}
+    for path in sorted(Path("/usr/share").rglob("*.*")):
+        if path.is_file() and not path.is_symlink() and path.stat().st_size > SMALLEST:
+            found.setdefault(path.suffix.lower(), []).append(path)
+    chosen = [
+        path for _, paths in sorted(found.items(), key=lambda each: -len(each[1])) for path in paths[:3]
+    ]
+    tool: Any = magika.Magika()
+    seen: list[NDArray[np.int32]] = []
+    session = tool._onnx_session
+
+    class Spy:
+        """The session, which remembers what it is given."""
+
+        def run(self, names: list[str], feed: Mapping[str, Any]) -> Any:
+            """As it does."""
+            seen.append(np.array(feed["bytes"], np.int32))
+            return session.run(names, feed)
+
+    tool._onnx_session = Spy()
+    tool.identify_paths(chosen[:FILES])
+    return np.concatenate(seen)
 
 
 def others(data: Path) -> Iterator[Feed]:
