@@ -2,7 +2,7 @@
 
     python benchmarks/quality/third_party.py inputs DATA
     hybridkit quantize MODEL.onnx --inputs DATA/lines.npz --within 1% -o OURS.onnx
-    python benchmarks/quality/third_party.py measure lines MODEL.onnx OURS.onnx DATA/lines.npz [--out FILE]
+    python benchmarks/quality/third_party.py measure lines MODEL.onnx OURS.onnx DATA/lines.npz --out FILE --name NAME
 
 `inputs` writes what the models are fed with: lines.npz, 256 lines of a novel set in the system's fonts, with
 blur and noise, as a PP-OCR recogniser takes them; voice/, one file for each of 32 recordings of a human voice
@@ -52,6 +52,7 @@ def main() -> None:
     measure.add_argument("kind", choices=DECISIONS)
     for name in ("model", "ours", "data"):
         measure.add_argument(name, type=Path)
+    measure.add_argument("--name", default="model")
     measure.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.verb == "inputs":
@@ -68,7 +69,7 @@ def main() -> None:
     if options.out:
         before = json.loads(options.out.read_text("utf-8")) if options.out.is_file() else {}
         with atomic_file(options.out) as file:
-            file.write(f"{json.dumps(before | {options.model.stem: found}, indent=1)}\n".encode())
+            file.write(f"{json.dumps(before | {options.name: found}, indent=1)}\n".encode())
 
 
 def lines() -> NDArray[np.float32]:
