@@ -59,7 +59,8 @@ def third_party() -> TextTable:
         rows.append((name, *bytes_, *quality, f"{found['decisions']:,}"))
     columns = ("model", "MB", "ours, MB", "int8, MB", "ours, % same (cosine)", "int8, % same (cosine)", "of")
     notes = [
-        "Decisions as the original's, on samples that nothing was fitted to. int8: ONNX Runtime's quantize_dynamic as it comes."
+        "Decisions as the original's, on samples that nothing was fitted to. "
+        "int8: ONNX Runtime's quantize_dynamic as it comes."
     ]
     return TextTable("Others' files within 1 %", columns, rows, notes)
 

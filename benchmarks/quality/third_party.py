@@ -2,7 +2,8 @@
 
     python benchmarks/quality/third_party.py inputs DATA
     hybridkit quantize MODEL.onnx --inputs DATA/lines.npz --within 1% -o OURS.onnx
-    python benchmarks/quality/third_party.py measure lines MODEL.onnx OURS.onnx DATA/lines.npz --out FILE --name NAME
+    python benchmarks/quality/third_party.py measure lines MODEL.onnx OURS.onnx DATA/lines.npz \
+        --name NAME --out FILE
 
 `inputs` writes what the models are fed with: lines.npz, 256 lines of a novel set in the system's fonts, with
 blur and noise, as a PP-OCR recogniser takes them; voice/, one file for each of 32 recordings of a human voice

@@ -84,10 +84,8 @@ class PackedNode:
     @property
     def offset(self) -> ir.Value | None:
         """As scale; None where there is none. The last input of an n-bit layer."""
-        if not self.prefix.startswith("NBit"):
-            return None
-        value = _given(self.node.inputs[-1])
-        return value if array_of(value).size else None
+        place = 3 if self.kind == "Embedding" else 4
+        return self.node.inputs[place] if len(self.node.inputs) > place else None
 
     @property
     def on_output(self) -> bool:

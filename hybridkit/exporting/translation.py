@@ -37,6 +37,7 @@ _STEMS: Final = {
 }
 _PREFIXES: Final = {"ternary": "Ternary", "binary": "Binary", "nbit": "NBit"}
 _TENSOR_TYPES: Final = [f"tensor({t})" for t in ("float", "float16", "bfloat16", "uint8", "int32", "int64")]
+_OPTIONS: Final = {"Tensor": "Single", "Optional[Tensor]": "Optional"}  # of inputs, by torch's type
 _HINTS: Final = {"int": int, "float": float, "List[int]": Sequence[int]}
 MAX_OPSET: Final = 23  # the newest that the exporter of torch 2.9 to 2.13 writes
 
@@ -153,7 +154,7 @@ def node_for(overload: Any, name: str, domain: str, version: int) -> Callable[..
     from onnxscript.values import Op, Opset
 
     arguments = overload._schema.arguments
-    tensors = [a.name for a in arguments if str(a.type) == "Tensor"]
+    tensors = {a.name: _OPTIONS[str(a.type)] for a in arguments if str(a.type) in _OPTIONS}
     numbers: dict[str, Any] = {a.name: _HINTS[str(a.type)] for a in arguments[len(tensors) :]}
     defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
     kinds = {
@@ -167,7 +168,12 @@ def node_for(overload: Any, name: str, domain: str, version: int) -> Callable[..
         name,
         domain,
         version,
-        inputs=[OpSchema.FormalParameter(n, types[n]) for n in tensors],
+        inputs=[
+            OpSchema.FormalParameter(
+                n, types[n], param_option=getattr(OpSchema.FormalParameterOption, option)
+            )
+            for n, option in tensors.items()
+        ],
         outputs=[OpSchema.FormalParameter(n, types[n]) for n in outputs],
         type_constraints=[(t, _TENSOR_TYPES, "") for t in types.values()],
         attributes=[OpSchema.Attribute(n, kinds[hint], required=True) for n, hint in numbers.items()],

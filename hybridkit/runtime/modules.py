@@ -46,7 +46,7 @@ class _Packed(nn.Module):
     codes: uint8, in the order that `layout` names (`base3` is repacked as `two-bit`, `base6` as `nbit4`).
     Ternary and binary products hold tiles, on every device and with or without the native library, and so
     does an embedding that is tied to one; all others hold rows [N, bytes], layout 0.
-    scale: float32 [N] or [N, groups]. offset: the same, or without an element. They, bits and group_size
+    scale: float32 [N] or [N, groups]. offset: the same, or None. It, bits and group_size
     matter for n-bit codes only: ternary and binary codes in groups, or with offsets, become n-bit ones of two
     bits, which hold the same integers.
     """
@@ -59,7 +59,7 @@ class _Packed(nn.Module):
 
     codes: Tensor
     scale: Tensor
-    offset: Tensor
+    offset: Tensor | None
 
     def __init__(self, layer: PackedLayer, device: torch.device) -> None:
         super().__init__()
@@ -74,9 +74,9 @@ class _Packed(nn.Module):
         self.N, self.K = layer.matrix_shape
         self.shape = layer.shape
         self.activations = layer.activations
-        offset = np.empty(0, np.float32) if layer.offset is None else layer.offset
-        for name, content in {"codes": codes, "scale": layer.scale, "offset": offset}.items():
-            self.register_buffer(name, torch.from_numpy(np.require(content, requirements="W")).to(device))
+        for key, content in {"codes": codes, "scale": layer.scale, "offset": layer.offset}.items():
+            held = None if content is None else torch.from_numpy(np.require(content, requirements="W"))
+            self.register_buffer(key, None if held is None else held.to(device))
 
     @property
     def weight(self) -> Tensor:
@@ -97,7 +97,7 @@ class _Packed(nn.Module):
         return (self.bits, self.group_size) if self.code_kind == "nbit" else (self.layout,)
 
     @property
-    def _offsets(self) -> tuple[Tensor, ...]:
+    def _offsets(self) -> tuple[Tensor | None, ...]:
         """What n-bit operators take behind the other tensors."""
         return (self.offset,) if self.code_kind == "nbit" else ()
 

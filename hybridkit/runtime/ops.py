@@ -11,7 +11,7 @@ For packed codes q, scale s_w [N] and bias b [N], both float32 and always presen
                            bits, group_size)
     nbit_embedding(indices, codes, scale, offset, K, N, bits, group_size)
 
-n-bit scales are [N] or [N, groups], offsets of the same shape, or without an element where there are none.
+n-bit scales are [N] or [N, groups], offsets of the same shape, or None.
 They compute in float32 and return the type of x; embeddings return float32. `pads` are ONNX's: all
 begins, then all ends. There is no gradient: these run what was trained.
 
@@ -54,7 +54,7 @@ _SIZES: Final = "SymInt K, SymInt N"
 _GEOMETRY: Final = "SymInt[] kernel_shape, SymInt[] strides, SymInt[] pads, SymInt[] dilations, SymInt group"
 _ROWS: Final = "Tensor indices, Tensor codes, Tensor scale"
 _LAYOUT: Final = "SymInt layout=0"
-_OFFSET: Final = "Tensor offset"
+_OFFSET: Final = "Tensor? offset"
 _GROUPED: Final = "SymInt bits, SymInt group_size"
 
 # Not torch.library.custom_op, whose wrappers cost as much time as a small product.
@@ -117,7 +117,7 @@ def _embedding_shape(indices: Tensor, codes: Tensor, scale: Tensor, *rest: Any) 
 
 def _numbers(arguments: tuple[Any, ...]) -> list[Any]:
     """The arguments behind the tensors, of which n-bit operators have one more."""
-    return [argument for argument in arguments if not isinstance(argument, Tensor)]
+    return [argument for argument in arguments if not (argument is None or isinstance(argument, Tensor))]
 
 
 def _define_matmul(kind: LowBit, activations: Activations) -> None:
@@ -171,24 +171,20 @@ def _define_embedding(kind: LowBit) -> None:
     _define(f"{kind}_embedding", f"{_ROWS}, {_SIZES}, {_LAYOUT}", _embedding_shape, run)
 
 
-def _nbit_numbers(scale: Tensor, offset: Tensor, group_size: int) -> Numbers:
-    return Numbers(scale, offset if offset.numel() else None, group_size)
-
-
 def _define_nbit_matmul(activations: Activations) -> None:
     def run(
         x: Tensor,
         codes: Tensor,
         scale: Tensor,
         bias: Tensor,
-        offset: Tensor,
+        offset: Tensor | None,
         K: int,
         N: int,
         bits: int,
         group_size: int,
     ) -> Tensor:
         weight = unpack(codes, K, "nbit", bits)
-        return arithmetic.matmul(x, weight, _nbit_numbers(scale, offset, group_size), bias, activations)
+        return arithmetic.matmul(x, weight, Numbers(scale, offset, group_size), bias, activations)
 
     arguments = f"{_TENSORS}, {_OFFSET}, {_SIZES}, {_GROUPED}"
     _define(f"nbit_matmul_{activations}", arguments, _matmul_shape, run)
@@ -200,7 +196,7 @@ def _define_nbit_conv(activations: Activations) -> None:
         codes: Tensor,
         scale: Tensor,
         bias: Tensor,
-        offset: Tensor,
+        offset: Tensor | None,
         K: int,
         N: int,
         kernel_shape: list[int],
@@ -213,7 +209,7 @@ def _define_nbit_conv(activations: Activations) -> None:
     ) -> Tensor:
         geometry = Geometry(kernel_shape, strides, pads, dilations, group)
         weight = unpack(codes, K, "nbit", bits)
-        numbers = _nbit_numbers(scale, offset, group_size)
+        numbers = Numbers(scale, offset, group_size)
         return arithmetic.conv(x, weight, numbers, bias, activations, geometry)
 
     arguments = f"{_TENSORS}, {_OFFSET}, {_SIZES}, {_GEOMETRY}, {_GROUPED}"
@@ -225,14 +221,14 @@ def _define_nbit_embedding() -> None:
         indices: Tensor,
         codes: Tensor,
         scale: Tensor,
-        offset: Tensor,
+        offset: Tensor | None,
         K: int,
         N: int,
         bits: int,
         group_size: int,
     ) -> Tensor:
-        offsets = take(offset, indices) if offset.numel() else offset
-        numbers = _nbit_numbers(take(scale, indices), offsets, group_size)
+        offsets = None if offset is None else take(offset, indices)
+        numbers = Numbers(take(scale, indices), offsets, group_size)
         return scaled(unpack(take(codes, indices), K, "nbit", bits), numbers)
 
     _define("nbit_embedding", f"{_ROWS}, {_OFFSET}, {_SIZES}, {_GROUPED}", _embedding_shape, run)

@@ -48,7 +48,7 @@ class Layer:
         else:
             attributes |= {"layout": 0}
         names = ["x", "l.codes", "l.scale"] + (["l.bias"] if "Embedding" not in kind else [])
-        names += ["l.offset"] if self.nbit else []
+        names += ["l.offset"] if len(self.offset) else []
         last = after[-1].output[0] if after else "y"
         node = helper.make_node(
             stem + kind, names, ["y"], domain=functions.DOMAIN, K=self.K, N=self.N, **attributes

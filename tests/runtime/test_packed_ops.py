@@ -166,10 +166,10 @@ def test_nbit_matmul(bits, activations, group_size, has_offset, K, N, seed):
     q, packed = codes_for(f"nbit{bits}", N, K, seed)
     groups = (N, -(-K // group_size)) if group_size else N
     x, scale, bias = vector((3, K), seed), vector(groups, seed + 1), vector(N, seed + 2)
-    offset = vector(groups if has_offset else 0, seed + 3)
+    offset = torch.from_numpy(vector(groups, seed + 3)) if has_offset else None
     operator = getattr(torch.ops.hybridkit, f"nbit_matmul_{activations}")
-    rest = (torch.from_numpy(array) for array in (scale, bias, offset))
-    y = operator(torch.from_numpy(x), packed, *rest, K, N, bits, group_size).numpy()
+    rest = (torch.from_numpy(array) for array in (scale, bias))
+    y = operator(torch.from_numpy(x), packed, *rest, offset, K, N, bits, group_size).numpy()
     if activations == "int8" and group_size == 0 and not has_offset:
         assert np.array_equal(y, matmul_int8_reference(x, q, scale, bias))
 
@@ -177,7 +177,7 @@ def test_nbit_matmul(bits, activations, group_size, has_offset, K, N, seed):
         wide = np.repeat(numbers, group_size, axis=1)[:, :K] if group_size else numbers[:, None]
         return wide.astype(float)
 
-    weight = q * spread(scale) + (spread(offset) if has_offset else 0)
+    weight = q * spread(scale) + (spread(offset.numpy()) if has_offset else 0)
     seen = x.astype(float)
     if activations == "int8":
         seen = np.stack([a * float(s) for a, s in map(activation_codes, x)])
@@ -218,7 +218,7 @@ def test_nbit_embedding_in_groups():
     table = torch.from_numpy(q).float() * scale.repeat_interleave(3, dim=1)[:, :7]
     indices, rest = torch.tensor([10, 0]), (7, 11, 4, 3)
     operator = torch.ops.hybridkit.nbit_embedding
-    assert torch.equal(operator(indices, packed, scale, torch.empty(0), *rest), table[indices])
+    assert torch.equal(operator(indices, packed, scale, None, *rest), table[indices])
     table += offset.repeat_interleave(3, dim=1)[:, :7]
     assert torch.equal(operator(indices, packed, scale, offset, *rest), table[indices])
 

@@ -31,14 +31,13 @@ def substitute(model: ir.Model, product: Product, rounding: Rounding, found: Qua
         product.x.type = ir.TensorType(ir.DataType.from_numpy(product.weight.dtype))
     mode = "Int8" if int8 and not (nbit and product.geometry) else "Float"
     own = {"bits": rounding.stored_bits, "group_size": found.group_size} if nbit else {"layout": ROW_MAJOR}
-    offset = np.empty(0, np.float32) if found.offset is None else found.offset
     y = e.node(
         f"{'NBit' if nbit else rounding.prefix}{kind}{mode}",
         product.x,
         e.constant(rounding.codec.pack(found.codes), "codes"),
         e.constant(found.scale, "scale"),
         e.constant(bias, "bias"),
-        *([e.constant(offset, "offset")] if nbit else []),
+        *([] if found.offset is None else [e.constant(found.offset, "offset")]),
         domain=DOMAIN,
         K=K,
         N=N,
