@@ -46,9 +46,9 @@ class _Packed(nn.Module):
     codes: uint8, in the order that `layout` names (`base3` is repacked as `two-bit`, `base6` as `nbit4`).
     Ternary and binary products hold tiles, on every device and with or without the native library, and so
     does an embedding that is tied to one; all others hold rows [N, bytes], layout 0.
-    scale: float32 [N] or [N, groups]. offset: the same, or None. It, bits and group_size
-    matter for n-bit codes only: ternary and binary codes in groups, or with offsets, become n-bit ones of two
-    bits, which hold the same integers.
+    scale: float32 [N] or [N, groups]. offset: the same, or None. It, bits and group_size matter for n-bit
+    codes only: ternary and binary codes in groups, or with offsets, become n-bit ones of two bits, which hold
+    the same integers.
     """
 
     layout = 0
