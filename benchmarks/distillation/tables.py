@@ -130,7 +130,8 @@ def decoder() -> TextTable:
     notes += [_training(name, found[name]) for name in starts]
     if stages := found.get("progressive"):
         notes.append(
-            f"`--progressive`, {stages['steps']} steps: {_gigabytes(stages)} at most (must be <= 8)."
+            f"`--progressive`, {stages['steps']} steps: {_gigabytes(stages)} at most (must be <= 8; measured on "
+            f"{stages['machine']['processor']}, with int8 activations)."
         )
     notes.append(f"{found['machine']['processor']}, {found['machine']['cores']} cores.")
     columns = ("tokens", *(f"{start}: {what}" for start in starts for what in ("loss", "perplexity", "KL")))
