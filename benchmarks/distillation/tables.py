@@ -129,10 +129,9 @@ def decoder() -> TextTable:
     notes = [f"The original: loss {original['loss']:.3f}, perplexity of the novel {original['novel']:.1f}."]
     notes += [_training(name, found[name]) for name in starts]
     if stages := found.get("progressive"):
-        notes.append(
-            f"`--progressive`, {stages['steps']} steps: {_gigabytes(stages)} at most (must be <= 8; measured on "
-            f"{stages['machine']['processor']}, with int8 activations)."
-        )
+        where = f"measured on {stages['machine']['processor']}, with int8 activations"
+        most = _gigabytes(stages)
+        notes.append(f"`--progressive`, {stages['steps']} steps: {most} at most (must be <= 8; {where}).")
     notes.append(f"{found['machine']['processor']}, {found['machine']['cores']} cores.")
     columns = ("tokens", *(f"{start}: {what}" for start in starts for what in ("loss", "perplexity", "KL")))
     return TextTable("SmolLM2-135M, ternary, on held-out articles", columns, rows, [" ".join(notes)])
