@@ -51,7 +51,7 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
             "ternary, zeros act as a bias along the ramp (Tequila)",
         ),
         "binary": ("quant.binary:Binary", "1-bit, scaled sign"),
-        "nbit": ("quant.nbit:NBit", "2, 3, 4 or 8 bits, symmetric, optionally in groups"),
+        "nbit": ("quant.nbit:NBit", "2, 3, 4 or 8 bits, about zero or with an offset, optionally in groups"),
     },
     "optimizer": {
         "adamw": ("optim.optimizers.adamw:AdamW", "AdamW (torch)"),
