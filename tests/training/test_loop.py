@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,15 @@ class Stop:
             os.kill(os.getpid(), self.number)
 
 
+@pytest.fixture
+def _hears_interrupts() -> Iterator[None]:
+    """Who starts the tests in the background of a shell has SIGINT ignored, and a run then leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_hears_interrupts")
 @pytest.mark.parametrize("flags", [PLAIN, HYBRID], ids=["plain", "hybrid"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_interrupted_and_resumed_equals_never_stopped(
