@@ -171,6 +171,7 @@ def test_transformers_runs_what_is_packed(family, tmp_path, monkeypatch):
         "tokenizer.json",
         "generation_config.json",
     } <= names
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
     with torch.compiler.set_stance("force_eager"):
         network = transformers.AutoModelForCausalLM.from_pretrained(out)
         wanted = theirs.BitLinear if family == "qwen2" else theirs.AutoBitLinear

@@ -75,6 +75,8 @@ class HfExporter:
                 (new / CONFIG).write_text(json.dumps(self._config(new, state), indent=2) + "\n", "utf-8")
                 with quiet():
                     save_torch_state_dict(state.tensors, new, max_shard_size=SHARD)
+                for file in new.glob("*.safetensors"):  # written for their owner alone
+                    file.chmod((new / CONFIG).stat().st_mode)
             found = None
             if request.validation is not None:
                 validation = replace(request.validation, loss=None) if name else request.validation
