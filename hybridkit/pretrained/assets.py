@@ -120,7 +120,8 @@ def facts_of(network: nn.Module, assets: Assets | None) -> dict[str, Any]:
     """What whoever runs a file of `network` has to know: `labels` of its classes, how images are prepared.
 
     labels: names in the order of the outputs, where the configuration has some of its own. image_processor:
-    the content of preprocessor_config.json. What there is none of is left out.
+    the content of preprocessor_config.json. What there is none of is left out. Raises FileError for a damaged
+    file.
     """
     facts: dict[str, Any] = {}
     inner = inner_model(network)
@@ -130,7 +131,10 @@ def facts_of(network: nn.Module, assets: Assets | None) -> dict[str, Any]:
         if not all(label.startswith("LABEL_") for label in labels):
             facts["labels"] = labels
     if assets is not None and (content := assets.read("preprocessor_config.json")) is not None:
-        facts["image_processor"] = json.loads(content)
+        try:
+            facts["image_processor"] = json.loads(content)
+        except (ValueError, RecursionError):
+            raise FileError("preprocessor_config.json is not JSON; is it truncated?") from None
     return facts
 
 

@@ -277,7 +277,7 @@ def load_packed(module: nn.Module, packed: PackedModel, *, tiled: bool = True) -
     another shape. `tiled` False leaves codes as rows, for one who reads more than he runs; see `tile_layers`.
     """
     modules = dict(module.named_modules(remove_duplicate=False))
-    layers = _layers_by_module(packed)
+    layers = layers_by_module(packed)
     if running := {name: part for name, part in modules.items() if isinstance(part, _Packed)}:
         if not _same(running, layers):
             raise UsageError(
@@ -351,7 +351,7 @@ def _same(running: Mapping[str, _Packed], layers: Mapping[str, PackedLayer]) -> 
     )
 
 
-def _layers_by_module(packed: PackedModel) -> dict[str, PackedLayer]:
+def layers_by_module(packed: PackedModel) -> dict[str, PackedLayer]:
     """The packed layer of each module name, tied ones included."""
     by_weight = {layer.weight_name: layer for layer in packed.layers.values()}
     by_weight |= {alias: by_weight[name] for alias, name in packed.tied.items() if name in by_weight}

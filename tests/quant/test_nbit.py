@@ -9,6 +9,16 @@ from hypothesis import strategies as st
 from hybridkit.errors import UsageError
 from hybridkit.quant.nbit import NBit, clips, narrowed
 
+# rows, columns, bits, columns of a group, how the scale is found, seed
+searches = given(
+    st.integers(1, 4),
+    st.integers(1, 40),
+    st.sampled_from([2, 3, 4, 8]),
+    st.sampled_from([0, 1, 7, 16]),
+    st.sampled_from(["mse", "absmax"]),
+    st.integers(0, 2**31),
+)
+
 
 def make(**options):
     return NBit(NBit.Options(**options))
@@ -32,14 +42,7 @@ def reference(row, bits, scale_rule):
     return min(error(widest * clip) for clip in clips(bits, (low, high)))
 
 
-@given(
-    st.integers(1, 4),
-    st.integers(1, 40),
-    st.sampled_from([2, 3, 4, 8]),
-    st.sampled_from([0, 1, 7, 16]),
-    st.sampled_from(["mse", "absmax"]),
-    st.integers(0, 2**31),
-)
+@searches
 @settings(max_examples=60, deadline=None)
 def test_equals_the_obvious_search(N, K, bits, group_size, scale, seed):
     weight = torch.randn(N, K, generator=torch.Generator().manual_seed(seed))
@@ -142,14 +145,7 @@ def reference_with_offset(row, bits, scale_rule):
     return min(errors)
 
 
-@given(
-    st.integers(1, 4),
-    st.integers(1, 40),
-    st.sampled_from([2, 3, 4, 8]),
-    st.sampled_from([0, 1, 7, 16]),
-    st.sampled_from(["mse", "absmax"]),
-    st.integers(0, 2**31),
-)
+@searches
 @settings(max_examples=60, deadline=None)
 def test_with_an_offset_it_equals_the_obvious_search(N, K, bits, group_size, scale, seed):
     weight = torch.randn(N, K, generator=torch.Generator().manual_seed(seed)) + 0.5

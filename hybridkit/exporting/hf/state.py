@@ -14,7 +14,13 @@ from hybridkit.errors import UsageError
 from hybridkit.packing.layers import PackedLayer
 from hybridkit.packing.model import PackedModel
 from hybridkit.pretrained import bitnet
-from hybridkit.runtime.modules import PackedConv1d, PackedConv2d, PackedEmbedding, PackedLinear
+from hybridkit.runtime.modules import (
+    PackedConv1d,
+    PackedConv2d,
+    PackedEmbedding,
+    PackedLinear,
+    layers_by_module,
+)
 
 PACKED: Final = (PackedLinear, PackedConv1d, PackedConv2d, PackedEmbedding)
 _TERNARY: Final = (-1, 0, 1)
@@ -59,7 +65,7 @@ def state_of(
     """
     own = _fresh(network).state_dict(keep_vars=True)
     found = State(sum({id(tensor): tensor.numel() for tensor in own.values()}.values()))
-    layers = _layers(packed) if packed is not None else {}
+    layers = layers_by_module(packed) if packed is not None else {}
     modules = dict(network.named_modules(remove_duplicate=False))
     holders: dict[int, str] = {}  # a tied weight is stored once
     for name, module in modules.items():
@@ -132,13 +138,3 @@ def _fresh(network: Any) -> nn.Module:
     with torch.device("meta"):
         made: nn.Module = type(network)(network.config)
     return made
-
-
-def _layers(packed: PackedModel) -> dict[str, PackedLayer]:
-    """By module name, tied ones too; each read once."""
-    found = {name: packed.layers[name] for name in packed.layers}
-    for alias, name in packed.tied.items():
-        stem = name.removesuffix(".weight")
-        if stem in found:
-            found[alias.removesuffix(".weight")] = found[stem]
-    return found
