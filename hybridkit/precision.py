@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -55,8 +55,27 @@ def _on_a_cpu(casting: AbstractContextManager[object]) -> Iterator[None]:
         yield
 
 
+def computed_again() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+    """`context_fn` of torch's checkpoint: what the second computation needs to be as the first one is now.
+
+    It sees to autocast itself.
+    """
+    return nullcontext(), _FloatAttention() if _FloatAttention.entered else nullcontext()
+
+
 class _FloatAttention(TorchFunctionMode):
     """Attention in float32: in bf16 torch's backward takes ten times as long on a CPU (torch 2.13)."""
+
+    entered: ClassVar[int] = 0
+
+    def __enter__(self) -> Self:
+        _FloatAttention.entered += 1
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _FloatAttention.entered -= 1
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,

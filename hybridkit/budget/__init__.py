@@ -52,12 +52,12 @@ def quantize_within(
     tuning: Tuning,
     storage: Storage,
     tried: Callable[[int, int], None] = lambda unit, units: None,
-    seen: Seen = lambda number, block: None,
+    seen: Seen = lambda number, doing, done, of: None,
 ) -> tuple[Made, BudgetReport]:
     """Write the file that suits the budget to `output`; the network stays as it is.
 
     config: the quantizers of layers that it names are kept to, all others are chosen. `tried` is called after
-    each layer that was tried on its own, `seen` after each block that was calibrated.
+    each layer that was tried on its own, `seen` after each block that was calibrated, and each step on all.
 
     Raises GateError, and writes nothing, where nothing within the budget was found.
     """

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hybridkit.packing.atomic import remove, temporary_beside
 from hybridkit.packing.model import PackedModel
 from hybridkit.packing.table import Table
 from hybridkit.packing.writer import data_bytes, header_bytes
-from hybridkit.quant.calibration import BlockReport, Tuning, calibrate_
+from hybridkit.quant.calibration import Calibration, Tuning, calibrate_
 from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.kinds import Layer
 from hybridkit.quant.plan import plan_layers
@@ -32,7 +33,7 @@ from hybridkit.runtime.modules import load_packed
 from hybridkit.tasks.samples import Samples
 
 Unit = tuple[Layer, ...]  # the layers of one weight
-Seen = Callable[[int, BlockReport], None]  # the number of the try, and a block of it that is done
+Seen = Callable[[int, str, int, int], None]  # the number of the try, and what `calibrate_` says of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class Made:
 
     file: Path
     report: FileReport
-    blocks: list[BlockReport]
+    calibration: Calibration
 
 
 class Maker:
@@ -140,12 +141,12 @@ class Maker:
         number = len(self.made)
         network = copy.deepcopy(self.network)
         prepare_qat_(network, self.config(picks), example_inputs=self.samples.inputs[0])
-        blocks = calibrate_(
+        calibration = calibrate_(
             network,
             self.samples.inputs,
             counted=self.samples.counted,
             tuning=self.tuning,
-            seen=lambda block: self.seen(number, block),
+            progress=partial(self.seen, number),
         )
         file = self.folder / f"{number}.hk.safetensors"
         self.made.append(
@@ -159,7 +160,7 @@ class Maker:
                     float_dtype=self.storage.float_dtype,
                     compress=self.storage.compress,
                 ),
-                blocks,
+                calibration,
             )
         )
         del network

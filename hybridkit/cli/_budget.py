@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hybridkit.budget.making import Made, Storage
     from hybridkit.quant.budgets import Budget, BudgetReport
-    from hybridkit.quant.calibration import BlockReport, Tuning
+    from hybridkit.quant.calibration import Tuning
     from hybridkit.quant.config import QuantConfig
 
 
@@ -43,10 +43,10 @@ def budgeted(
         def tried(done: int, units: int) -> None:
             display.update(bars[-1], total=units, completed=done)
 
-        def seen(number: int, block: BlockReport) -> None:
+        def seen(number: int, doing: str, done: int, of: int) -> None:
             if number not in bars:
-                bars[number] = display.add_task(f"Calibrating, try {number + 1}", total=block.blocks)
-            display.update(bars[number], completed=block.place + 1)
+                bars[number] = display.add_task("")
+            display.update(bars[number], description=f"{doing}, try {number + 1}", total=of, completed=done)
 
         return quantize_within(
             network,

@@ -16,7 +16,7 @@ from hybridkit.sources.protocol import Source
 if TYPE_CHECKING:
     from torch import nn
 
-    from hybridkit.quant.calibration import BlockReport, Kept, Tuning
+    from hybridkit.quant.calibration import Calibration, Kept, Tuning
     from hybridkit.quant.config import QuantConfig
     from hybridkit.tasks.protocol import Task
 
@@ -42,8 +42,8 @@ class Data:
 
 def calibrated(
     found: Source, config: QuantConfig, data: Data, tuning: Tuning, output: Path
-) -> tuple[nn.Module, list[BlockReport], Kept]:
-    """The network of `found`, quantised in its blocks on `data`, what that did to them, and what keeps them.
+) -> tuple[nn.Module, Calibration, Kept]:
+    """The network of `found`, quantised in its blocks on `data`, what that did, and what keeps blocks.
 
     A calibration that was killed goes on at its block. Raises UsageError for a network whose data nobody
     knows how to read, and what reading data raises.
@@ -61,13 +61,13 @@ def calibrated(
     with progress() as display:
         bar = display.add_task("Calibrating", total=None)
 
-        def seen(report: BlockReport) -> None:
-            display.update(bar, total=report.blocks, completed=report.place + 1)
+        def shown(doing: str, done: int, of: int) -> None:
+            display.update(bar, description=doing, total=of, completed=done)
 
-        reports = calibrate_(
-            network, samples.inputs, counted=samples.counted, tuning=tuning, kept=kept, seen=seen
+        calibration = calibrate_(
+            network, samples.inputs, counted=samples.counted, tuning=tuning, kept=kept, progress=shown
         )
-    return network, reports, kept
+    return network, calibration, kept
 
 
 def task_of(found: Source, network: nn.Module, data: Data) -> Task:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hybridkit.budget import BudgetReport
     from hybridkit.cli._calibrate import Data
     from hybridkit.packing.model import Sizes
-    from hybridkit.quant.calibration import BlockReport, Tuning
+    from hybridkit.quant.calibration import BlockReport, Calibration, Tuning
     from hybridkit.quant.post_training import FileReport, LayerReport
     from hybridkit.tasks.protocol import Task
 
@@ -43,7 +43,7 @@ DEFAULT_OUTPUT = Path("model.hk.safetensors")
 _HOW = ("granularity", "layer", "activations", "quantize_all", "target_bits", "embeddings")
 _OF_NETWORKS = (
     *("codec", "compress", "quantize_all", "target_bits", "model", "task", "granularity", "layer"),
-    *("embeddings", "float_dtype", "calibrate", "samples", "tune_steps"),
+    *("embeddings", "float_dtype", "calibrate", "samples", "tune_steps", "joint_steps"),
 )
 _OF_ONNX = ("include", "exclude", "max_error", "more_bits", "inputs")
 _BUDGET = ("within", "max_size", "frontier")
@@ -113,6 +113,10 @@ class Flags:
     tune_steps: Annotated[
         int | None,
         flag(DATA, "Steps that tune scales, norms, biases and codes of each block (200).", "N", min=0),
+    ] = None
+    joint_steps: Annotated[
+        int | None,
+        flag(DATA, "Steps that then tune scales, norms and biases of all blocks together (200).", "N", min=0),
     ] = None
     within: Annotated[
         str | None,
@@ -207,26 +211,28 @@ def command(
         raise UsageError(f"--{name.replace('_', '-')} is for ONNX files, and {source} is none; drop it")
     output = flags.output or DEFAULT_OUTPUT
     if not flags.calibrate:
-        for name in flags.given("samples", "tune_steps", *_BUDGET):
+        for name in flags.given("samples", "tune_steps", "joint_steps", *_BUDGET):
             raise UsageError(f"--{name.replace('_', '-')} goes with --calibrate DATA; say both, or drop it")
     budget: BudgetReport | None = None
     if flags.within or flags.max_size:
-        report, blocks, budget = _to_budget(found, output, flags, options)
+        report, calibration, budget = _to_budget(found, output, flags, options)
     elif flags.calibrate:
         if flags.frontier:
             raise UsageError("--frontier goes with --within or --max-size; say one of them, or drop it")
-        report, blocks = _calibrate(found, output, flags, options)
+        report, calibration = _calibrate(found, output, flags, options)
     else:
-        report, blocks = _quantize(found, output, flags, options.get("quantizer")), []
+        report, calibration = _quantize(found, output, flags, options.get("quantizer")), None
     if json:
         document: dict[str, Any] = {"layers": report.layers, "left_alone": report.left_alone}
-        document |= {"blocks": blocks} if blocks else {}
+        document |= {"blocks": calibration.blocks, "joint": calibration.joint} if calibration else {}
         document |= {"budget": budget} if budget else {}
         sizes = _size_fields(report.sizes)
         emit_json("quantize", {"path": output, "sizes": sizes, **document, **assets_fields(output)})
     else:
-        if blocks:
-            console().print(_block_table(blocks))
+        if calibration:
+            console().print(_block_table(calibration.blocks))
+        if calibration and (joint := calibration.joint):
+            print(f"All blocks together: error of the output {joint.before:.4f}, tuned {joint.after:.4f}")
         _print(output, report)
         if budget:
             from hybridkit.cli._budget import frontier_table
@@ -237,7 +243,7 @@ def command(
 
 def _calibrate(
     found: Source, output: Path, flags: Flags, options: Mapping[Any, Any]
-) -> tuple[FileReport, list[BlockReport]]:
+) -> tuple[FileReport, Calibration]:
     from hybridkit.cli._calibrate import calibrated
     from hybridkit.pretrained.assets import travelling
     from hybridkit.quant.config import config_from
@@ -251,7 +257,7 @@ def _calibrate(
     data, tuning = _data(flags, options), _tuning(flags)
     with travelling(found.assets, output) as assets:
         config = config_from(None, AFTERWARDS, **given)
-        network, blocks, kept = calibrated(found, config, data, tuning, output)
+        network, calibration, kept = calibrated(found, config, data, tuning, output)
         report = quantize_to_file(
             network,
             output,
@@ -261,12 +267,12 @@ def _calibrate(
             compress=flags.compress,
         )
     kept.end()
-    return report, blocks
+    return report, calibration
 
 
 def _to_budget(
     found: Source, output: Path, flags: Flags, options: Mapping[Any, Any]
-) -> tuple[FileReport, list[BlockReport], BudgetReport]:
+) -> tuple[FileReport, Calibration, BudgetReport]:
     from hybridkit.budget import Budget, Storage
     from hybridkit.cli._budget import budgeted, check_drawing, draw_frontier, refuse_idle
     from hybridkit.pretrained.assets import travelling
@@ -289,7 +295,7 @@ def _to_budget(
         made, report = budgeted(found, config, _data(flags, options), _tuning(flags), budget, storage, output)
     if flags.frontier:
         draw_frontier(report, flags.frontier)
-    return made.report, made.blocks, report
+    return made.report, made.calibration, report
 
 
 def _data(flags: Flags, options: Mapping[Any, Any]) -> Data:
@@ -301,7 +307,8 @@ def _data(flags: Flags, options: Mapping[Any, Any]) -> Data:
 def _tuning(flags: Flags) -> Tuning:
     from hybridkit.quant.calibration import Tuning
 
-    return Tuning() if flags.tune_steps is None else Tuning(steps=flags.tune_steps)
+    names = {"tune_steps": "steps", "joint_steps": "joint"}
+    return Tuning(**{names[flag]: value for flag, value in flags.given(*names).items()})
 
 
 def _quantize(found: Source, output: Path, flags: Flags, options: Mapping[str, Any] | None) -> FileReport:

@@ -34,12 +34,12 @@ PREFIXES: Final = tuple(storage.prefix for storage in STORAGES.values())
 _NBIT: Final = tuple(prefix for prefix in PREFIXES if prefix.startswith("NBit"))
 
 
-def portable(model: ir.Model) -> None:
-    """Rewrite what is no operator of a file."""
+def portable(model: ir.Model, level: int = FP32) -> None:
+    """Rewrite what is no operator of a file. level: that of n-bit products with float activations."""
     rewrite(
         model,
-        {(p, "Embedding"): embedding for p in PREFIXES}
-        | {(p, "MatMul"): nbit_matmul for p in _NBIT}
+        {(p, "Embedding"): partial(embedding, level=level) for p in PREFIXES}
+        | {(p, "MatMul"): partial(nbit_matmul, level=level) for p in _NBIT}
         | {(p, "Conv"): nbit_conv for p in _NBIT},
     )
 
@@ -55,8 +55,8 @@ def full_precision(model: ir.Model, weight_of: Weights | None = None) -> None:
     rewrite(model, {(p, kind): rule for p in PREFIXES for kind, rule in given.items()})
 
 
-def embedding(e: Emitter, layer: PackedNode) -> ir.Value:
-    """Gather packed rows with their scales and offsets, then unpack."""
+def embedding(e: Emitter, layer: PackedNode, level: int = FP32) -> ir.Value:
+    """Gather packed rows with their scales and offsets, then unpack. level: of the head it may be tied to."""
 
     def gathered(numbers: ir.Value) -> ir.Value:
         found = e.node("Gather", numbers, layer.x, axis=0)
@@ -65,7 +65,7 @@ def embedding(e: Emitter, layer: PackedNode) -> ir.Value:
         return e.node("Unsqueeze", found, e.constant(np.array([-1]), "last_axis"))
 
     if _is_tied_to_product(layer):
-        codes = _codes_of_product(e, layer)
+        codes = _codes_of_product(e, layer, FP32 if layer.int8 else level)
     else:
         codes = _unpacked(e, layer, e.node("Gather", layer.codes, layer.x, axis=0))
     weight = e.node("Mul", codes, gathered(layer.scale))
@@ -79,7 +79,7 @@ def _is_tied_to_product(layer: PackedNode) -> bool:
     return product and layer.bits in (4, 8) and (not layer.group_size or fits_blocks(layer))
 
 
-def _codes_of_product(e: Emitter, layer: PackedNode) -> ir.Value:
+def _codes_of_product(e: Emitter, layer: PackedNode, level: int) -> ir.Value:
     """Integer-valued codes [..., K] of gathered rows, out of what `nbit_matmul` writes for a tied head.
 
     Its constants are written again here; equal ones become one when the file is assembled.
@@ -88,34 +88,41 @@ def _codes_of_product(e: Emitter, layer: PackedNode) -> ir.Value:
     last = e.constant(np.array([-1]), "last_axis")
     shape = e.node("Concat", e.node("Shape", layer.x), last, axis=0)
 
-    def unpacked(stored: NDArray[np.uint8]) -> ir.Value:
-        rows = e.node("Gather", e.constant(stored, "codes"), layer.x, axis=0)
-        return e.node(
-            "NBit4Unpack", e.node("Reshape", rows, shape), domain=DOMAIN, K=layer.K, layout=ROW_MAJOR
-        )
+    def unpacked(codes: NDArray[np.int8], bits: int) -> ir.Value:
+        rows = e.node("Gather", e.constant(_in_blocks(codes, bits, block), "codes"), layer.x, axis=0)
+        flat = e.node("Reshape", rows, shape)
+        return e.node(f"NBit{bits}Unpack", flat, domain=DOMAIN, K=layer.K, layout=ROW_MAJOR)
 
     def number(value: float, name: str) -> ir.Value:
         return e.constant(np.float32(value), name)
 
     codes = layer.integers()
-    if layer.bits == 4:
-        return unpacked(_in_blocks(codes, 4, block))
+    if not _in_halves(layer.bits, level):
+        return unpacked(codes, layer.bits)
     high, low = _halves(codes)
-    sixteen = e.node("Mul", unpacked(_in_blocks(high, 4, block)), number(16, "sixteen"))
-    both = e.node("Add", sixteen, unpacked(_in_blocks(low, 4, block)))
+    sixteen = e.node("Mul", unpacked(high, 4), number(16, "sixteen"))
+    both = e.node("Add", sixteen, unpacked(low, 4))
     return e.node("Add", both, number(8, "eight"))  # 0 to 15 are stored as -8 to 7
 
 
-def nbit_matmul(e: Emitter, layer: PackedNode) -> ir.Value:
-    """MatMulNBits with float32 accumulation; int8 activations as stock operators around it."""
+def nbit_matmul(e: Emitter, layer: PackedNode, level: int = FP32) -> ir.Value:
+    """MatMulNBits with float32 accumulation; int8 activations as stock operators around it.
+
+    level: with float activations, as `_matmul_nbits` takes it. Scales are in the node then; integer sums of
+    int8 activations stay exact without them.
+    """
     if layer.group_size and not fits_blocks(layer):
         return _product(e, layer, (-1,), lambda x: e.node("MatMul", x, _matrix(e, layer)))
-    block, scales = block_scales(layer, np.ones(layer.N, np.float32) if layer.on_output else None)
+    outside = layer.int8 and layer.on_output
+    block, scales = block_scales(layer, np.ones(layer.N, np.float32) if outside else None)
+    used = FP32 if layer.int8 else level
 
     def multiply(x: ir.Value) -> ir.Value:
-        return with_offset(e, layer, x, matmul_nbits(e, layer, x, layer.bits, block, scales, FP32))
+        return with_offset(e, layer, x, matmul_nbits(e, layer, x, layer.bits, block, scales, used))
 
-    return _product(e, layer, (-1,), multiply)
+    if layer.int8:
+        return _product(e, layer, (-1,), multiply)
+    return in_float32(e, layer, lambda x: with_bias(e, layer, multiply(x)))
 
 
 def nbit_conv(e: Emitter, layer: PackedNode) -> ir.Value:
@@ -187,11 +194,16 @@ def matmul_nbits(
     took 242 ms a token as one node and takes 6 as two.
     """
     codes = layer.integers()
-    if bits != 8 or level != FP32:
+    if not _in_halves(bits, level):
         return _matmul_nbits(e, layer, x, codes, bits, block, scales, level)
     high, low = _halves(codes)
     first = _matmul_nbits(e, layer, x, high, 4, block, 16 * scales, level)
     return e.node("Add", first, _matmul_nbits(e, layer, x, low, 4, block, scales, level, zero=0))
+
+
+def _in_halves(bits: int, level: int) -> bool:
+    """Whether a product is two nodes of 4 bits."""
+    return bits == 8 and level == FP32
 
 
 def _halves(codes: NDArray[np.int8]) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
@@ -257,7 +269,7 @@ def fp32_matmul(e: Emitter, layer: PackedNode, weight_of: Weights) -> ir.Value:
     weight = e.constant(weight_of(layer).T, "weight")
 
     def compute(x: ir.Value) -> ir.Value:
-        return e.node("Add", e.node("MatMul", x, weight), layer.bias)
+        return with_bias(e, layer, e.node("MatMul", x, weight))
 
     return in_float32(e, layer, compute)
 
@@ -287,9 +299,16 @@ def _product(
         y = multiply(x)
         if scale is not None:
             y = e.node("Mul", y, scale)
-        return e.node("Add", y, _channels(e, layer, layer.bias, "channel_bias"))
+        return with_bias(e, layer, y)
 
     return in_float32(e, layer, compute)
+
+
+def with_bias(e: Emitter, layer: PackedNode, y: ir.Value) -> ir.Value:
+    """`y` plus the bias; `y` itself where there is none, which packed layers hold as zeros."""
+    if not array_of(layer.bias).any():
+        return y
+    return e.node("Add", y, _channels(e, layer, layer.bias, "channel_bias"))
 
 
 def _int8_activations(e: Emitter, x: ir.Value, axes: tuple[int, ...]) -> tuple[ir.Value, ir.Value]:

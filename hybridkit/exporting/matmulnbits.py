@@ -72,6 +72,6 @@ class MatMulNBitsExporter:
             level = self.options.accuracy_level
             y = lowering.matmul_nbits(e, layer, x, bits, block, scales, level)
             y = e.node("Mul", y, layer.scale) if layer.on_output else lowering.with_offset(e, layer, x, y)
-            return e.node("Add", y, layer.bias)
+            return lowering.with_bias(e, layer, y)
 
         return lowering.in_float32(e, layer, compute)

@@ -25,9 +25,11 @@ from hybridkit.exporting.assembly import assemble, tidy
 from hybridkit.exporting.folding import fold_batch_normalization
 from hybridkit.exporting.gelu import reorder_gelu
 from hybridkit.exporting.graph import PackedNode, packed_nodes
+from hybridkit.exporting.norms import divide_by_roots
 from hybridkit.exporting.pooling import check_pooling, pooling
 from hybridkit.exporting.precision import without_bfloat16
 from hybridkit.exporting.protocol import ExportReport, ExportRequest
+from hybridkit.exporting.reshapes import drop_round_trips
 from hybridkit.exporting.translation import translate
 from hybridkit.memory import give_back_memory
 from hybridkit.packing.model import PackedModel
@@ -113,6 +115,8 @@ def write_onnx(
             )
         fold_batch_normalization(graph)
         reorder_gelu(graph)
+        divide_by_roots(graph)
+        drop_round_trips(graph)
         fp32_bytes = _fp32_bytes(graph)
         products = {layer.name: layer for layer in packed_nodes(graph)}
         lower(graph)

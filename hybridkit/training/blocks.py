@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hybridkit.errors import UsageError
+from hybridkit.precision import computed_again
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
@@ -41,7 +42,7 @@ def checkpoint_activations_(model: nn.Module) -> None:
     if own:
         # "activation" since transformers 5.22, "gradient" before
         enable: Any = getattr(own[0], "activation_checkpointing_enable", own[0].gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+        enable({"use_reentrant": False, "context_fn": computed_again})
         return
     blocks = repeated_blocks(model)
     if not blocks:
@@ -53,4 +54,4 @@ def checkpoint_activations_(model: nn.Module) -> None:
 def _checkpointed(forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=computed_again, **kwargs)

@@ -25,7 +25,7 @@ CONFIGS = {
     "binary": QuantConfig(weights="binary", activations="float"),
     "learned": QuantConfig(weights="ternary-learned", activations="float"),
 }
-TUNING = Tuning(steps=20)
+TUNING = Tuning(steps=20, joint=0)
 
 
 def network():
@@ -58,7 +58,7 @@ def inputs():
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_it_is_closer_than_rounding(name):
     rounded, calibrated = prepared(CONFIGS[name]), prepared(CONFIGS[name])
-    reports = calibrate_(calibrated, inputs(), tuning=TUNING)
+    reports = calibrate_(calibrated, inputs(), tuning=TUNING).blocks
     assert [report.place for report in reports] == [0, 1, 2]
     assert all(report.tuned < report.fitted for report in reports)
     assert error(calibrated) < 0.7 * error(rounded)
@@ -68,8 +68,8 @@ def test_it_is_closer_than_rounding(name):
 def test_each_part_helps(part):
     config = CONFIGS["ternary, groups"]
     both, fitted = prepared(config), prepared(config)
-    calibrate_(both, inputs(), tuning=Tuning(steps=80))
-    calibrate_(fitted, inputs(), tuning=Tuning(steps=0))
+    calibrate_(both, inputs(), tuning=Tuning(steps=80, joint=0))
+    calibrate_(fitted, inputs(), tuning=Tuning(steps=0, joint=0))
     better, worse = (fitted, prepared(config)) if part == "fitting" else (both, fitted)
     assert error(better) < error(worse)
 
@@ -106,18 +106,18 @@ def test_a_killed_calibration_goes_on_at_its_block(tmp_path):
     whole = prepared(config)
     calibrate_(whole, inputs(), tuning=TUNING)
 
-    def killed(report):
-        if report.place == 1:
+    def killed(doing, done, of):
+        if done == 2:
             raise Killed
 
     with pytest.raises(Killed):
-        calibrate_(prepared(config), inputs(), tuning=TUNING, kept=kept, seen=killed)
+        calibrate_(prepared(config), inputs(), tuning=TUNING, kept=kept, progress=killed)
     resumed = prepared(config)
-    reports = calibrate_(resumed, inputs(), tuning=TUNING, kept=kept)
+    reports = calibrate_(resumed, inputs(), tuning=TUNING, kept=kept).blocks
     assert [report.place for report in reports] == [2]
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
-    other = calibrate_(prepared(config), inputs(), tuning=TUNING, kept=Kept(kept.folder, "b"))
+    other = calibrate_(prepared(config), inputs(), tuning=TUNING, kept=Kept(kept.folder, "b")).blocks
     assert len(other) == 3  # of another calibration nothing is taken
     kept.end()
     assert not kept.folder.exists()
@@ -172,8 +172,8 @@ def test_data_are_needed():
 def test_codes_that_move_help():
     config = CONFIGS["ternary, groups"]
     moved, stayed = prepared(config), prepared(config)
-    reports = calibrate_(moved, inputs(), tuning=Tuning(steps=60))
-    fixed = calibrate_(stayed, inputs(), tuning=Tuning(steps=60, codes=False))
+    reports = calibrate_(moved, inputs(), tuning=Tuning(steps=60, joint=0)).blocks
+    fixed = calibrate_(stayed, inputs(), tuning=Tuning(steps=60, joint=0, codes=False)).blocks
     assert sum(r.tuned for r in reports) < sum(r.tuned for r in fixed)
     assert error(moved) < error(stayed)
 

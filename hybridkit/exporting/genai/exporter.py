@@ -6,13 +6,15 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.exporting.protocol import ExportReport, ExportRequest, Validation
+from hybridkit.options import option
 from hybridkit.packing.atomic import folder_in_place, writing
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from torch import Tensor, nn
 
     from hybridkit.packing.model import PackedModel
@@ -31,12 +33,24 @@ class GenaiExporter:
     suffixes = ("",)
     folder = True
 
+    @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+    class Options:
+        """Options of the exporter."""
+
+        accuracy_level: Literal[1, 4] = option(
+            1, "of n-bit products of float activations: 4 rounds those to int8 in blocks, faster"
+        )
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or self.Options()
+
     def export(
         self, module: nn.Module, packed: PackedModel | None, path: Path, request: ExportRequest
     ) -> ExportReport:
         """Write the folder; see Exporter."""
         from hybridkit.exporting import lowering
         from hybridkit.exporting.genai import attention, configuration, decoder
+        from hybridkit.exporting.genai.rotary import fuse_rotations
         from hybridkit.exporting.onnx import write_onnx
 
         if path.exists() and not (path / configuration.NAME).is_file():
@@ -60,6 +74,11 @@ class GenaiExporter:
             dynamic_axes=[free[name] for name in example],
             validation=validation,
         )
+
+        def lower(model: ir.Model) -> None:
+            fuse_rotations(model)
+            lowering.portable(model, self.options.accuracy_level)
+
         with folder_in_place(path) as new:
             report = write_onnx(
                 module,
@@ -67,7 +86,8 @@ class GenaiExporter:
                 new / MODEL,
                 wanted,
                 target="genai",
-                lower=lowering.portable,
+                lower=lower,
+                approximate=self.options.accuracy_level == lowering.INT8,
                 tracing=decoder.tracing,
                 comparing=decoder.comparing,
                 operators=attention.translation(),

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from hybridkit.exporting import lowering
 from hybridkit.exporting.functions import DOMAIN, ROW_MAJOR
-from hybridkit.exporting.graph import Emitter, PackedNode, array_of, rewrite
+from hybridkit.exporting.graph import Emitter, PackedNode, rewrite
 from hybridkit.exporting.layout import worth_tiling
 from hybridkit.exporting.onnx_quantize.products import Product
 from hybridkit.exporting.onnx_quantize.rounding import Quantized, Rounding
@@ -86,7 +86,6 @@ def _nbit_matmul(e: Emitter, layer: PackedNode) -> ir.Value:
 
     def compute(x: ir.Value) -> ir.Value:
         y = lowering.matmul_nbits(e, layer, x, layer.bits, block, scales, level)
-        y = lowering.with_offset(e, layer, x, y)
-        return e.node("Add", y, layer.bias) if np.any(array_of(layer.bias)) else y
+        return lowering.with_bias(e, layer, lowering.with_offset(e, layer, x, y))
 
     return lowering.in_float32(e, layer, compute)

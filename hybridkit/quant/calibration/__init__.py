@@ -8,7 +8,8 @@ Block after block, on what the quantised blocks before it give:
 2. Scales, norms, biases and codes are tuned to what the original network gives behind the next block
    (tuning.py).
 
-Then linear layers outside the blocks get codes and scales that keep their outputs on what reaches them.
+Then scales, norms and biases of all blocks are tuned together to what the original network gives (joint.py),
+and linear layers outside the blocks get codes and scales that keep their outputs on what reaches them.
 
 In memory are the network, two blocks in full precision and, while one is tuned, four times more, and the
 hidden states between two blocks, four times.
@@ -29,6 +30,7 @@ from hybridkit.blocks import main_blocks
 from hybridkit.calls import Inputs, watch
 from hybridkit.errors import UsageError
 from hybridkit.memory import give_back_memory
+from hybridkit.quant.calibration.joint import JointReport, tune_jointly_
 from hybridkit.quant.calibration.keeping import Kept, fingerprint
 from hybridkit.quant.calibration.moments import Side, moments, positions
 from hybridkit.quant.calibration.streams import Behind, Call, Hidden, advance, record
@@ -40,20 +42,27 @@ from hybridkit.quant.output_fit import evenly_spaced, fit_output
 from hybridkit.quant.prepare import full_precision_copy
 from hybridkit.quant.protocol import QuantizedTensor, Statistics, quantize_weight, takes_statistics
 
-__all__ = ["BlockReport", "Kept", "Tuning", "calibrate_", "fingerprint"]
+__all__ = ["BlockReport", "Calibration", "JointReport", "Kept", "Tuning", "calibrate_", "fingerprint"]
 
 DEFAULT: Final = Tuning()
-Seen = Callable[["BlockReport"], None]
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, and of how much
 
 
 @dataclass(frozen=True, slots=True)
 class BlockReport:
-    """One block of `blocks`: the `relative_error` behind the next block, before tuning and after."""
+    """One block: the `relative_error` behind the next block, before tuning and after."""
 
     place: int
-    blocks: int
     fitted: float
     tuned: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What calibrating did: to each block that was not kept, and to all together (None: not tuned)."""
+
+    blocks: list[BlockReport]
+    joint: JointReport | None
 
 
 def calibrate_(
@@ -63,14 +72,14 @@ def calibrate_(
     counted: Sequence[Tensor | None] | None = None,
     tuning: Tuning = DEFAULT,
     kept: Kept | None = None,
-    seen: Seen = lambda report: None,
-) -> list[BlockReport]:
+    progress: Progress = lambda doing, done, of: None,
+) -> Calibration:
     """Give the fake-quantised layers in the blocks of `network` codes and scales that suit data, in place.
 
     network: prepared by `prepare_qat_`; afterwards its codes are frozen and `convert` packs it. batches: the
     network's arguments. counted: for each batch the positions that count, bool [batch, positions], or None
-    for all. kept: where finished blocks are kept, and found again. `seen` is called after each block that was
-    not.
+    for all. kept: where finished blocks are kept, and found again. `progress` is called after each block that
+    was not, and after each step on all blocks together.
 
     A quantizer that takes statistics gets those of its layer; for any other one codes and scales are fitted,
     starting from its own. Raises UsageError where there is no block with such a layer.
@@ -116,13 +125,25 @@ def calibrate_(
                     tuned = fitted
             if kept:
                 kept.save(place, block)
-            reports.append(BlockReport(place, len(blocks), fitted, tuned))
+            reports.append(BlockReport(place, fitted, tuned))
             give_back_memory()  # sets of hidden states come and go with each block
-            seen(reports[-1])
+            progress("Calibrating", place + 1, len(blocks))
         original, targets = targets, goals
         [full] = following or [full]
+    joint = None
+    if tuning.joint:
+        del ours, original, targets  # but for `goals`, which the last block of the original gave
+        inside = {module for block in blocks for module in block.modules()}
+        around = [layer for layer in qat_layers(network).values() if layer not in inside]
+        for layer in around:
+            layer.ramp = 0.0  # in full precision as yet, as in the original
+        stepped = partial(progress, "Tuning all blocks")
+        joint = tune_jointly_(network, blocks, found, batches, goals, counted, tuning, stepped)
+        for layer in around:
+            layer.ramp = 1.0
+        give_back_memory()
     _fit_rest(network, blocks, batches, counted)
-    return reports
+    return Calibration(reports, joint)
 
 
 def _fit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,11 +37,53 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """In what a block gives its hidden states.
+
+    name: of hidden states among its arguments. beside: what comes after them in a tuple; None: no tuple.
+    """
+
+    name: str
+    beside: tuple[Any, ...] | None
+
+    def of(self, hidden: Tensor) -> Any:
+        """These hidden states as the block would give them."""
+        return hidden if self.beside is None else (hidden, *self.beside)
+
+    def pass_on(self, *arguments: Any, **named: Any) -> Any:
+        """The hidden states that the block gets, as it would give them."""
+        return self.of(arguments[0] if arguments else named[self.name])
+
+
+@dataclass(slots=True)
 class Recording:
-    """What went into the first block, and the calls of every block, batch by batch."""
+    """What went into the first block, and the calls of every block, batch by batch.
+
+    forms: of every block. alike: whether all give hidden states of the shape that they get.
+    """
 
     hidden: Hidden
     calls: list[list[Call]]
+    forms: list[Form]
+    alike: bool = False
+
+    @contextlib.contextmanager
+    def passing(self, blocks: Sequence[nn.Module], last: Tensor | None = None) -> Iterator[None]:
+        """In this context blocks that can pass on what they get; the last gives `last`, if it is given."""
+        with contextlib.ExitStack() as undo:
+            for place, (block, form) in enumerate(zip(blocks, self.forms, strict=False)):
+                if last is not None and place == len(blocks) - 1:
+                    block.forward = partial(_give, form.of(last))
+                elif self.alike:
+                    block.forward = form.pass_on
+                else:
+                    continue
+                undo.callback(delattr, block, "forward")
+            yield
+
+
+def _give(output: Any, *_: Any, **__: Any) -> Any:
+    return output
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +109,7 @@ def record(network: nn.Module, blocks: Sequence[nn.Module], batches: Sequence[In
 
     Beside hidden states blocks must not depend on those before them; then they need not compute to be called.
     """
-    found = Recording([], [[] for _ in blocks])
+    found = Recording([], [[] for _ in blocks], [])
     names = [next(iter(inspect.signature(block.forward).parameters)) for block in blocks]
     outputs: list[Any] = []
     rest_skipped = False  # the first batch shows what runs twice
@@ -91,10 +133,10 @@ def record(network: nn.Module, blocks: Sequence[nn.Module], batches: Sequence[In
                 first.callback(handle.remove)
             for batch in batches[:1]:
                 call(network, batch)
-        if all(_is_like(output, found.hidden[0]) for output in outputs):
-            for block, name, output in zip(blocks, names, outputs, strict=False):
-                block.forward = partial(_passed_on, name, output)
-                undo.callback(delattr, block, "forward")
+        found.alike = all(_is_like(output, found.hidden[0]) for output in outputs)
+        rests = (output[1:] if isinstance(output, tuple) else None for output in outputs)
+        found.forms = [Form(name, rest) for name, rest in zip(names, rests, strict=False)]
+        undo.enter_context(found.passing(blocks))
         rest_skipped = True
         for batch in batches[1:]:
             with contextlib.suppress(_AllSeen):
@@ -105,12 +147,6 @@ def record(network: nn.Module, blocks: Sequence[nn.Module], batches: Sequence[In
 def _is_like(output: Any, hidden: Tensor) -> bool:
     first = output[0] if isinstance(output, tuple) and output else output
     return isinstance(first, Tensor) and first.shape == hidden.shape
-
-
-def _passed_on(name: str, output: Any, *arguments: Any, **named: Any) -> Any:
-    """The hidden states that a block gets, in the form of what it gave once."""
-    hidden = arguments[0] if arguments else named[name]
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ go from block to block suffer from its rounding where one position is a thousand
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -37,10 +37,12 @@ FASTER: Final = 3  # codes, in steps between levels, than gains of 1
 class Tuning:
     """How long, at which rate of Adam, whether codes move too, and the seed of the order of the batches.
 
-    steps: 0: nothing is tuned. lr: of gains of 1, of codes in steps between levels, and of norms and biases.
+    steps: of each block. joint: of all blocks together, behind that. 0: nothing is tuned.
+    lr: of gains of 1, of codes in steps between levels, and of norms and biases.
     """
 
     steps: int = 200
+    joint: int = 200
     lr: float = 1e-3
     codes: bool = True
     seed: int = 0
@@ -77,38 +79,42 @@ def tune_(
     groups += [{"params": codes, "lr": FASTER * tuning.lr}] if codes else []
     if groups and tuning.steps:
         device = hidden[0].device.type
+
+        def error(place: int) -> Tensor:
+            output = behind.run(place, calls[place].run(block, hidden[place]))
+            return block_error(output, targets[place], counted[place])
+
         with computing_as_given(block), autocast(faster_precision(device), device):
-            _descend(groups, block, hidden, targets, calls, counted, tuning, behind)
+            descend(groups, error, len(calls), tuning.steps, tuning)
     for layer in loose:
         settle_(layer)
     for parameter in block.parameters():
         parameter.requires_grad_(False).grad = None
 
 
-def _descend(
+def descend(
     groups: list[dict[str, Any]],
-    block: nn.Module,
-    hidden: Hidden,
-    targets: Hidden,
-    calls: Sequence[Call],
-    counted: Sequence[Tensor | None],
+    error: Callable[[int], Tensor],
+    batches: int,
+    steps: int,
     tuning: Tuning,
-    behind: Behind,
+    progress: Callable[[int, int], None] = lambda done, steps: None,
 ) -> None:
+    """Adam on the parameters in `groups`, on the error of a batch, by its number, a step.
+
+    Rates rise at first and fall to the end. `progress(done, steps)` after each step.
+    """
     optimizer = torch.optim.Adam(groups, lr=tuning.lr, betas=(0.9, 0.98))
-    warm = max(1, round(WARM_UP * tuning.steps))
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, 1 - step / tuning.steps)
-    )
+    warm = max(1, round(WARM_UP * steps))
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, 1 - step / steps))
     generator = torch.Generator().manual_seed(tuning.seed)
     with torch.enable_grad():
-        for step in range(tuning.steps):
-            if step % len(calls) == 0:
-                order = torch.randperm(len(calls), generator=generator).tolist()
-            place = order[step % len(calls)]
-            output = behind.run(place, calls[place].run(block, hidden[place]))
-            loss = block_error(output, targets[place], counted[place])
+        for step in range(steps):
+            if step % batches == 0:
+                order = torch.randperm(batches, generator=generator).tolist()
+            loss = error(order[step % batches])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
             rate.step()
+            progress(step + 1, steps)

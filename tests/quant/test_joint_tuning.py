@@ -1,0 +1,165 @@
+"""All blocks tuned together: nearer to the original on other data; only scales, norms and biases change."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hybridkit.massive import relative_error
+from hybridkit.quant.calibration import Tuning, calibrate_, joint
+from hybridkit.quant.config import QuantConfig
+from hybridkit.quant.convert import convert
+from hybridkit.quant.layers import qat_layers
+from hybridkit.quant.prepare import prepare_qat_
+from hybridkit.runtime.modules import load_packed
+from hybridkit.tasks.models.transformer import Shape, Transformer
+
+SHAPE = Shape(width=64, layers=3, heads=4, kv_heads=2, hidden=128, vocabulary=50)
+CONFIG = QuantConfig(weights="ternary-mse", granularity="group:32", activations="float")
+ALONE, TOGETHER = Tuning(steps=0, joint=0), Tuning(steps=0, joint=60, lr=5e-3)
+
+
+class Narrowing(nn.Module):
+    """Blocks of one class that each give fewer numbers than they get, in a tuple; a head without logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Narrower(size) for size in (64, 48, 32))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x, _ = block(x)
+        return {"estimate": self.head(x), "hidden": x}
+
+
+class Narrower(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(size, size - 16), nn.LayerNorm(size - 16)
+
+    def forward(self, x):
+        return F.relu(self.norm(self.linear(x))), "beside"
+
+
+def transformer():
+    torch.manual_seed(0)
+    return Transformer(SHAPE).eval()
+
+
+class Speaks(nn.Module):
+    """A transformer whose output is called logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = transformer()
+
+    def forward(self, ids):
+        return {"logits": self.inner(ids)}
+
+
+def narrowing():
+    torch.manual_seed(0)
+    return Narrowing().eval()
+
+
+def tokens(seed):
+    generator = torch.Generator().manual_seed(seed)
+    steps = torch.randint(-3, 4, (6, 4, 24), generator=generator)
+    return [[batch] for batch in steps.cumsum(dim=-1) % SHAPE.vocabulary]
+
+
+def vectors(seed):
+    return [[batch] for batch in torch.randn(24, 32, 64, generator=torch.Generator().manual_seed(seed))]
+
+
+NETWORKS = {"hidden": (transformer, tokens), "logits": (Speaks, tokens), "shapes": (narrowing, vectors)}
+
+
+@torch.no_grad()
+def error(model, original, batches):
+    return sum(float(joint.output_error(model(*x), original(*x), None)) for x in batches) / len(batches)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_is_nearer_on_other_data_and_what_is_packed_computes_the_same(name):
+    make, data = NETWORKS[name]
+    alone, together = (prepare_qat_(make(), CONFIG) for _ in range(2))
+    calibrate_(alone, data(0), tuning=ALONE)
+    report = calibrate_(together, data(0), tuning=TOGETHER).joint
+    assert report.after < report.before
+    assert error(together, make(), data(1)) < error(alone, make(), data(1))
+    with torch.no_grad():
+        packed = load_packed(make(), convert(together))
+        torch.testing.assert_close(packed(*data(1)[0]), together(*data(1)[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_codes_and_what_is_around_the_blocks_stay():
+    alone, together = (prepare_qat_(Speaks(), CONFIG) for _ in range(2))
+    calibrate_(alone, tokens(0), tuning=ALONE)
+    calibrate_(together, tokens(0), tuning=TOGETHER)
+    inside = {id(p) for block in together.inner.blocks for p in block.parameters()}
+    changed = set()
+    for (name, before), after in zip(alone.named_parameters(), together.parameters(), strict=True):
+        if not torch.equal(before, after):
+            assert id(after) in inside, name
+            assert before.is_floating_point(), name
+            changed.add(name.rpartition(".")[2])
+    assert "gain" in changed
+    assert not any(parameter.requires_grad for parameter in together.parameters())
+    for name, layer in qat_layers(together).items():
+        assert layer.ramp == 1, name
+        assert torch.equal(layer.quantized_weight().codes, qat_layers(alone)[name].quantized_weight().codes)
+
+
+def test_blocks_computed_twice_have_the_gradients_of_blocks_computed_once(monkeypatch):
+    found = []
+    for context in (joint._computed_twice, lambda *given: contextlib.nullcontext()):
+        monkeypatch.setattr(joint, "_computed_twice", context)
+        model = prepare_qat_(Speaks(), CONFIG)
+        calibrate_(model, tokens(0), tuning=Tuning(steps=0, joint=3))
+        found.append(model.state_dict())
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name]), name
+
+
+def test_positions_that_do_not_count_change_nothing():
+    mask = torch.ones(4, 24, dtype=torch.bool)
+    mask[:, 16:] = False
+    found = []
+    for garbage in (0, 7):
+        given = [[torch.where(mask, batch[0], garbage)] for batch in tokens(0)]  # attention is causal
+        model = prepare_qat_(Speaks(), CONFIG)
+        calibrate_(model, given, counted=[mask] * len(given), tuning=TOGETHER)
+        found.append(model.state_dict())
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_what_does_not_help_is_undone():
+    alone, together = (prepare_qat_(Speaks(), CONFIG) for _ in range(2))
+    calibrate_(alone, tokens(0), tuning=ALONE)
+    report = calibrate_(together, tokens(0), tuning=Tuning(steps=0, joint=2, lr=1e3)).joint
+    assert report.after == report.before
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(tensor, together.state_dict()[name]), name
+
+
+def test_the_error_of_logits_is_kl_per_position():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 3, 5, 7, generator=generator)
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]).bool()
+    p, q = b.softmax(-1), a.softmax(-1)
+    want = (p * (p / q).log()).sum(-1)[mask].mean()
+    found = joint.output_error({"logits": a}, {"logits": b}, mask)
+    torch.testing.assert_close(found, want)
+
+
+def test_one_logit_is_an_estimate():
+    a, b = torch.randn(2, 6, 1, generator=torch.Generator().manual_seed(0))
+    found = joint.output_error({"logits": a}, {"logits": b}, None)
+    torch.testing.assert_close(found, relative_error(a, b))
