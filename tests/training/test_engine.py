@@ -18,7 +18,7 @@ from test_loop import Stop
 from torch import nn
 
 from hybridkit.errors import FileError, InterruptedRun, UsageError
-from hybridkit.precision import autocast
+from hybridkit.precision import Precision, autocast
 from hybridkit.testing import TaskContract
 from hybridkit.training.blocks import checkpoint_activations_, repeated_blocks
 from hybridkit.training.config import TrainConfig, resolve
@@ -114,7 +114,8 @@ def test_a_network_without_blocks_cannot_checkpoint_them() -> None:
         Trainer.seeded(config(task="tiny_task:tiny", checkpoint_activations=True))
 
 
-def test_networks_of_transformers_checkpoint_their_own_way() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_networks_of_transformers_checkpoint_their_own_way(precision: Precision) -> None:
     from transformers import BertConfig, BertModel
 
     small = BertConfig(
@@ -130,8 +131,9 @@ def test_networks_of_transformers_checkpoint_their_own_way() -> None:
             assert any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
         torch.manual_seed(1)
         model.zero_grad()
-        loss = model(input_ids=ids).last_hidden_state.square().mean()
-        loss.backward()
+        with autocast(precision, "cpu"):
+            loss = model(input_ids=ids).last_hidden_state.square().mean()
+            loss.backward()
         found.append((loss.item(), model.encoder.layer[0].output.dense.weight.grad.clone()))
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1])
