@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
 CONFIGURATION: Final = "genai_config.json"
-_SMALLEST: Final = 256  # tokens of a cache; it doubles
+_STEP: Final = 256  # tokens by which a cache grows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +156,7 @@ class LanguageModel:
         room = self._buffers[0].shape[2] if self._buffers else 0
         if tokens <= room:
             return
-        room = max(_SMALLEST, 1 << (tokens - 1).bit_length())
+        room = -(-tokens // _STEP) * _STEP
         heads, size = self._shape
         old, self._buffers = self._buffers, []
         for number in range(len(self._caches)):

@@ -98,7 +98,7 @@ def test_what_the_cache_knows_is_not_computed_again(exported):
 def test_the_cache_grows_with_the_text(exported, monkeypatch):
     *_, chat = exported
     whole = list(LanguageModel(chat, threads=1).stream(PROMPT, 40, Sampling()))
-    monkeypatch.setattr("hybridkit.runtime.generation._SMALLEST", 1)
+    monkeypatch.setattr("hybridkit.runtime.generation._STEP", 1)
     model = LanguageModel(chat, threads=1)
     found, sizes = list(PROMPT), set()
     for _ in whole:
