@@ -81,6 +81,12 @@ class Flags:
             "MODE",
         ),
     ] = None
+    half: Annotated[
+        bool,
+        flag(
+            HOW, "What is not packed in fp16, for engines that compute in it; of ONNX files.", name="--half"
+        ),
+    ] = False
     unpacked: Annotated[
         bool, flag(HOW, "Of the target hf: dequantised weights, which every engine of such folders reads.")
     ] = False
@@ -136,6 +142,7 @@ def command(
             metadata=metadata | assets,
             assets=source.assets,
             pool=flags.pool,
+            half=flags.half,
             options={**options.get("exporter", {}), **({"unpacked": True} if flags.unpacked else {})},
         )
     spared = _left_alone(source)

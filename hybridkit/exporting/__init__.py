@@ -41,6 +41,7 @@ def export(
     metadata: Mapping[str, Any] | None = None,
     assets: Assets | None = None,
     pool: str | None = None,
+    half: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> ExportReport:
     """Write `module` with the weights of `packed` to `path`, verified; the file appears whole or not at all.
@@ -59,6 +60,7 @@ def export(
     metadata: recorded in the file. assets: of a pretrained network, what formats hold that take a tokenizer.
     pool: `mean`, `cls`, `max` or `lasttoken`: an encoder's only output is `embedding`, float [texts, width]:
     its hidden states where `attention_mask` is 1, pooled, of length 1. For ONNX files; there is no loss then.
+    half: weights and activations that are not packed are fp16; for ONNX files.
 
     Raises UsageError for arguments that do not fit, HybridkitError where the network cannot be exported,
     FileError where the file cannot be written, GateError where it differs from the network.
@@ -77,8 +79,8 @@ def export(
     exporter = registry().create("exporter", target or target_for(file), options or {})
     if target:
         _check_suffix(file, target, exporter.suffixes)
-    if pool and file.suffix != ".onnx":
-        raise UsageError(f"--pool is for ONNX files, not for {file.name}")
+    if (pool or half) and file.suffix != ".onnx":
+        raise UsageError(f"--{'pool' if pool else 'half'} is for ONNX files, not for {file.name}")
     if pool and validation:
         validation = dataclasses.replace(validation, loss=None)
     request = ExportRequest(
@@ -90,6 +92,7 @@ def export(
         metadata={**facts_of(module, assets), **(metadata or {}), **({"pool": pool} if pool else {})},
         assets=assets,
         pool=pool,
+        half=half,
     )
     report: ExportReport = exporter.export(module, packed, file, request)
     return report

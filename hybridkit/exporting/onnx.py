@@ -25,6 +25,7 @@ from hybridkit.exporting.assembly import assemble, tidy
 from hybridkit.exporting.folding import fold_batch_normalization
 from hybridkit.exporting.gelu import reorder_gelu
 from hybridkit.exporting.graph import PackedNode, packed_nodes
+from hybridkit.exporting.half import in_half
 from hybridkit.exporting.norms import divide_by_roots
 from hybridkit.exporting.pooling import check_pooling, pooling
 from hybridkit.exporting.precision import without_bfloat16
@@ -104,7 +105,7 @@ def write_onnx(
     module, request, cast = without_bfloat16(module, request)
     with _evaluating(module) as network:
         runnable = load_packed(network, packed, tiled=False) if packed is not None else network
-        with tracing(runnable):
+        with tracing(runnable), in_half(runnable) if request.half else nullcontext():
             graph = translate(
                 runnable,
                 request.example_inputs,
@@ -123,6 +124,7 @@ def write_onnx(
         assemble(graph, request.opset, inline=inline)
         tidy(graph)
         _describe(graph, packed, products, request.metadata, target)
+        approximate = approximate or request.half
         gate: verify.Gate = "approximate" if approximate else "int8" if _has_int8(packed) else "float"
         with files.staged(path) as staged:
             files.save(graph, staged)

@@ -47,6 +47,7 @@ class ExportRequest:
     metadata: recorded in the file, as text or JSON.
     assets: configuration and tokenizer of a pretrained network, for formats that hold them.
     pool: how hidden states become one vector per text (pooling.py); None leaves them.
+    half: whether what is not packed is fp16 (half.py).
     """
 
     example_inputs: Inputs
@@ -57,6 +58,7 @@ class ExportRequest:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     assets: Assets | None = None
     pool: str | None = None
+    half: bool = False
 
 
 @dataclass(frozen=True, slots=True)

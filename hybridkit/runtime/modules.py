@@ -125,6 +125,11 @@ class _Packed(nn.Module):
         return f"N={self.N}, K={self.K}, {self.code_kind}, bits={self.bits}, activations={self.activations}"
 
 
+def is_packed(module: nn.Module) -> bool:
+    """Whether a module computes with packed weights."""
+    return isinstance(module, _Packed)
+
+
 class _PackedProduct(_Packed):
     """Adds the bias, float32 [N]: zeros where the original has none."""
 

@@ -278,6 +278,54 @@ def test_llama_cpp_gives_a_pretrained_networks_answers(folder, tmp_path):
     assert max(abs(ours[token] - value) for token, value in theirs.items()) < 0.05
 
 
+SCALED = {
+    "linear": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+}
+
+
+def scaled(kind, place, **more):
+    """A small Llama whose positions are scaled."""
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    rope = {"rope_type": kind, "rope_theta": 500.0, **SCALED[kind], **more}
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        **shape, vocab_size=96, max_position_embeddings=64, rope_parameters=rope, initializer_range=0.2
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(place)
+    letters_tokenizer().save_pretrained(place)
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_llama_cpp_scales_positions_alike(kind, tmp_path):
+    scaled(kind, tmp_path / "m")
+    file = tmp_path / "m.gguf"
+    assert run(["export", str(file), "--from", str(tmp_path / "m"), "--set", "exporter.floats=F32"]) == 0
+    opened = open_pretrained(str(tmp_path / "m"))
+    text = "XYZQabcd" * 5  # beyond what the positions were before they were scaled
+    prompt = opened.tokenizer()(text)["input_ids"]
+    network = opened.network(head="causal-lm")
+    ours = likeliest(lambda ids: network(input_ids=ids).logits, prompt, 90)
+    network.model.rotary_emb.inv_freq.mul_(1.5)  # other positions would show
+    other = likeliest(lambda ids: network(input_ids=ids).logits, prompt, 90)
+    theirs = answers(file, text, 10)
+    apart = max(abs(ours[token] - value) for token, value in theirs.items())
+    assert apart < 0.02
+    assert max(abs(other[token] - value) for token, value in theirs.items()) > 5 * apart
+
+
+def test_positions_that_llama_cpp_scales_otherwise_are_refused(tmp_path, capsys):
+    scaled("yarn", tmp_path / "m", attention_factor=0.7)
+    assert run(["export", str(tmp_path / "m.gguf"), "--from", str(tmp_path / "m")]) == 2
+    assert "it has positions of the type yarn" in capsys.readouterr().err
+
+
 def test_what_llama_cpp_does_not_compute_is_refused(tmp_path, capsys):
     folders.write("gpt2", tmp_path / "gpt2")
     assert run(["export", str(tmp_path / "m.gguf"), "--from", str(tmp_path / "gpt2")]) == 2

@@ -59,6 +59,8 @@ def tensors(
     for name, key in loose.items():
         shape, load = packed.table().tensors[key].shape, partial(packed.tensors.__getitem__, key)
         yield _loose(name, key, shape, load, architecture, floats)
+    for name, array in architecture.more.items():
+        yield _loose(name, name, array.shape, partial(np.asarray, array), architecture, floats)
 
 
 def _place(architecture: Architecture, key: str) -> str:

@@ -22,6 +22,11 @@ from hybridkit.exporting.protocol import ExportReport, ExportRequest
 from hybridkit.packing.ggml import Floats
 from hybridkit.packing.model import PackedModel
 
+_KINDS: Final = {
+    int: gguf.GGUFValueType.UINT32,
+    float: gguf.GGUFValueType.FLOAT32,
+    str: gguf.GGUFValueType.STRING,
+}
 _FILE_TYPES: Final = {  # llama.h: what most of the weights are
     "F32": 0,
     "F16": 1,
@@ -77,9 +82,9 @@ def _write(file: Path, architecture: Architecture, found: Sequence[Stored], requ
         weights[tensor.type] += math.prod(tensor.shape)
     writer.add_file_type(_FILE_TYPES[weights.most_common(1)[0][0]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for key, number in architecture.numbers.items():
+    for key, fact in architecture.facts.items():
         named = f"{architecture.name}.{key}"
-        writer.add_uint32(named, number) if isinstance(number, int) else writer.add_float32(named, number)
+        writer.add_key_value(named, fact, _KINDS[type(fact)])
     writer.add_vocab_size(architecture.vocabulary)
     add_vocabulary(writer, request.assets, architecture.vocabulary)
     writer.add_string("hybridkit.version", __version__)
