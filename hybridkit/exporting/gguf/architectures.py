@@ -1,4 +1,4 @@
-"""What llama.cpp is told about a network: its architecture, its numbers, and what its tensors are called."""
+"""What llama.cpp is told about a network: its architecture, facts, and what its tensors are called."""
 
 from __future__ import annotations
 
