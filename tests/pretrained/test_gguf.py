@@ -17,7 +17,7 @@ from hybridkit.cli import run
 from hybridkit.errors import FileError, UsageError
 from hybridkit.exporting import export
 from hybridkit.exporting.gguf.tensors import type_for
-from hybridkit.exporting.gguf.vocabulary import cut_of
+from hybridkit.exporting.gguf.vocabulary import cut_of, scores_of, space_before
 from hybridkit.packing.ggml import TYPES, from_blocks, to_blocks
 from hybridkit.packing.layers import LayerSpec
 from hybridkit.packing.model import PackedModel
@@ -276,6 +276,65 @@ def test_llama_cpp_gives_a_pretrained_networks_answers(folder, tmp_path):
     ours = likeliest(lambda ids: network(input_ids=ids).logits, prompt, 90)
     theirs = answers(file, "abcdQXYZ", 10)
     assert max(abs(ours[token] - value) for token, value in theirs.items()) < 0.05
+
+
+def pieces_tokenizer(prefix, form):
+    """BPE as SentencePiece has it, with bytes for what it does not know."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    pairs = "a-b c-d ab-cd a-bcd _-a _a-b _-ab b-c b-cd bc-d".replace("_", "\u2581").split()
+    merges = [tuple(pair.split("-")) for pair in pairs]
+    made = list(dict.fromkeys(first + second for first, second in merges))
+    letters = [chr(97 + i) for i in range(20)]
+    tokens = ["<unk>", "<s>", "</s>", *[f"<0x{i:02X}>" for i in range(256)], "\u2581", *letters, *made]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    )
+    if form == "normalizer":
+        steps = [normalizers.Prepend("\u2581")] if prefix else []
+        tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "\u2581")])
+    else:
+        scheme = "first" if prefix else "never"
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback()])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("form", ["normalizer", "metaspace"])
+def test_llama_cpp_cuts_text_as_sentencepiece_does(prefix, form, tmp_path):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**shape, vocab_size=288, initializer_range=0.3)
+    small = transformers.LlamaForCausalLM(config)
+    small.lm_head.weight.data[:259] = 0  # of a byte, or an end, llama.cpp says no probabilities
+    small.save_pretrained(tmp_path / "m")
+    pieces_tokenizer(prefix, form).save_pretrained(tmp_path / "m")
+    file = tmp_path / "m.gguf"
+    assert run(["export", str(file), "--from", str(tmp_path / "m"), "--set", "exporter.floats=F32"]) == 0
+    opened = open_pretrained(str(tmp_path / "m"))
+    tokenizer, network = opened.tokenizer(), opened.network(head="causal-lm")
+    texts = ["abcd ab", "bcd a  abc", "abc\u00e9d Z cdab"]
+    # before a space Metaspace puts no other one, where SentencePiece and llama.cpp do
+    for text in [*texts, *([" dcba"] if form == "normalizer" else [])]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ours = likeliest(lambda ids: network(input_ids=ids).logits, ids, 288)
+        theirs = answers(file, text, 10)
+        assert max(abs(ours[token] - value) for token, value in theirs.items()) < 0.02, text
+
+
+def test_tokenizers_that_only_resemble_sentencepiece_are_refused():
+    bpe = {"type": "BPE", "byte_fallback": True, "vocab": {}, "merges": []}
+    upper = {"type": "Uppercase"}
+    assert space_before({"model": bpe, "normalizer": {"type": "Sequence", "normalizers": [upper]}}) is None
+    assert space_before({"model": bpe}) is None
+    assert space_before({"model": bpe | {"byte_fallback": False}}) is None
+    assert scores_of(["a b", ["b", "c"], "a b"], ["a", "b", "c", "ab", "bc"]) == {"ab": 0, "bc": -1}
+    with pytest.raises(UsageError, match="has no merge of 'a' and 'bc'"):
+        scores_of(["a b", "b c", "ab c"], ["a", "b", "c", "ab", "bc", "abc"])
 
 
 SCALED = {
