@@ -4,8 +4,10 @@
         [--threads 1 2] [--rounds 5] [--out RESULT.json]
 
 Each of the first three may be repeated.
-FOLDER is what `hybridkit export --target genai` wrote, FILE what `hybridkit export model.gguf` wrote of the
-same codes. Every measurement is a process of its own, which loads the file, reads prompts of 128 and of 512
+FOLDER is what `hybridkit export --target genai` wrote, or what onnxruntime-genai's own builder made
+(`python -m onnxruntime_genai.models.builder -p int4 -e cpu --extra_options int4_block_size=32
+int4_accuracy_level=4`); FILE what `hybridkit export model.gguf` wrote of the same codes. shapes.py makes a
+larger model. Every measurement is a process of its own, which loads the file, reads prompts of 128 and of 512
 tokens after one of another length to warm up, and finds 32 tokens behind 16 and behind 1,024: tokens a
 second, seconds to load, and its largest resident memory.
 """

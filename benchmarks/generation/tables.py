@@ -1,4 +1,4 @@
-"""The table of this folder's committed result: tokens a second by engine."""
+"""The tables of this folder's committed results: tokens a second by engine."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from typing import Any
 
 from hybridkit.bench.tables import TextTable
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "generation.json"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+TITLES = {
+    "generation": "SmolLM2-135M: tokens a second",
+    "generation-half": "Half a billion random weights: tokens a second",
+}
 MEASURES = ("prompt 128", "prompt 512", "decode 16", "decode 1024")
 ENGINES = {"ours": "hybridkit", "genai": "onnxruntime-genai", "llama": "llama.cpp"}
 
 
 def tables() -> dict[str, TextTable]:
-    """By name, if the result is there."""
-    return {"generation": generation()} if RESULT.is_file() else {}
+    """By name, of the results that are there."""
+    files = {name: RESULTS / f"{name}.json" for name in TITLES}
+    return {name: table(TITLES[name], file) for name, file in files.items() if file.is_file()}
 
 
-def generation() -> TextTable:
+def table(title: str, file: Path) -> TextTable:
     """Medians over rounds, with the least and the most."""
-    found = json.loads(RESULT.read_text("utf-8"))
+    found = json.loads(file.read_text("utf-8"))
     rows = [
         (
             ENGINES[row["engine"]],
@@ -42,7 +47,7 @@ def generation() -> TextTable:
         f"{machine['cores']} cores."
     ]
     columns = ("engine", "weights", "threads", "MB", *MEASURES, "load, s", "memory, MB")
-    return TextTable("SmolLM2-135M: tokens a second", columns, rows, notes)
+    return TextTable(title, columns, rows, notes)
 
 
 def _values(row: dict[str, Any], name: str) -> list[float]:

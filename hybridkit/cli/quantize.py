@@ -116,7 +116,12 @@ class Flags:
     ] = None
     joint_steps: Annotated[
         int | None,
-        flag(DATA, "Steps that then tune scales, norms and biases of all blocks together (200).", "N", min=0),
+        flag(
+            DATA,
+            "Steps that then tune scales, norms and biases of all blocks together (200 for logits, else 0).",
+            "N",
+            min=0,
+        ),
     ] = None
     within: Annotated[
         str | None,

@@ -98,6 +98,20 @@ def test_it_is_nearer_on_other_data_and_what_is_packed_computes_the_same(name):
         torch.testing.assert_close(packed(*data(1)[0]), together(*data(1)[0]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [Speaks, transformer])
+def test_without_a_word_about_it_logits_are_tuned_to_and_hidden_states_are_not(make, monkeypatch):
+    monkeypatch.setattr("hybridkit.quant.calibration.JOINT", 3)
+    done = []
+    report = calibrate_(
+        prepare_qat_(make(), CONFIG),
+        tokens(0),
+        tuning=Tuning(steps=0),
+        progress=lambda doing, step, steps: done.append((doing, step, steps)),
+    )
+    assert (report.joint is not None) == (make is Speaks)
+    assert (done[-1] == ("Tuning all blocks", 3, 3)) == (make is Speaks)
+
+
 def test_codes_and_what_is_around_the_blocks_stay():
     alone, together = (prepare_qat_(Speaks(), CONFIG) for _ in range(2))
     calibrate_(alone, tokens(0), tuning=ALONE)

@@ -34,7 +34,7 @@ from hybridkit.quant.calibration.joint import JointReport, tune_jointly_
 from hybridkit.quant.calibration.keeping import Kept, fingerprint
 from hybridkit.quant.calibration.moments import Side, moments, positions
 from hybridkit.quant.calibration.streams import Behind, Call, Hidden, advance, record
-from hybridkit.quant.calibration.tuning import Tuning, block_error, tune_
+from hybridkit.quant.calibration.tuning import JOINT, Tuning, block_error, tune_
 from hybridkit.quant.frozen import freeze_layer_
 from hybridkit.quant.frozen_codes import FrozenCodes
 from hybridkit.quant.layers import QATLayer, qat_layers, set_ramp
@@ -131,14 +131,15 @@ def calibrate_(
         original, targets = targets, goals
         [full] = following or [full]
     joint = None
-    if tuning.joint:
+    steps = (JOINT if found.logits else 0) if tuning.joint is None else tuning.joint
+    if steps:
         del ours, original, targets  # but for `goals`, which the last block of the original gave
         inside = {module for block in blocks for module in block.modules()}
         around = [layer for layer in qat_layers(network).values() if layer not in inside]
         for layer in around:
             layer.ramp = 0.0  # in full precision as yet, as in the original
         stepped = partial(progress, "Tuning all blocks")
-        joint = tune_jointly_(network, blocks, found, batches, goals, counted, tuning, stepped)
+        joint = tune_jointly_(network, blocks, found, batches, goals, counted, steps, tuning, stepped)
         for layer in around:
             layer.ramp = 1.0
         give_back_memory()

@@ -64,6 +64,7 @@ def tune_jointly_(
     batches: Sequence[Inputs],
     last: Hidden,
     counted: Sequence[Tensor | None],
+    steps: int,
     tuning: Tuning,
     progress: Callable[[int, int], None],
 ) -> JointReport:
@@ -91,7 +92,7 @@ def tune_jointly_(
 
     with computing_as_given(network), autocast(faster_precision(device), device), without_caches(network):
         first = mean_error()
-        descend([{"params": trained}], error, len(batches), tuning.joint, tuning, progress)
+        descend([{"params": trained}], error, len(batches), steps, tuning, progress)
         reached = mean_error()
     if not reached < first:
         with torch.no_grad():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hybridkit.blocks import hidden_of
 from hybridkit.calls import Inputs, call, evaluating, without_caches
+from hybridkit.trees import MAIN, floating
 
 Hidden = list[Tensor]  # by batch, [batch, positions, width]
 
@@ -60,12 +61,14 @@ class Recording:
     """What went into the first block, and the calls of every block, batch by batch.
 
     forms: of every block. alike: whether all give hidden states of the shape that they get.
+    logits: whether the network gives some.
     """
 
     hidden: Hidden
     calls: list[list[Call]]
     forms: list[Form]
     alike: bool = False
+    logits: bool = False
 
     @contextlib.contextmanager
     def passing(self, blocks: Sequence[nn.Module], last: Tensor | None = None) -> Iterator[None]:
@@ -132,7 +135,7 @@ def record(network: nn.Module, blocks: Sequence[nn.Module], batches: Sequence[In
                 handle = block.register_forward_hook(lambda *call: outputs.append(call[-1]))
                 first.callback(handle.remove)
             for batch in batches[:1]:
-                call(network, batch)
+                found.logits = MAIN in floating(call(network, batch))
         found.alike = all(_is_like(output, found.hidden[0]) for output in outputs)
         rests = (output[1:] if isinstance(output, tuple) else None for output in outputs)
         found.forms = [Form(name, rest) for name, rest in zip(names, rests, strict=False)]

@@ -30,6 +30,7 @@ from hybridkit.quant.moving_codes import loosen_, settle_
 
 TUNED: Final = parse_trainable("scales,norms,biases")
 WARM_UP: Final = 0.05  # of the steps
+JOINT: Final = 200  # encoders gain too little for their time
 FASTER: Final = 3  # codes, in steps between levels, than gains of 1
 
 
@@ -37,12 +38,13 @@ FASTER: Final = 3  # codes, in steps between levels, than gains of 1
 class Tuning:
     """How long, at which rate of Adam, whether codes move too, and the seed of the order of the batches.
 
-    steps: of each block. joint: of all blocks together, behind that. 0: nothing is tuned.
-    lr: of gains of 1, of codes in steps between levels, and of norms and biases.
+    steps: of each block. joint: of all blocks together, behind that; None: JOINT of them where the network
+    gives logits, else none. 0: nothing is tuned. lr: of gains of 1, of codes in steps between levels, and
+    of norms and biases.
     """
 
     steps: int = 200
-    joint: int = 200
+    joint: int | None = None
     lr: float = 1e-3
     codes: bool = True
     seed: int = 0
