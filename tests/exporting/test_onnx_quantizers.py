@@ -83,9 +83,9 @@ def test_equal_to_the_bit(name, options, **how):
 @example(N=3, K=40, magnitude=1e-30, zeros=True, seed=1)
 @sizes
 def test_equal_but_for_the_order_of_a_sum(name, options, **how):
-    """Scales are within four units in the last place, codes equal but at the very middle between two."""
+    """Scales are within eight units in the last place, codes equal but at the very middle between two."""
     weight, ours, theirs = both(name, options, **how)
-    np.testing.assert_array_almost_equal_nulp(ours.scale, theirs.scale.numpy(), 4)
+    np.testing.assert_array_almost_equal_nulp(ours.scale, theirs.scale.numpy(), 8)
     middle = np.abs(np.abs(weight) - ours.scale[:, None] / 2) <= 1e-6 * ours.scale[:, None]
     np.testing.assert_array_equal(np.where(middle, 0, ours.codes), np.where(middle, 0, theirs.codes.numpy()))
 
