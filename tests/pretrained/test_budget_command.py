@@ -13,7 +13,7 @@ from hybridkit.packing.model import PackedModel
 from hybridkit.pretrained.assets import beside
 from hybridkit.runtime.modules import load_packed
 
-HOW = ["--samples", "16", "--tune-steps", "5"]
+HOW = ["--samples", "16", "--tune-steps", "5", "--joint-steps", "2"]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hybridkit.cli import run
 from hybridkit.packing.model import PackedModel
 from hybridkit.runtime.modules import load_packed
 
-HOW = ["--samples", "16", "--tune-steps", "10", "--json"]
+HOW = ["--samples", "16", "--tune-steps", "10", "--joint-steps", "10", "--json"]
 
 
 @pytest.fixture
