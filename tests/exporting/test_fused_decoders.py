@@ -36,7 +36,6 @@ FAMILIES = {
     "llama": ("Llama", {}),
     "llama, scaled": ("Llama", {"rope_scaling": {**SCALED, "original_max_position_embeddings": 16}}),
     "qwen3, normed heads": ("Qwen3", {"head_dim": 16}),
-    "phi, a part of the head": ("Phi", {"partial_rotary_factor": 0.5}),
     "cohere, interleaved": ("Cohere", {}),
 }
 FUSED = {"llama", "llama, scaled", "qwen3, normed heads"}

@@ -85,8 +85,7 @@ def test_a_tied_weight_stays_one(network):
     assert network.first.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("activations", ["int8", "float"])
-@pytest.mark.parametrize("target", ["onnx", "matmulnbits"])
+@pytest.mark.parametrize(("activations", "target"), [("int8", "onnx"), ("float", "matmulnbits")])
 def test_packed_layers_between_halves(activations, target, tmp_path):
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
