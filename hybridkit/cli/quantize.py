@@ -237,7 +237,7 @@ def command(
         if calibration:
             console().print(_block_table(calibration.blocks))
         if calibration and (joint := calibration.joint):
-            print(f"All blocks together: error of the output {joint.before:.4f}, tuned {joint.after:.4f}")
+            print(f"All blocks together: error of the output {joint.before:.3g}, tuned {joint.after:.3g}")
         _print(output, report)
         if budget:
             from hybridkit.cli._budget import frontier_table

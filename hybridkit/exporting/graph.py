@@ -151,6 +151,12 @@ def array_of(value: ir.Value) -> NDArray[Any]:
     return value.const_value.numpy()
 
 
+def made_by(value: ir.Value | None, operator: str) -> ir.Node | None:
+    """The node that gives `value`, where it is this operator of ONNX's own."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and (node.domain, node.op_type) == ("", operator) else None
+
+
 class Emitter:
     """Writes the nodes that take the place of one node."""
 

@@ -124,8 +124,8 @@ def write_onnx(
         assemble(graph, request.opset, inline=inline)
         tidy(graph)
         _describe(graph, packed, products, request.metadata, target)
-        approximate = approximate or request.half
-        gate: verify.Gate = "approximate" if approximate else "int8" if _has_int8(packed) else "float"
+        loose = approximate or request.half
+        gate: verify.Gate = "approximate" if loose else "int8" if _has_int8(packed) else "float"
         with files.staged(path) as staged:
             files.save(graph, staged)
             files.check_form(staged)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from hybridkit.exporting.graph import made_by
+
 
 def drop_round_trips(model: ir.Model) -> int:
     """Read what a reshape leads back to in place of its output; returns how many there were."""
@@ -24,9 +26,8 @@ def same_before(value: ir.Value | None, shape: ir.Shape | None) -> ir.Value | No
     while shape is not None and value is not None:
         if value.shape is not None and _same(value.shape, shape):
             return value
-        node = value.producer()
-        reshaped = node is not None and (node.domain, node.op_type) == ("", "Reshape")
-        value = node.inputs[0] if node is not None and reshaped else None
+        node = made_by(value, "Reshape")
+        value = node.inputs[0] if node is not None else None
     return None
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hybridkit.exporting.constants import constant
-from hybridkit.exporting.graph import Emitter
+from hybridkit.exporting.graph import Emitter, made_by
 from hybridkit.exporting.lowering import MICROSOFT
 from hybridkit.exporting.reshapes import same_before
 
@@ -37,10 +37,9 @@ class _Rotation:
     sin: ir.Value
 
 
-def fuse_rotations(model: ir.Model) -> int:
-    """One node for each query and key that is rotated before attention; returns how many there were."""
+def fuse_rotations(model: ir.Model) -> None:
+    """One node for each query and key that is rotated before attention."""
     tables: dict[tuple[ir.Value, ir.Value], tuple[ir.Value, ...]] = {}
-    found = 0
     for node in list(model.graph):
         if node.op_type != "GroupQueryAttention":
             continue
@@ -57,8 +56,6 @@ def fuse_rotations(model: ir.Model) -> int:
                 x = e.node("Reshape", rotation.x, e.constant(np.array([0, 0, -1]), "joined"))
             count = node.attributes[heads].as_int()
             e.finish(e.node("RotaryEmbedding", x, *tables[pair], domain=MICROSOFT, num_heads=count))
-            found += 1
-    return found
 
 
 def _tables(e: Emitter, rotation: _Rotation) -> tuple[ir.Value, ...]:
@@ -79,10 +76,10 @@ def _tables(e: Emitter, rotation: _Rotation) -> tuple[ir.Value, ...]:
 
 def _rotation(value: ir.Value | None) -> _Rotation | None:
     """What gives [batch, tokens, heads * D]; None where it is no rotation."""
-    joined = _made_by(value, "Reshape")
-    total = _made_by(_swapped(_first(joined)), "Add")
-    straight, turned = (_made_by(each, "Mul") for each in total.inputs) if total else (None, None)
-    halves = _made_by(_first(turned), "Concat")
+    joined = made_by(value, "Reshape")
+    total = made_by(_swapped(_first(joined)), "Add")
+    straight, turned = (made_by(each, "Mul") for each in total.inputs) if total else (None, None)
+    halves = made_by(_first(turned), "Concat")
     if joined is None or straight is None or turned is None or halves is None:
         return None
     x, cos, sin = straight.inputs[0], straight.inputs[1], turned.inputs[1]
@@ -92,18 +89,13 @@ def _rotation(value: ir.Value | None) -> _Rotation | None:
     return _Rotation(joined, rows, cos, sin) if _is_doubled(cos) and _is_doubled(sin) else None
 
 
-def _made_by(value: ir.Value | None, operator: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and (node.domain, node.op_type) == ("", operator) else None
-
-
 def _first(node: ir.Node | None) -> ir.Value | None:
     return node.inputs[0] if node is not None else None
 
 
 def _swapped(value: ir.Value | None) -> ir.Value | None:
     """What `value` is with heads and tokens in the other order."""
-    node = _made_by(value, "Transpose")
+    node = made_by(value, "Transpose")
     swapped = node is not None and tuple(node.attributes["perm"].as_ints()) == (0, 2, 1, 3)
     return _first(node) if swapped else None
 
@@ -118,14 +110,14 @@ def _is_turned(halves: ir.Node, x: ir.Value | None) -> bool:
     """Whether the concatenation is (-x_2, x_1)."""
     if x is None or len(halves.inputs) != 2 or not (width := _width(x)):
         return False
-    minus, first = _made_by(halves.inputs[0], "Neg"), halves.inputs[1]
+    minus, first = made_by(halves.inputs[0], "Neg"), halves.inputs[1]
     second = minus.inputs[0] if minus is not None else None
     return _is_slice(first, x, 0, width // 2) and _is_slice(second, x, width // 2, width)
 
 
 def _is_slice(value: ir.Value | None, x: ir.Value, start: int, end: int) -> bool:
     """Whether it is x[..., start:end]."""
-    node = _made_by(value, "Slice")
+    node = made_by(value, "Slice")
     if node is None or node.inputs[0] is not x:
         return False
     given = [constant(each) for each in node.inputs[1:]]
