@@ -42,7 +42,8 @@ def environment() -> dict[str, str]:
 
 
 def heed_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job's children would ignore them
+    for number in (signal.SIGINT, signal.SIGHUP):  # children of background jobs and nohup ignore them
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("times", [1, 5])

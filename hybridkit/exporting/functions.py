@@ -5,6 +5,7 @@ stock operators. Bodies are written in ONNX's textual syntax. The operators:
 
     {Ternary,Binary}MatMul{Int8,Float}          x [..., K], codes, scale [N], bias [N] -> y [..., N]
     {Ternary,Binary}Conv{Int8,Float}            x [B, C, ...], codes, scale [N], bias [N] -> y [B, N, ...]
+    NBit{2,4,8}MatMul{Int8,Int8Blocks,Float}    x [..., K], codes, scale [N, groups], bias [N] -> y [..., N]
     {Ternary,Binary,NBit2,NBit4,NBit8}Unpack    codes [..., bytes] -> y float32 [..., K], integer-valued
 
 Attributes K and N give the matrix and `layout` the order of the uint8 codes: 0 is row-major, [N, bytes] with
@@ -17,6 +18,13 @@ type of x:
             x^  = clip(round_half_even(x / s_x), -127, 127)
             y   = float(x^ . q) * (s_x * scale) + bias
     Float:  y   = (x . q) * scale + bias
+
+Of n-bit products every `group_size` columns of a row share a scale (the last of its groups may have fewer),
+and groups g are added up in their order, each step in float32:
+
+    Int8:        y = p_0 + p_1 + ... + bias, p_g = float(x^_g . q_g) * (s_x * scale_g)
+    Int8Blocks:  the same, with s_x of the activations of each group instead of the whole row
+    Float:       y = sum of (x_g . q_g) * scale_g, in any order, + bias
 
 A sum of integer products is exact in float32 while it stays below 2^24: K < 132,000 for ternary and binary.
 A row (sample) that holds a NaN or an infinity gives NaN in all its outputs under Int8. The bodies leave out
@@ -50,24 +58,31 @@ class Storage:
     offset: int
     stems: tuple[str, ...]
 
+    @property
+    def grouped(self) -> bool:
+        """Whether products have a scale for each group."""
+        return self.prefix.startswith("NBit")
+
 
 _ALL_STEMS: Final = ("MatMulInt8", "MatMulFloat", "ConvInt8", "ConvFloat", "Unpack")
+_NBIT_STEMS: Final = ("MatMulInt8", "MatMulInt8Blocks", "MatMulFloat", "Unpack")
 STORAGES: Final = {  # by the name of the packing codec whose bytes are layout 0
     "two-bit": Storage("Ternary", 2, 1, -1, _ALL_STEMS),
     "one-bit": Storage("Binary", 1, 2, -1, _ALL_STEMS),
-    "nbit2": Storage("NBit2", 2, 1, -2, ("Unpack",)),
-    "nbit4": Storage("NBit4", 4, 1, -8, ("Unpack",)),
-    "nbit8": Storage("NBit8", 8, 1, -128, ("Unpack",)),
+    "nbit2": Storage("NBit2", 2, 1, -2, _NBIT_STEMS),
+    "nbit4": Storage("NBit4", 4, 1, -8, _NBIT_STEMS),
+    "nbit8": Storage("NBit8", 8, 1, -128, _NBIT_STEMS),
 }
 _OPERATORS: Final = {s.prefix + stem: (s, stem) for s in STORAGES.values() for stem in s.stems}
 
 
 def attribute_names(operator: str) -> tuple[str, ...]:
     """The attributes of an operator, all of them required."""
-    stem = _OPERATORS[operator][1]
+    storage, stem = _OPERATORS[operator]
     if stem == "Unpack":
         return ("K", "layout")
-    return ("K", "N", "layout", *(_CONV_ATTRIBUTES if stem.startswith("Conv") else ()))
+    more = ("group_size",) if storage.grouped else _CONV_ATTRIBUTES if stem.startswith("Conv") else ()
+    return ("K", "N", "layout", *more)
 
 
 def input_names(operator: str) -> tuple[str, ...]:
@@ -94,8 +109,9 @@ def _body(stem: str, storage: Storage) -> str:
         whole_bytes = storage.bits == 8
         return (_BYTES if whole_bytes else _unpacked(storage)) + _codes(storage, "y")
     kind = "MatMul" if stem.startswith("MatMul") else "Conv"
-    mode = "Int8" if stem.endswith("Int8") else "Float"
     before, after, product = _PRODUCTS[kind]
+    product = _GROUPED if storage.grouped else product
+    mode = stem.removeprefix(kind)
     return before + _TILES + _digits(storage) + _ROWS + after + _codes(storage, "q") + product[mode]
 
 
@@ -238,6 +254,79 @@ _MATMUL = {
         sum = MatMul (x_float, w)
         product = Mul (sum, scale)
         result = Add (product, bias)
+        y = CastLike (result, x)
+    """,
+}
+# x to [groups, rows, size] and q to [groups, size, N], both with zeros behind where the last group is short.
+# The sums of CumSum come one after the other, as the kernels add.
+_IN_GROUPS = """
+        x_float = Cast <to = 1> (x)
+        size = Constant <value_int: int = @group_size> ()
+        size_1d = Reshape (size, last_axis)
+        before_next = Sub (size_1d, one)
+        beyond = Add (width_1d, before_next)
+        group_count = Div (beyond, size_1d)
+        all_columns = Mul (group_count, size_1d)
+        short = Sub (all_columns, width_1d)
+        none = Sub (one, one)
+        padding = Concat <axis = 0> (none, short)
+        group_form = Concat <axis = 0> (last_axis, group_count, size_1d)
+        q_padded = Pad (q, padding, , last_axis)
+        q_groups = Reshape (q_padded, group_form)
+        last_group = Sub (group_count, one)
+        outer = Shape <end = -1> (x)
+        y_shape = Concat <axis = 0> (outer, height_1d)
+        flat_form = Concat <axis = 0> (last_axis, width_1d)
+"""
+_X_IN_GROUPS = """
+        x_flat = Reshape ({x}, flat_form)
+        x_padded = Pad (x_flat, padding, , last_axis)
+        {groups} = Reshape (x_padded, group_form)
+"""
+_SUM_OF_GROUPS = """
+        w = Transpose <perm = [1, 2, 0]> (q_groups)
+        x_first = Transpose <perm = [1, 0, 2]> (x_int8)
+        sum = MatMul (x_first, w)
+        scale_first = Transpose <perm = [1, 0]> (scale)
+        s_w = Unsqueeze (scale_first, one)
+        s = Mul (s_x, s_w)
+        products = Mul (sum, s)
+        so_far = CumSum (products, none)
+        total = Gather <axis = 0> (so_far, last_group)
+        result = Add (total, bias)
+        in_shape = Reshape (result, y_shape)
+        y = CastLike (in_shape, x)
+"""
+_GROUPED = {
+    "Int8": f"""
+        {_IN_GROUPS}
+        {_SCALE_X.format(x="x_float", s_x="s_row")}
+        divided = Div (x_float, s_row)
+        rounded = Round (divided)
+        {_X_IN_GROUPS.format(x="rounded", groups="x_int8")}
+        per_row = Constant <value_ints = [1, -1, 1]> ()
+        s_x = Reshape (s_row, per_row)
+        {_SUM_OF_GROUPS}
+    """,
+    "Int8Blocks": f"""
+        {_IN_GROUPS}
+        {_X_IN_GROUPS.format(x="x_float", groups="x_groups")}
+        {_SCALE_X.format(x="x_groups", s_x="s_group")}
+        divided = Div (x_groups, s_group)
+        x_int8 = Round (divided)
+        s_x = Transpose <perm = [1, 0, 2]> (s_group)
+        {_SUM_OF_GROUPS}
+    """,
+    "Float": f"""
+        {_IN_GROUPS}
+        per_group = Unsqueeze (scale, last_axis)
+        scaled = Mul (q_groups, per_group)
+        whole_rows = Concat <axis = 0> (height_1d, last_axis)
+        rows_padded = Reshape (scaled, whole_rows)
+        matrix = Slice (rows_padded, none, width_1d, one)
+        w = Transpose <perm = [1, 0]> (matrix)
+        sum = MatMul (x_float, w)
+        result = Add (sum, bias)
         y = CastLike (result, x)
     """,
 }

@@ -47,6 +47,11 @@ class PackedNode:
         return ROW_MAJOR if given is None else given.as_int()
 
     @property
+    def has_layout(self) -> bool:
+        """Whether the node is an operator of a file, which says how its codes are ordered."""
+        return "layout" in self.node.attributes
+
+    @property
     def group(self) -> int:
         """Groups of a convolution."""
         return self.node.attributes["group"].as_int() if self.kind == "Conv" else 1
@@ -120,10 +125,12 @@ def packed_nodes(model: ir.Model) -> Iterator[PackedNode]:
     """The packed layers of a graph, in order."""
     for node in list(model.graph.all_nodes()):
         if node.domain == DOMAIN and not node.op_type.endswith("Unpack"):
-            yield _parse(node)
+            yield parse(node)
 
 
-def _parse(node: ir.Node) -> PackedNode:
+def parse(node: ir.Node) -> PackedNode:
+    """The packed layer that a `hybridkit` node stands for."""
+
     def number(name: str) -> int:
         return node.attributes[name].as_int() if name in node.attributes else 0
 

@@ -1,6 +1,6 @@
 """The order of the codes in a file: tiles, which the native kernels read where they lie, or row-major.
 
-A tile has 16 rows and 16 (ternary) or 32 (1-bit) columns, so that a matrix of other sizes is padded. Where
+A tile has 16 rows and a multiple of 16 columns (1-bit: 32), so that a matrix of other sizes is padded. Where
 that costs more than an eighth, and where an embedding gathers rows of the same codes, they stay row-major; a
 kernel then re-orders them when it loads the file. The layouts are those of packing/tiles.py.
 """
@@ -55,10 +55,10 @@ def _rows(layer: PackedNode) -> NDArray[np.uint8]:
 
 
 def _by_codes(model: ir.Model) -> Iterator[tuple[ir.Value, list[PackedNode]]]:
-    """Each initializer of codes with the ternary and 1-bit products that read it."""
+    """Each initializer of codes with the products that read it and say in what order it is."""
     readers: dict[ir.Value, list[PackedNode]] = defaultdict(list)
     for layer in packed_nodes(model):
-        if layer.kind in TILED and not layer.prefix.startswith("NBit"):
+        if layer.kind in TILED and (layer.has_layout or not layer.prefix.startswith("NBit")):
             readers[layer.codes].append(layer)
     yield from readers.items()
 

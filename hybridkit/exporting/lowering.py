@@ -1,8 +1,9 @@
 """Packed layers -> nodes that a file may hold. Each rule writes what takes the place of one layer.
 
 `portable` leaves ternary and binary matrix products and convolutions as they are (operators of ours, see
-functions.py), and expresses the rest in stock operators: n-bit products as `com.microsoft.MatMulNBits`,
-n-bit convolutions and all embeddings around an unpacking operator. `full_precision` undoes packing. (See
+functions.py), writes n-bit products as operators of ours or as `com.microsoft.MatMulNBits`, whichever is
+faster, and expresses the rest in stock operators: n-bit convolutions and all embeddings around an unpacking
+operator. `full_precision` undoes packing. (See
 matmulnbits.py for the third way.) All keep the arithmetic of functions.py; with groups, or offsets, the scale
 cannot stay on the output, and y = (x^ . (q * scale + offset)) * s_x + bias.
 """
@@ -10,6 +11,7 @@ cannot stay on the output, and y = (x^ . (q * scale + offset)) * s_x + bias.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -18,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hybridkit.exporting.functions import DOMAIN, ROW_MAJOR, STORAGES
-from hybridkit.exporting.graph import Emitter, PackedNode, array_of, rewrite
+from hybridkit.exporting.graph import Emitter, PackedNode, array_of, parse, rewrite
 from hybridkit.packing.codecs import codec
 
 MICROSOFT: Final = "com.microsoft"
@@ -27,6 +29,7 @@ INT8: Final = 4  # int8 activations in blocks
 BLOCK: Final = 128  # of MatMulNBits where a row has one scale: fewer bytes than 32 or 64, and as fast
 SMALLEST_BLOCK: Final = 16  # that MatMulNBits knows
 LARGEST_BLOCK: Final = 256  # with larger ones ONNX Runtime up to 1.26 computes zeros or NaN
+GROUPS: Final = (16, 1 << 16)  # what a group of our n-bit operators is a multiple of, and the largest
 
 Weights = Callable[[PackedNode], NDArray[np.float32]]
 
@@ -34,12 +37,27 @@ PREFIXES: Final = tuple(storage.prefix for storage in STORAGES.values())
 _NBIT: Final = tuple(prefix for prefix in PREFIXES if prefix.startswith("NBit"))
 
 
-def portable(model: ir.Model, level: int = FP32) -> None:
-    """Rewrite what is no operator of a file. level: that of n-bit products with float activations."""
+@dataclass(frozen=True, slots=True)
+class Products:
+    """How n-bit products are written.
+
+    level: with float activations INT8 rounds those to int8 in blocks. stock: as MatMulNBits, for runtimes
+    without our library, which is slower than our operators.
+    """
+
+    level: int = FP32
+    stock: bool = False
+
+
+DEFAULT: Final = Products()
+
+
+def portable(model: ir.Model, how: Products = DEFAULT) -> None:
+    """Rewrite what is no operator of a file."""
     rewrite(
         model,
-        {(p, "Embedding"): partial(embedding, level=level) for p in PREFIXES}
-        | {(p, "MatMul"): partial(nbit_matmul, level=level) for p in _NBIT}
+        {(p, "Embedding"): partial(embedding, how=how) for p in PREFIXES}
+        | {(p, "MatMul"): partial(nbit_matmul, how=how) for p in _NBIT}
         | {(p, "Conv"): nbit_conv for p in _NBIT},
     )
 
@@ -55,8 +73,8 @@ def full_precision(model: ir.Model, weight_of: Weights | None = None) -> None:
     rewrite(model, {(p, kind): rule for p in PREFIXES for kind, rule in given.items()})
 
 
-def embedding(e: Emitter, layer: PackedNode, level: int = FP32) -> ir.Value:
-    """Gather packed rows with their scales and offsets, then unpack. level: of the head it may be tied to."""
+def embedding(e: Emitter, layer: PackedNode, how: Products = DEFAULT) -> ir.Value:
+    """Gather packed rows with their scales and offsets, then unpack. how: of the head it may be tied to."""
 
     def gathered(numbers: ir.Value) -> ir.Value:
         found = e.node("Gather", numbers, layer.x, axis=0)
@@ -64,19 +82,19 @@ def embedding(e: Emitter, layer: PackedNode, level: int = FP32) -> ir.Value:
             return e.node("Gather", found, _group_of_column(e, layer), axis=-1)
         return e.node("Unsqueeze", found, e.constant(np.array([-1]), "last_axis"))
 
-    if _is_tied_to_product(layer):
-        codes = _codes_of_product(e, layer, FP32 if layer.int8 else level)
+    if _is_tied_to_product(layer, how):
+        codes = _codes_of_product(e, layer, FP32 if layer.int8 else how.level)
     else:
         codes = _unpacked(e, layer, e.node("Gather", layer.codes, layer.x, axis=0))
     weight = e.node("Mul", codes, gathered(layer.scale))
     return weight if layer.offset is None else e.node("Add", weight, gathered(layer.offset))
 
 
-def _is_tied_to_product(layer: PackedNode) -> bool:
-    """Whether a matrix product reads the same n-bit codes, which then are stored as MatMulNBits has them."""
-    nodes = [node for node, _ in layer.codes.uses()]
-    product = any("MatMul" in node.op_type for node in nodes)
-    return product and layer.bits in (4, 8) and (not layer.group_size or fits_blocks(layer))
+def _is_tied_to_product(layer: PackedNode, how: Products) -> bool:
+    """Whether a MatMulNBits reads the same n-bit codes, which then are stored as it has them."""
+    nodes = [node for node, _ in layer.codes.uses() if "MatMul" in node.op_type]
+    stock = any(not is_operator(parse(node), how) for node in nodes)
+    return stock and layer.bits in (4, 8) and (not layer.group_size or fits_blocks(layer))
 
 
 def _codes_of_product(e: Emitter, layer: PackedNode, level: int) -> ir.Value:
@@ -105,17 +123,62 @@ def _codes_of_product(e: Emitter, layer: PackedNode, level: int) -> ir.Value:
     return e.node("Add", both, number(8, "eight"))  # 0 to 15 are stored as -8 to 7
 
 
-def nbit_matmul(e: Emitter, layer: PackedNode, level: int = FP32) -> ir.Value:
-    """MatMulNBits with float32 accumulation; int8 activations as stock operators around it.
+def is_operator(layer: PackedNode, how: Products) -> bool:
+    """Whether an n-bit product becomes an operator of ours."""
+    step, most = GROUPS
+    if how.stock:
+        return False
+    if layer.int8 and layer.offset is not None:  # which meets rounded activations
+        return False
+    return group_columns(layer) <= most and layer.group_size % step == 0
 
-    level: with float activations, as `_matmul_nbits` takes it. Scales are in the node then; integer sums of
-    int8 activations stay exact without them.
+
+def group_columns(layer: PackedNode) -> int:
+    """Columns that share a scale, as our n-bit operators take them: whole rows are rounded up."""
+    step, _ = GROUPS
+    return layer.group_size or -(-layer.K // step) * step
+
+
+def nbit_operator(e: Emitter, layer: PackedNode, level: int = FP32) -> ir.Value:
+    """An n-bit product as an operator of ours; level as in `Products`."""
+    mode = "Int8" if layer.int8 else "Int8Blocks" if level == INT8 else "Float"
+    size, scale = group_columns(layer), array_of(layer.scale).reshape(layer.N, -1)
+    if mode == "Int8Blocks" and size > BLOCK and (not layer.group_size or size % BLOCK == 0):
+        # so that an outlier spoils a block of activations, not the whole row
+        size, scale = BLOCK, np.repeat(scale, -(-size // BLOCK), axis=1)[:, : -(-layer.K // BLOCK)]
+    y = e.node(
+        f"{layer.prefix}MatMul{mode}",
+        layer.x,
+        layer.codes,
+        layer.scale if layer.scale.shape == scale.shape else e.constant(scale, "scale"),
+        layer.bias,
+        domain=DOMAIN,
+        K=layer.K,
+        N=layer.N,
+        layout=ROW_MAJOR,
+        group_size=size,
+    )
+    if layer.offset is None:
+        return y
+    x = layer.x
+    if x.dtype in (None, ir.DataType.FLOAT):
+        return with_offset(e, layer, x, y)
+    wide = (e.node("Cast", value, to=ir.DataType.FLOAT) for value in (x, y))
+    return e.node("Cast", with_offset(e, layer, *wide), to=x.dtype)
+
+
+def nbit_matmul(e: Emitter, layer: PackedNode, how: Products = DEFAULT) -> ir.Value:
+    """An operator of ours, or MatMulNBits with int8 activations as stock operators around it.
+
+    Scales are in a MatMulNBits with float activations; integer sums of int8 ones stay exact without them.
     """
+    if is_operator(layer, how):
+        return nbit_operator(e, layer, how.level)
     if layer.group_size and not fits_blocks(layer):
         return _product(e, layer, (-1,), lambda x: e.node("MatMul", x, _matrix(e, layer)))
     outside = layer.int8 and layer.on_output
     block, scales = block_scales(layer, np.ones(layer.N, np.float32) if outside else None)
-    used = FP32 if layer.int8 else level
+    used = FP32 if layer.int8 else how.level
 
     def multiply(x: ir.Value) -> ir.Value:
         return with_offset(e, layer, x, matmul_nbits(e, layer, x, layer.bits, block, scales, used))

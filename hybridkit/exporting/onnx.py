@@ -119,8 +119,8 @@ def write_onnx(
         divide_by_roots(graph)
         drop_round_trips(graph)
         fp32_bytes = _fp32_bytes(graph)
-        products = {layer.name: layer for layer in packed_nodes(graph)}
         lower(graph)
+        products = {layer.name: layer for layer in packed_nodes(graph)}
         assemble(graph, request.opset, inline=inline)
         tidy(graph)
         _describe(graph, packed, products, request.metadata, target)

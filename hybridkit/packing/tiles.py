@@ -1,10 +1,11 @@
 """Tiled codes: the order in which the native kernels stream a packed matrix (layouts 1 and 2).
 
 Row-major codes (layout 0) have P = 8 / bits digits in a byte, lowest bits first. Tiles are
-[tiles, ceil(K / 4P), 16, 4]: digit p of byte [t, b, r, j] is row 16 t + r, column 4 P b + 4 p + j, and what
-lies beyond the matrix is digit 0. A convolution orders the columns of a row as (kernel, channel) first, where
-layout 0 has ONNX's (channel, kernel), and tiles the rows of each group on their own, group after group; that
-is layout 2. With one group and a kernel of one position it is the same as layout 1.
+[tiles, blocks, 16, 4]: digit p of byte [t, b, r, j] is row 16 t + r, column 4 P b + 4 p + j, and what lies
+beyond the matrix is digit 0. There are blocks for K rounded up to a multiple of 16, of 32 for bits = 1.
+A convolution orders the columns of a row as (kernel, channel) first, where layout 0 has ONNX's (channel,
+kernel), and tiles the rows of each group on their own, group after group; that is layout 2. With one group
+and a kernel of one position it is the same as layout 1.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ _BLOCK: Final = 1 << 20  # digits handled at a time: bounds the temporary arrays
 def tiled_shape(N: int, K: int, bits: int, group: int = 1) -> tuple[int, int, int, int]:
     """The shape of the tiles of a matrix [N, K] with `bits` 1, 2, 4 or 8."""
     tiles = group * -(-(N // group) // TILE_ROWS)
-    return tiles, -(-K // (TILE_COLUMNS * 8 // bits)), TILE_ROWS, TILE_COLUMNS
+    block = TILE_COLUMNS * 8 // bits
+    step = max(block, TILE_ROWS)
+    return tiles, -(-K // step) * step // block, TILE_ROWS, TILE_COLUMNS
 
 
 def tile(

@@ -5,8 +5,12 @@
     float: y = (x . q) * s_w + b
 
 s_x is per row of x for a matmul, per sample for a convolution. With groups (n-bit, group_size > 0) the scale
-is [N, ceil(K / group_size)] and cannot stay on the output, nor can it with an offset o (n-bit), of the shape
-of the scale: x^ meets the dequantised weight, and y = (x^ . (q * s_w + o)) * s_x + b.
+is [N, ceil(K / group_size)], and an int8 matmul adds up its groups one after the other, each step in float32:
+
+    y = 0 + p_0 + p_1 + ... + b,  p_g = float(x^_g . q_g) * (s_x * s_wg)
+
+With an offset o (n-bit), of the shape of the scale, and in convolutions with groups, x^ meets the dequantised
+weight, and y = (x^ . (q * s_w + o)) * s_x + b.
 
 Arithmetic is in float32; the result has the type of x. A row (sample) that holds a NaN or an infinity gives
 NaN in all of its int8 outputs: s_x is NaN, or an infinity that meets a zero.
@@ -181,7 +185,18 @@ def _product(
 def matmul(x: Tensor, weight: Tensor, numbers: Numbers, bias: Tensor, activations: Activations) -> Tensor:
     """x [..., K] with an integer-valued weight [N, K] -> [..., N]."""
     check_matmul_input(x, weight.shape[1])
+    if activations == "int8" and numbers.group_size and numbers.offset is None:
+        return _sum_of_groups(x, weight, numbers, bias)
     return _product(x, weight, numbers, bias, activations, F.linear, lambda v: v, (-1,))
+
+
+def _sum_of_groups(x: Tensor, weight: Tensor, numbers: Numbers, bias: Tensor) -> Tensor:
+    rounded, s_x = int8_activations(x.float(), dim=(-1,))
+    y = bias.new_zeros((*x.shape[:-1], len(bias)))
+    for group in range(numbers.scale.shape[1]):
+        of = slice(group * numbers.group_size, (group + 1) * numbers.group_size)
+        y = y + F.linear(rounded[..., of], weight[:, of]) * (s_x * numbers.scale[:, group])
+    return (y + bias).to(x.dtype)
 
 
 def conv(

@@ -55,6 +55,9 @@ class Matrix(ctypes.Structure):
         ("scale", c_void_p),
         ("bias", c_void_p),
         ("code_bytes", c_size_t),
+        ("group_size", c_int64),
+        ("group_scale", c_void_p),
+        ("scale_dtype", c_int32),
     )
 
 

@@ -382,7 +382,7 @@ const char* problem_with_axis(const hybridkit_geometry& g, int axis, int64_t* pa
 const char* problem(const hybridkit_matrix& matrix, const Shape& shape, int32_t dtype, const void* x, int64_t batch,
                     const void* y) {
   const int64_t N = matrix.N, K = matrix.K;
-  if (const char* wrong = problem_with_sizes(matrix.codec, N, K, shape.group)) return wrong;
+  if (const char* wrong = problem_with_conv_sizes(matrix.codec, N, K, shape.group)) return wrong;
   const int64_t* kernel = shape.kernel;
   if (product({shape.channels / shape.group, kernel[0], kernel[1], kernel[2]}, HYBRIDKIT_MAX_K) != K) {
     return "K is not channels / group * kernel size";
@@ -433,11 +433,11 @@ const char* hybridkit_conv(const hybridkit_matrix* matrix, const hybridkit_geome
   const bool int8 = matrix->activations == HYBRIDKIT_INT8;
   const Isa& chosen = isa();
   const int64_t rows = at_most(shape.positions(), kBlockRows);
-  const int64_t panel = int8 ? panel_of(chosen, rows) : at_most(chosen.panel_rows, rows);
+  const int64_t panel = int8 ? panel_of(chosen, false, rows) : at_most(chosen.panel_rows, rows);
   // Large blocks share the unpacked weights; small ones give every thread something to do.
   const int64_t wanted = divide_up(batch * shape.positions(), kLeastTasks);
   const int64_t block = at_most(at_least(round_up(wanted, panel), panel), kBlockRows / panel * panel);
-  const Call call{chosen, *matrix, shape, dtype, matrix->codec == HYBRIDKIT_TERNARY ? 2 : 1, panel, block};
+  const Call call{chosen, *matrix, shape, dtype, bits_of(matrix->codec), panel, block};
   const bool done = is_depthwise(call) ? convolve_depthwise(call, int8, x, batch, y, parallel)
                     : int8             ? convolve_int8(call, x, batch, y, parallel)
                                        : convolve_floats(call, x, batch, y, parallel);

@@ -27,13 +27,39 @@ inline int64_t product(std::initializer_list<int64_t> factors, int64_t most) {
   return result;
 }
 
-// What is wrong with the sizes of a packed matrix whose rows are cut into `group` groups, or NULL.
-inline const char* problem_with_sizes(int32_t codec, int64_t N, int64_t K, int64_t group = 1) {
-  if (codec != HYBRIDKIT_TERNARY && codec != HYBRIDKIT_BINARY) return "unknown codec";
+constexpr bool is_nbit(int32_t codec) { return between(codec, HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT8); }
+
+// Of a codec that is known.
+constexpr int bits_of(int32_t codec) {
+  return is_nbit(codec) ? 2 << (codec - HYBRIDKIT_NBIT2) : codec == HYBRIDKIT_TERNARY ? 2 : 1;
+}
+
+// What is wrong with the sizes of a packed matrix, or NULL.
+inline const char* problem_with_sizes(int32_t codec, int64_t N, int64_t K) {
+  if (!between(codec, HYBRIDKIT_TERNARY, HYBRIDKIT_NBIT8)) return "unknown codec";
   if (!between(N, 1, HYBRIDKIT_MAX_SIZE)) return "N must be from 1 to 2147483647";
   if (!between(K, 1, HYBRIDKIT_MAX_K)) return "K must be from 1 to 4194304";
-  if (group < 1 || N % group != 0) return "output channels are not a multiple of group";
   return nullptr;
+}
+
+// The same for a convolution, whose output channels are cut into `group` groups.
+inline const char* problem_with_conv_sizes(int32_t codec, int64_t N, int64_t K, int64_t group) {
+  if (is_nbit(codec)) return "convolutions take ternary and binary codes";
+  if (const char* wrong = problem_with_sizes(codec, N, K)) return wrong;
+  return group < 1 || N % group != 0 ? "output channels are not a multiple of group" : nullptr;
+}
+
+// What is wrong with the columns that share a scale, or NULL.
+inline const char* problem_with_group_size(int64_t group_size) {
+  if (between(group_size, 1, HYBRIDKIT_MAX_GROUP) && group_size % HYBRIDKIT_GROUP_STEP == 0) return nullptr;
+  return "group_size must be a multiple of 16 from 16 to 65536";
+}
+
+// What is wrong with the sizes and groups of a matrix, or NULL.
+inline const char* problem_with_shape(const hybridkit_matrix& matrix) {
+  if (const char* wrong = problem_with_sizes(matrix.codec, matrix.N, matrix.K)) return wrong;
+  if (is_nbit(matrix.codec)) return problem_with_group_size(matrix.group_size);
+  return matrix.group_size == 0 ? nullptr : "only n-bit codes have groups";
 }
 
 // What is wrong with codes of `bytes` bytes where `expected` are needed, apart from their digits, or NULL.
@@ -45,8 +71,12 @@ inline const char* problem_with_codes(const uint8_t* codes, size_t bytes, size_t
 // What is wrong with a matrix whose sizes are right and whose codes need `expected` bytes, or with the types, or NULL.
 inline const char* problem_with_matrix(const hybridkit_matrix& matrix, size_t expected, int32_t dtype) {
   if (const char* wrong = problem_with_codes(matrix.codes, matrix.code_bytes, expected)) return wrong;
-  if (matrix.scale == nullptr || matrix.bias == nullptr) return "scale or bias is a null pointer";
-  if (matrix.activations != HYBRIDKIT_INT8 && matrix.activations != HYBRIDKIT_FLOAT) return "unknown activations";
+  const bool nbit = is_nbit(matrix.codec);
+  if ((nbit ? matrix.group_scale : matrix.scale) == nullptr || matrix.bias == nullptr)
+    return "scale or bias is a null pointer";
+  if (nbit && !between(matrix.scale_dtype, HYBRIDKIT_F32, HYBRIDKIT_F16)) return "unknown scale_dtype";
+  if (!between(matrix.activations, HYBRIDKIT_INT8, nbit ? HYBRIDKIT_INT8_BLOCKS : HYBRIDKIT_FLOAT))
+    return "unknown activations";
   return between(dtype, HYBRIDKIT_F32, HYBRIDKIT_BF16) ? nullptr : "unknown dtype";
 }
 

@@ -1,4 +1,4 @@
-/* Products of packed ternary and 1-bit matrices with dense activations: the C interface of the kernels.
+/* Products of packed matrices with dense activations: the C interface of the kernels.
  *
  *   int8:   s_x = max(max|x|, 1e-5) / 127            per row of x (matmul), per sample (convolution)
  *           x^  = clip(round_half_even(x / s_x), -127, 127)
@@ -9,14 +9,23 @@
  * gives the same bits on every instruction set. A row (sample) that holds a NaN or an infinity gives NaN in all of
  * its outputs under int8; float behaves as a float32 matmul.
  *
- * Orders of the codes ("layout"), `bits` = 2 or 1, P = 8 / bits digits in a byte, lowest bits first:
+ * n-bit codes, q from -2^(bits - 1) to 2^(bits - 1) - 1 with bits 2, 4 or 8, have a scale for every group g of
+ * group_size columns (the last group of a row may be shorter), and y is a sum over the groups, in float32, rounded after
+ * every step:
+ *
+ *   int8:         y = 0 + p_0 + p_1 + ... + bias,  p_g = float(x^_g . q_g) * (s_x * scale_g),  s_x per row of x
+ *   int8 blocks:  the same with an s_x for every group of a row of x: of the activations in that group
+ *   float:        y = sum over g of (x_g . q_g) * scale_g, in any order, + bias
+ *
+ * Orders of the codes ("layout"), `bits` = 8, 4, 2 or 1, P = 8 / bits digits in a byte, lowest bits first:
  *   0  row-major: [N, ceil(K / P)]; byte i of row n holds the digits of k = P i ... P i + P - 1
  *   1  tiled: [ceil(N / 16), ceil(K / 4P), 16, 4]; digit p of byte [t, b, r, j] is row n = 16 t + r,
- *      column k = 4 P b + 4 p + j. What lies beyond N and K is digit 0.
+ *      column k = 4 P b + 4 p + j. What lies beyond N and K is digit 0. K is rounded up to a multiple of 16, of 32
+ *      for bits = 1.
  *   2  tiled, for convolutions: as 1, but the columns of a row are in the order (kernel, channel) where layout 0
  *      has ONNX's (channel, kernel): k' = tap * channels + channel. The rows of each group are tiled on their own,
  *      group after group. A patch of an image in channels-last order is then a few contiguous runs.
- * A digit d stands for d - 1 (ternary) or 2 d - 1 (binary); the ternary digit 3 is invalid.
+ * A digit d stands for d - 1 (ternary), 2 d - 1 (binary) or d - 2^(bits - 1) (n-bit); the ternary digit 3 is invalid.
  * hybridkit_matmul reads layout 1, hybridkit_conv layout 2. One block [16, 4] is 64 bytes, which every instruction set
  * takes as one sequential stream: lanes are rows, so that sums need no reduction across lanes, and four neighbours in k make one dot product.
  *
@@ -47,8 +56,17 @@ enum { HYBRIDKIT_TILE_ROWS = 16, HYBRIDKIT_BLOCK_BYTES = 64 };
  * more than eight times the sample itself. */
 enum { HYBRIDKIT_MAX_K = 1 << 22, HYBRIDKIT_MAX_SIZE = 0x7fffffff, HYBRIDKIT_MAX_PADDED = 1 << 22 };
 
-typedef enum { HYBRIDKIT_TERNARY = 0, HYBRIDKIT_BINARY = 1 } hybridkit_codec;
-typedef enum { HYBRIDKIT_INT8 = 0, HYBRIDKIT_FLOAT = 1 } hybridkit_activations;
+/* The largest group of n-bit codes, and what its size is a multiple of. */
+enum { HYBRIDKIT_MAX_GROUP = 1 << 16, HYBRIDKIT_GROUP_STEP = 16 };
+
+typedef enum {
+  HYBRIDKIT_TERNARY = 0,
+  HYBRIDKIT_BINARY = 1,
+  HYBRIDKIT_NBIT2 = 2,
+  HYBRIDKIT_NBIT4 = 3,
+  HYBRIDKIT_NBIT8 = 4
+} hybridkit_codec;
+typedef enum { HYBRIDKIT_INT8 = 0, HYBRIDKIT_FLOAT = 1, HYBRIDKIT_INT8_BLOCKS = 2 } hybridkit_activations;
 typedef enum { HYBRIDKIT_F32 = 0, HYBRIDKIT_F16 = 1, HYBRIDKIT_BF16 = 2 } hybridkit_dtype;
 
 /* A packed matrix [N, K] in layout 1. Nothing is owned. `codes` needs no alignment (64 bytes is fastest). */
@@ -57,9 +75,12 @@ typedef struct {
   int32_t activations; /* hybridkit_activations */
   int64_t N, K;        /* 1 to HYBRIDKIT_MAX_SIZE, 1 to HYBRIDKIT_MAX_K */
   const uint8_t* codes;
-  const float* scale; /* [N] */
+  const float* scale; /* [N]; null for n-bit codes */
   const float* bias;  /* [N] */
   size_t code_bytes;  /* of the codes; other than N and K need is an error, whatever N and K are */
+  int64_t group_size; /* of n-bit codes, a multiple of HYBRIDKIT_GROUP_STEP up to HYBRIDKIT_MAX_GROUP; else 0 */
+  const void* group_scale; /* [ceil(N / 16), ceil(K / group_size), 16] of scale_dtype; null where group_size is 0 */
+  int32_t scale_dtype;     /* of group_scale: HYBRIDKIT_F32 or HYBRIDKIT_F16 */
 } hybridkit_matrix;
 
 /* Who runs tasks in parallel: `run` calls task(state, 0 .. count - 1), in any order, and returns when all are done.
@@ -78,6 +99,12 @@ HYBRIDKIT_API const char* hybridkit_check_codes(int32_t codec, int32_t layout, c
 
 /* Layout 0 to layout 1. `out` takes hybridkit_code_bytes(codec, 1, N, K) bytes. */
 HYBRIDKIT_API const char* hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out);
+
+/* Scales [N, ceil(K / group_size)] to the order of group_scale, whose bytes hybridkit_scale_bytes tells (0 if something
+ * is out of range). HYBRIDKIT_F16 is refused where one of the scales is no float16 number. */
+HYBRIDKIT_API size_t hybridkit_scale_bytes(int32_t scale_dtype, int64_t N, int64_t K, int64_t group_size);
+HYBRIDKIT_API const char* hybridkit_tile_scales(const float* scale, int64_t N, int64_t K, int64_t group_size,
+                                                int32_t scale_dtype, void* out);
 
 /* x [M, K] -> y [M, N], both of `dtype` and contiguous; M >= 0. */
 HYBRIDKIT_API const char* hybridkit_matmul(const hybridkit_matrix* matrix, int32_t dtype, const void* x, int64_t M,
@@ -107,7 +134,7 @@ HYBRIDKIT_API const char* hybridkit_check_conv_codes(int32_t codec, const uint8_
 HYBRIDKIT_API const char* hybridkit_conv_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, int64_t group,
                                               int64_t taps, uint8_t* out);
 
-/* x [batch, C, size...] -> y [batch, N, out_size...]; matrix.K is C / group * prod(kernel), its codes layout 2. */
+/* Of ternary and binary codes. x [batch, C, size...] -> y [batch, N, out_size...]; matrix.K is C / group * prod(kernel), its codes layout 2. */
 HYBRIDKIT_API const char* hybridkit_conv(const hybridkit_matrix* matrix, const hybridkit_geometry* geometry,
                                          int32_t dtype, const void* x, int64_t batch, void* y,
                                          const hybridkit_parallel* parallel);

@@ -14,18 +14,32 @@ constexpr int kGranule = 16;       // activations of one row that lie together: 
 constexpr int kBlockRows = 192;    // most activation rows that one call multiplies
 constexpr float kLeastMax = 1e-5f; // s_x = max(max|x|, kLeastMax) / 127
 
-// Columns of a block: 16 (ternary) or 32 (binary).
+// Columns of a block, and to a multiple of what K is rounded up: whole blocks and granules.
 constexpr int64_t block_columns(int bits) { return 4 * (8 / bits); }
-constexpr int64_t blocks_of(int bits, int64_t K) { return (K + block_columns(bits) - 1) / block_columns(bits); }
+constexpr int64_t padding_of(int bits) { return bits == 1 ? 2 * kGranule : kGranule; }
+constexpr int64_t padded_columns(int bits, int64_t K) {
+  return (K + padding_of(bits) - 1) / padding_of(bits) * padding_of(bits);
+}
+constexpr int64_t blocks_of(int bits, int64_t K) { return padded_columns(bits, K) / block_columns(bits); }
+constexpr int64_t groups_of(int64_t K, int64_t group_size) { return (K + group_size - 1) / group_size; }
 constexpr int64_t tiles_of(int64_t N) { return (N + kTileRows - 1) / kTileRows; }
 
+// Of n-bit codes: columns that share a scale.
+struct Groups {
+  int64_t count;      // of a row
+  int64_t granules;   // of each but the last
+  const void* scale;  // [tiles][count][16]
+  bool half;          // whether scales are float16
+};
+
 struct Work {
-  int bits;              // 2 ternary, 1 binary
+  int bits;              // 2 ternary, 1 binary; 2, 4 or 8 with groups
   const uint8_t* codes;  // [tiles][blocks][64]
   int64_t tiles, blocks;
   int64_t columns;       // of the output that exist, 16 tiles or up to 15 fewer
-  const float* scale;    // [columns]
+  const float* scale;    // [columns], where there are no groups
   const float* bias;     // [columns]
+  Groups groups;
   int64_t rows;          // of the activations, 1 ... kBlockRows
   float* y;              // [rows][columns], `stride` floats from row to row
   int64_t stride;
@@ -35,8 +49,8 @@ struct Int8Work : Work {
   const int8_t* x;       // panels of `panel` rows, the last may have fewer, each [Kp / 16][rows][16] with
                          // Kp = blocks * block_columns, zeros beyond K
   int64_t panel;
-  const float* x_scale;  // [rows], s_x; NaN where the row is not finite
-  const int32_t* x_sum;  // [rows], the sum of the row's codes
+  const float* x_scale;  // [rows] or [rows][groups], s_x; NaN where it is of numbers that are not finite
+  const int32_t* x_sum;  // [rows], the sum of the row's codes, or [rows][groups], the group's times -2^(bits - 1)
 };
 
 struct FloatWork : Work {
@@ -59,10 +73,13 @@ struct Isa {
   const char* name;
   bool (*supported)();
   int panel_rows;    // activation rows of an int8 panel at most
+  int group_panel_rows;
   int stream_rows;   // up to so many rows int8 is one pass over the packed weights
   int stream_rows_float;
   void (*int8)(const Int8Work&);
   void (*floats)(const FloatWork&);
+  void (*group_int8)(const Int8Work&);
+  void (*group_floats)(const FloatWork&);
   // The largest |x| as its bits, so that NaN > infinity > every finite number.
   uint32_t (*magnitude)(const float* x, int64_t n);
   // Codes of n activations under scale s, in granules of 16 that are `stride` bytes apart; the last granule is

@@ -5,6 +5,7 @@
 
 #include "activations_avx2.h"
 #include "floats_avx2.h"
+#include "groups_avx2.h"
 #include "isa.h"
 #include "plain.h"
 #include "processor.h"
@@ -13,6 +14,7 @@ namespace hybridkit {
 namespace {
 
 constexpr int kPanel = 6;          // rows of a register tile: 6 x 16 sums of 16 bits
+constexpr int kGroupPanel = 4;
 constexpr int kStreamRows = 2;
 constexpr int64_t kChunk = 256;    // columns until sums of 16 bits are full: 64 products of 4
 
@@ -195,8 +197,100 @@ void int8(const Int8Work& work) {
   }
 }
 
+// Two granules of n-bit codes fill sums of 16 bits: 8 products of 2 * 15 * 127. Codes of 8 bits are two digits of 4,
+// each with sums of its own.
+template <int bits, int rows>
+inline void add_granules(const uint8_t* codes, const int8_t* x, int64_t granules, __m256i (&sum)[rows][2]) {
+  constexpr int planes = 8 / bits, blocks = bits / 2, halves = bits == 8 ? 2 : 1;
+  __m256i sum16[halves][rows][2];
+  for (auto& half : sum16)
+    for (auto& of_row : half) of_row[0] = of_row[1] = _mm256_setzero_si256();
+  const __m256i mask = _mm256_set1_epi8(bits == 2 ? 3 : 15);
+  for (int64_t g = 0; g < granules; ++g, x += rows * kGranule) {
+#pragma GCC unroll 4
+    for (int b = 0; b < blocks; ++b, codes += kBlockBytes) {
+      for (int h = 0; h < 2; ++h) {
+        const __m256i packed = load(codes + 32 * h);
+#pragma GCC unroll 4
+        for (int p = 0; p < planes; ++p) {
+#pragma GCC unroll 2
+          for (int half = 0; half < halves; ++half) {
+            const __m256i digits = _mm256_and_si256(_mm256_srli_epi16(packed, bits * p + 4 * half), mask);
+            for (int m = 0; m < rows; ++m) {
+              const __m256i four = broadcast4(x + m * kGranule + (b * planes + p) * 4);
+              sum16[half][m][h] = accumulated(sum16[half][m][h], _mm256_maddubs_epi16(digits, four));
+            }
+          }
+        }
+      }
+    }
+  }
+  for (int m = 0; m < rows; ++m)
+    for (int h = 0; h < 2; ++h) {
+      sum[m][h] = _mm256_add_epi32(sum[m][h], widened(sum16[0][m][h]));
+      if constexpr (halves == 2) {
+        const __m256i high = _mm256_madd_epi16(sum16[halves - 1][m][h], _mm256_set1_epi16(16));
+        sum[m][h] = _mm256_add_epi32(sum[m][h], high);
+      }
+    }
+}
+
+template <int bits, int rows>
+void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_t row) {
+  constexpr int64_t granule_bytes = kGranule / block_columns(bits) * kBlockBytes;
+  const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes;
+  const int64_t count = work.groups.count;
+  __m256 total[rows][2];
+  for (auto& of_row : total) of_row[0] = of_row[1] = _mm256_setzero_ps();
+  int64_t left = work.blocks * kBlockBytes / granule_bytes;
+  for (int64_t group = 0; group < count; ++group) {
+    __m256i sum[rows][2];
+    for (int m = 0; m < rows; ++m) {
+      sum[m][0] = sum[m][1] = _mm256_set1_epi32(work.x_sum[(row + m) * count + group]);
+    }
+    const int64_t granules = work.groups.granules < left ? work.groups.granules : left;
+    left -= granules;
+    for (int64_t g = 0; g < granules; g += 2) {
+      const int64_t two = granules - g < 2 ? 1 : 2;
+      add_granules<bits, rows>(codes, x, two, sum);
+      codes += two * granule_bytes;
+      x += two * rows * kGranule;
+    }
+    for (int h = 0; h < 2; ++h) {
+      const __m256 scale = group_scale(work.groups, tile, group, h);
+      for (int m = 0; m < rows; ++m) {
+        const __m256 both = _mm256_mul_ps(_mm256_set1_ps(work.x_scale[(row + m) * count + group]), scale);
+        total[m][h] = _mm256_add_ps(total[m][h], _mm256_mul_ps(_mm256_cvtepi32_ps(sum[m][h]), both));
+      }
+    }
+  }
+  for (int m = 0; m < rows; ++m)
+    for (int h = 0; h < 2; ++h) write_half(work, row + m, tile, h, total[m][h]);
+}
+
+template <int bits>
+void group_products(const Int8Work& work) {
+  const int64_t padded = work.blocks * block_columns(bits);
+  for (int64_t tile = 0; tile < work.tiles; ++tile) {
+    for (int64_t row = 0; row < work.rows; row += work.panel) {
+      const int8_t* x = work.x + row * padded;
+      switch (work.rows - row < work.panel ? work.rows - row : work.panel) {
+        case 1: multiply_groups<bits, 1>(work, x, tile, row); break;
+        case 2: multiply_groups<bits, 2>(work, x, tile, row); break;
+        case 3: multiply_groups<bits, 3>(work, x, tile, row); break;
+        default: multiply_groups<bits, 4>(work, x, tile, row);
+      }
+    }
+  }
+}
+
+void group_int8(const Int8Work& work) {
+  work.bits == 2 ? group_products<2>(work) : work.bits == 4 ? group_products<4>(work) : group_products<8>(work);
+}
+
 }  // namespace
 
-const Isa kAvx2 = {"avx2", has_avx2, kPanel, kStreamRows, kFloatStreamRows, int8, floats, magnitude, quantize, place, transpose, depthwise};
+const Isa kAvx2 = {"avx2", has_avx2, kPanel, kGroupPanel, kStreamRows, kFloatStreamRows, int8, floats,
+                   group_int8, group_floats, magnitude, quantize, place, transpose, depthwise};
 
 }  // namespace hybridkit

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "activations_avx2.h"
+#include "groups_vnni.h"
 #include "int8_vnni.h"
 #include "isa.h"
 #include "plain.h"
@@ -19,12 +20,22 @@ __mmask16 first_columns(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xf
 
 struct Vector {
   using Int = __m512i;
+  using Float = __m512;
   static constexpr int lanes = 16, bytes = 64;
   static constexpr int panel = 12, tiles = 2;  // 12 x 2 sums of 32 registers
   static constexpr int stream_sums = 16;  // of one row
+  static constexpr int group_panel = 8;   // 8 x 2 sums, and as many floats in the stack
 
   static Int zero() { return _mm512_setzero_si512(); }
+  static Float nothing() { return _mm512_setzero_ps(); }
   static Int load(const uint8_t* from) { return _mm512_loadu_si512(from); }
+  static Float load(const float* from) { return _mm512_loadu_ps(from); }
+  static Float widened(const uint16_t* halves) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
+  }
+  static Int all(int32_t value) { return _mm512_set1_epi32(value); }
+  static Float all(float value) { return _mm512_set1_ps(value); }
+  static Float times(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Int byte(char value) { return _mm512_set1_epi8(value); }
   static Int both(Int a, Int b) { return _mm512_and_si512(a, b); }
   static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
@@ -51,6 +62,15 @@ struct Vector {
   template <int bits>
   static Int shifted_down(Int sum, int plane) {
     return _mm512_srai_epi32(sum, static_cast<unsigned>(bits * plane));
+  }
+  static Float add_scaled(Float total, Int sum, Float scale) {
+    return _mm512_add_ps(total, _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale));
+  }
+  static void write(const Int8Work& work, int64_t row, int64_t first, Float total) {
+    if (work.columns <= first) return;
+    const __mmask16 mask = first_columns(work.columns - first);
+    const Float bias = _mm512_maskz_loadu_ps(mask, work.bias + first);
+    _mm512_mask_storeu_ps(work.y + row * work.stride + first, mask, _mm512_add_ps(total, bias));
   }
   template <int bits>
   static void finish(const Int8Work& work, int64_t row, int64_t first, Int sums) {
@@ -127,33 +147,228 @@ void tile_of_floats(const FloatWork& work, int64_t tile) {
   }
 }
 
+// Column k of a granule of n-bit codes, whose first block is at `codes`.
+template <int bits>
+inline __m512 nbit_column(const uint8_t* codes, int k) {
+  constexpr int columns = static_cast<int>(block_columns(bits));
+  const __m512i packed = _mm512_loadu_si512(codes + k / columns * kBlockBytes);
+  const int j = k % 4, plane = k % columns / 4;
+  if constexpr (bits == 8) {
+    const __m512i high = _mm512_slli_epi32(packed, static_cast<unsigned>(24 - 8 * j));
+    const __m512i digit = _mm512_srli_epi32(high, 24);
+    return _mm512_sub_ps(_mm512_cvtepi32_ps(digit), _mm512_set1_ps(128));
+  } else if constexpr (bits == 4) {
+    const __m512 table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(packed, static_cast<unsigned>(8 * j + 4 * plane)), table);
+  } else {
+    const __m512i four_bits = _mm512_srli_epi32(packed, static_cast<unsigned>(8 * j + plane / 2 * 4));
+    const __m512 low = _mm512_setr_ps(-2, -1, 0, 1, -2, -1, 0, 1, -2, -1, 0, 1, -2, -1, 0, 1);
+    const __m512 high = _mm512_setr_ps(-2, -2, -2, -2, -1, -1, -1, -1, 0, 0, 0, 0, 1, 1, 1, 1);
+    return _mm512_permutexvar_ps(four_bits, plane % 2 == 0 ? low : high);
+  }
+}
+
+// One granule of `tiles` tiles, `next_tile` bytes apart, times `rows` rows, of which the first `count` columns exist.
+template <int bits, int rows, int tiles, int chains>
+inline void granule_of_floats(const uint8_t* codes, int64_t next_tile, const float* x, int64_t stride, int count,
+                              __m512 (&sum)[chains][rows][tiles]) {
+#pragma GCC unroll 16
+  for (int k = 0; k < kGranule; ++k) {
+    if (k >= count) break;
+    __m512 weight[tiles];
+    for (int t = 0; t < tiles; ++t) weight[t] = nbit_column<bits>(codes + t * next_tile, k);
+    for (int m = 0; m < rows; ++m) {
+      const __m512 factor = _mm512_set1_ps(x[m * stride + k]);
+      for (int t = 0; t < tiles; ++t) sum[k % chains][m][t] = _mm512_fmadd_ps(weight[t], factor, sum[k % chains][m][t]);
+    }
+  }
+}
+
+// Sums of a group begin at nothing and end in `total`.
+template <int bits, int rows, int tiles>
+void tiles_of_groups(const FloatWork& work, int64_t tile) {
+  constexpr int sums = rows * tiles, chains = sums == 1 ? 8 : sums == 2 ? 4 : sums <= 4 ? 2 : 1;
+  constexpr int64_t granule_bytes = kGranule / block_columns(bits) * kBlockBytes;
+  const int64_t next_tile = work.blocks * kBlockBytes;
+  const uint8_t* codes = work.codes + tile * next_tile;
+  const float* x = work.x;
+  __m512 total[rows][tiles];
+  for (auto& of_row : total)
+    for (auto& part : of_row) part = _mm512_setzero_ps();
+  int64_t left = work.K;
+  for (int64_t group = 0; group < work.groups.count; ++group) {
+    __m512 sum[chains][rows][tiles];
+    for (auto& chain : sum)
+      for (auto& of_row : chain)
+        for (auto& part : of_row) part = _mm512_setzero_ps();
+    for (int64_t g = 0; g < work.groups.granules && left > 0; ++g, left -= kGranule, codes += granule_bytes, x += kGranule) {
+      for (int t = 0; t < tiles; ++t) _mm_prefetch(reinterpret_cast<const char*>(codes + t * next_tile + 1536), _MM_HINT_T0);
+      if (left >= kGranule) {
+        granule_of_floats<bits, rows, tiles, chains>(codes, next_tile, x, work.x_stride, kGranule, sum);
+      } else {
+        granule_of_floats<bits, rows, tiles, chains>(codes, next_tile, x, work.x_stride, static_cast<int>(left), sum);
+      }
+    }
+    for (int t = 0; t < tiles; ++t) {
+      const int64_t first = ((tile + t) * work.groups.count + group) * kTileRows;
+      const __m512 scale = work.groups.half ? Vector::widened(static_cast<const uint16_t*>(work.groups.scale) + first)
+                                            : Vector::load(static_cast<const float*>(work.groups.scale) + first);
+      for (int m = 0; m < rows; ++m) {
+        for (int c = 1; c < chains; ++c) sum[0][m][t] = _mm512_add_ps(sum[0][m][t], sum[c][m][t]);
+        total[m][t] = _mm512_fmadd_ps(sum[0][m][t], scale, total[m][t]);
+      }
+    }
+  }
+  for (int t = 0; t < tiles; ++t) {
+    const int64_t first = (tile + t) * kTileRows;
+    const __mmask16 mask = first_columns(work.columns - first);
+    const __m512 bias = _mm512_maskz_loadu_ps(mask, work.bias + first);
+    for (int m = 0; m < rows; ++m) {
+      _mm512_mask_storeu_ps(work.y + m * work.stride + first, mask, _mm512_add_ps(total[m][t], bias));
+    }
+  }
+}
+
 // A weight is unpacked where it is used, for every number of rows: shuffles run beside multiplications, and a panel of
 // rows that stays in the caches is read faster than weights that were unpacked into memory.
-template <int bits>
-void panels_of_floats(FloatWork work) {
+template <class Tile>
+void panels_of_floats(FloatWork work, const Tile& tile) {
   const int64_t rows = work.rows, panels = (rows + kFloatPanel - 1) / kFloatPanel, panel = (rows + panels - 1) / panels;
   for (int64_t row = 0; row < rows; row += panel, work.x += panel * work.x_stride, work.y += panel * work.stride) {
     work.rows = rows - row < panel ? rows - row : panel;
-    for (int64_t tile = 0; tile < work.tiles; ++tile) {
-      switch (work.rows) {
-        case 1: tile_of_floats<bits, 1>(work, tile); break;
-        case 2: tile_of_floats<bits, 2>(work, tile); break;
-        case 3: tile_of_floats<bits, 3>(work, tile); break;
-        case 4: tile_of_floats<bits, 4>(work, tile); break;
-        case 5: tile_of_floats<bits, 5>(work, tile); break;
-        case 6: tile_of_floats<bits, 6>(work, tile); break;
-        case 7: tile_of_floats<bits, 7>(work, tile); break;
-        default: tile_of_floats<bits, 8>(work, tile);
+    for (int64_t t = 0; t < work.tiles;) t += tile(work, t);
+  }
+}
+
+template <int bits>
+int64_t one_tile(const FloatWork& work, int64_t tile) {
+  switch (work.rows) {
+    case 1: tile_of_floats<bits, 1>(work, tile); break;
+    case 2: tile_of_floats<bits, 2>(work, tile); break;
+    case 3: tile_of_floats<bits, 3>(work, tile); break;
+    case 4: tile_of_floats<bits, 4>(work, tile); break;
+    case 5: tile_of_floats<bits, 5>(work, tile); break;
+    case 6: tile_of_floats<bits, 6>(work, tile); break;
+    case 7: tile_of_floats<bits, 7>(work, tile); break;
+    default: tile_of_floats<bits, 8>(work, tile);
+  }
+  return 1;
+}
+
+// Some rows share their activations among two tiles; how many tiles that were.
+template <int bits>
+int64_t tiles_with_groups(const FloatWork& work, int64_t tile) {
+  const bool two = tile + 2 <= work.tiles;
+  switch (work.rows) {
+    case 1: return tiles_of_groups<bits, 1, 1>(work, tile), 1;
+    case 2: return tiles_of_groups<bits, 2, 1>(work, tile), 1;
+    case 3: return tiles_of_groups<bits, 3, 1>(work, tile), 1;
+    case 4: return two ? (tiles_of_groups<bits, 4, 2>(work, tile), 2) : (tiles_of_groups<bits, 4, 1>(work, tile), 1);
+    case 5: return two ? (tiles_of_groups<bits, 5, 2>(work, tile), 2) : (tiles_of_groups<bits, 5, 1>(work, tile), 1);
+    case 6: return two ? (tiles_of_groups<bits, 6, 2>(work, tile), 2) : (tiles_of_groups<bits, 6, 1>(work, tile), 1);
+    case 7: return two ? (tiles_of_groups<bits, 7, 2>(work, tile), 2) : (tiles_of_groups<bits, 7, 1>(work, tile), 1);
+    default: return two ? (tiles_of_groups<bits, 8, 2>(work, tile), 2) : (tiles_of_groups<bits, 8, 1>(work, tile), 1);
+  }
+}
+
+constexpr int64_t kUnpackedRows = 24;     // from here on weights are unpacked into memory
+constexpr int64_t kUnpackedColumns = 128;  // of two tiles at a time: 16 KiB
+
+// Columns [first, first + count) of a tile as floats, scaled, 2 x 16 from column to column; `first` begins a granule.
+template <int bits>
+void unpack_groups(const FloatWork& work, int64_t tile, int64_t first, int64_t count, float* out) {
+  constexpr int64_t granule_bytes = kGranule / block_columns(bits) * kBlockBytes;
+  const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes + first / kGranule * granule_bytes;
+  for (int64_t k = first; k < first + count; k += kGranule, codes += granule_bytes) {
+    const int64_t group = k / kGranule / work.groups.granules, at = (tile * work.groups.count + group) * kTileRows;
+    const __m512 scale = work.groups.half ? Vector::widened(static_cast<const uint16_t*>(work.groups.scale) + at)
+                                          : Vector::load(static_cast<const float*>(work.groups.scale) + at);
+#pragma GCC unroll 16
+    for (int i = 0; i < kGranule; ++i, out += 2 * kTileRows) {
+      _mm512_store_ps(out, _mm512_mul_ps(nbit_column<bits>(codes, i), scale));
+    }
+  }
+}
+
+// sums [rows][2][16] (+)= x [rows][count] times weights [count][2][16]
+template <int rows>
+void multiply_unpacked(const float* x, int64_t stride, const float* weights, int64_t count, bool add, float* sums) {
+  __m512 sum[rows][2];
+  for (int m = 0; m < rows; ++m)
+    for (int t = 0; t < 2; ++t) {
+      sum[m][t] = add ? _mm512_load_ps(sums + (2 * m + t) * kTileRows) : _mm512_setzero_ps();
+    }
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < count; ++k, weights += 2 * kTileRows) {
+    const __m512 a = _mm512_load_ps(weights), b = _mm512_load_ps(weights + kTileRows);
+    for (int m = 0; m < rows; ++m) {
+      const __m512 factor = _mm512_set1_ps(x[m * stride + k]);
+      sum[m][0] = _mm512_fmadd_ps(a, factor, sum[m][0]);
+      sum[m][1] = _mm512_fmadd_ps(b, factor, sum[m][1]);
+    }
+  }
+  for (int m = 0; m < rows; ++m)
+    for (int t = 0; t < 2; ++t) _mm512_store_ps(sums + (2 * m + t) * kTileRows, sum[m][t]);
+}
+
+template <int bits>
+void unpacked_groups(const FloatWork& work) {
+  alignas(64) float weights[kUnpackedColumns * 2 * kTileRows];
+  alignas(64) float sums[kBlockRows * 2 * kTileRows];
+  const int64_t panels = (work.rows + 11) / 12, panel = (work.rows + panels - 1) / panels;
+  for (int64_t tile = 0; tile < work.tiles; tile += 2) {
+    const int64_t tiles = work.tiles - tile < 2 ? 1 : 2;
+    for (int64_t first = 0; first < work.K; first += kUnpackedColumns) {
+      const int64_t count = work.K - first < kUnpackedColumns ? work.K - first : kUnpackedColumns;
+      for (int64_t t = 0; t < tiles; ++t) unpack_groups<bits>(work, tile + t, first, count, weights + t * kTileRows);
+      for (int64_t row = 0; row < work.rows; row += panel) {
+        const float* x = work.x + row * work.x_stride + first;
+        float* to = sums + row * 2 * kTileRows;
+        const bool add = first > 0;
+        switch (work.rows - row < panel ? work.rows - row : panel) {
+          case 1: multiply_unpacked<1>(x, work.x_stride, weights, count, add, to); break;
+          case 2: multiply_unpacked<2>(x, work.x_stride, weights, count, add, to); break;
+          case 3: multiply_unpacked<3>(x, work.x_stride, weights, count, add, to); break;
+          case 4: multiply_unpacked<4>(x, work.x_stride, weights, count, add, to); break;
+          case 5: multiply_unpacked<5>(x, work.x_stride, weights, count, add, to); break;
+          case 6: multiply_unpacked<6>(x, work.x_stride, weights, count, add, to); break;
+          case 7: multiply_unpacked<7>(x, work.x_stride, weights, count, add, to); break;
+          case 8: multiply_unpacked<8>(x, work.x_stride, weights, count, add, to); break;
+          case 9: multiply_unpacked<9>(x, work.x_stride, weights, count, add, to); break;
+          case 10: multiply_unpacked<10>(x, work.x_stride, weights, count, add, to); break;
+          case 11: multiply_unpacked<11>(x, work.x_stride, weights, count, add, to); break;
+          default: multiply_unpacked<12>(x, work.x_stride, weights, count, add, to);
+        }
+      }
+    }
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t first = (tile + t) * kTileRows;
+      const __mmask16 mask = first_columns(work.columns - first);
+      const __m512 bias = _mm512_maskz_loadu_ps(mask, work.bias + first);
+      for (int64_t row = 0; row < work.rows; ++row) {
+        const __m512 sum = _mm512_load_ps(sums + (2 * row + t) * kTileRows);
+        _mm512_mask_storeu_ps(work.y + row * work.stride + first, mask, _mm512_add_ps(sum, bias));
       }
     }
   }
 }
 
-void floats(const FloatWork& work) { work.bits == 2 ? panels_of_floats<2>(work) : panels_of_floats<1>(work); }
+template <int bits>
+void floats_with_groups(const FloatWork& work) {
+  work.rows < kUnpackedRows ? panels_of_floats(work, tiles_with_groups<bits>) : unpacked_groups<bits>(work);
+}
+
+void floats(const FloatWork& work) {
+  work.bits == 2 ? panels_of_floats(work, one_tile<2>) : panels_of_floats(work, one_tile<1>);
+}
+
+void group_floats(const FloatWork& work) {
+  work.bits == 2 ? floats_with_groups<2>(work) : work.bits == 4 ? floats_with_groups<4>(work) : floats_with_groups<8>(work);
+}
 
 }  // namespace
 
-const Isa kAvx512Vnni = {"avx512vnni", has_avx512vnni, Vector::panel, Vector::panel, kFloatPanel,
-                         int8_products<Vector>, floats, magnitude, quantize, place, transpose, depthwise};
+const Isa kAvx512Vnni = {"avx512vnni", has_avx512vnni, Vector::panel, Vector::group_panel, Vector::panel, kFloatPanel,
+                         int8_products<Vector>, floats, group_int8_products<Vector>, group_floats, magnitude, quantize, place, transpose, depthwise};
 
 }  // namespace hybridkit

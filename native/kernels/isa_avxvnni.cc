@@ -3,6 +3,8 @@
 
 #include "activations_avx2.h"
 #include "floats_avx2.h"
+#include "groups_avx2.h"
+#include "groups_vnni.h"
 #include "int8_vnni.h"
 #include "isa.h"
 #include "plain.h"
@@ -13,11 +15,21 @@ namespace {
 
 struct Vector {
   using Int = __m256i;
+  using Float = __m256;
   static constexpr int lanes = 8, bytes = 32;
   static constexpr int panel = 6, tiles = 1;  // 6 x 2 sums of 16 registers
   static constexpr int stream_sums = 8;  // of one row
+  static constexpr int group_panel = 4;  // 4 x 2 sums, and as many floats in the stack
 
   static Int zero() { return _mm256_setzero_si256(); }
+  static Float nothing() { return _mm256_setzero_ps(); }
+  static Float load(const float* from) { return _mm256_loadu_ps(from); }
+  static Float widened(const uint16_t* halves) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
+  }
+  static Int all(int32_t value) { return _mm256_set1_epi32(value); }
+  static Float all(float value) { return _mm256_set1_ps(value); }
+  static Float times(Float a, Float b) { return _mm256_mul_ps(a, b); }
   static Int load(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
   static Int byte(char value) { return _mm256_set1_epi8(value); }
   static Int both(Int a, Int b) { return _mm256_and_si256(a, b); }
@@ -32,6 +44,13 @@ struct Vector {
   template <int bits>
   static Int shifted_down(Int sum, int plane) {
     return _mm256_srai_epi32(sum, bits * plane);
+  }
+  static Float add_scaled(Float total, Int sum, Float scale) {
+    return _mm256_add_ps(total, _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale));
+  }
+  static void write(const Int8Work& work, int64_t row, int64_t first, Float total) {
+    const int64_t tile = first / kTileRows;
+    write_half(work, row, tile, first % kTileRows == 0 ? 0 : 1, total);
   }
   template <int bits>
   static void finish(const Int8Work& work, int64_t row, int64_t first, Int sums) {
@@ -49,7 +68,7 @@ struct Vector {
 
 }  // namespace
 
-const Isa kAvxVnni = {"avxvnni", has_avxvnni, Vector::panel, Vector::panel, kFloatStreamRows, int8_products<Vector>,
-                      floats,    magnitude, quantize, place, transpose, depthwise};
+const Isa kAvxVnni = {"avxvnni", has_avxvnni, Vector::panel, Vector::group_panel, Vector::panel, kFloatStreamRows,
+                      int8_products<Vector>, floats, group_int8_products<Vector>, group_floats, magnitude, quantize, place, transpose, depthwise};
 
 }  // namespace hybridkit

@@ -2,6 +2,7 @@
 #include <arm_neon.h>
 #include <string.h>
 
+#include "half.h"
 #include "isa.h"
 #include "plain.h"
 #include "processor.h"
@@ -144,6 +145,20 @@ void multiply_floats(const float* x, int64_t stride, const float* weights, int64
     for (int v = 0; v < 4; ++v) vst1q_f32(sums + m * kTileRows + 4 * v, sum[m][v]);
 }
 
+// sums [rows][16] (+)= columns [first, first + count) of all rows times weights [count][16]
+void multiply_rows(const FloatWork& work, int64_t first, int64_t count, const float* weights, float* sums) {
+  for (int64_t row = 0; row < work.rows; row += kFloatPanel) {
+    const float* x = work.x + row * work.x_stride + first;
+    float* to = sums + row * kTileRows;
+    switch (work.rows - row) {
+      case 1: multiply_floats<1>(x, work.x_stride, weights, count, first > 0, to); break;
+      case 2: multiply_floats<2>(x, work.x_stride, weights, count, first > 0, to); break;
+      case 3: multiply_floats<3>(x, work.x_stride, weights, count, first > 0, to); break;
+      default: multiply_floats<4>(x, work.x_stride, weights, count, first > 0, to);
+    }
+  }
+}
+
 template <int bits>
 void float_products(const FloatWork& work) {
   alignas(64) float weights[kFloatChunk * kTileRows];
@@ -152,16 +167,7 @@ void float_products(const FloatWork& work) {
     for (int64_t first = 0; first < work.K; first += kFloatChunk) {
       const int64_t count = work.K - first < kFloatChunk ? work.K - first : kFloatChunk;
       unpack_floats<bits>(work, tile, first, count, weights);
-      for (int64_t row = 0; row < work.rows; row += kFloatPanel) {
-        const float* x = work.x + row * work.x_stride + first;
-        float* to = sums + row * kTileRows;
-        switch (work.rows - row) {
-          case 1: multiply_floats<1>(x, work.x_stride, weights, count, first > 0, to); break;
-          case 2: multiply_floats<2>(x, work.x_stride, weights, count, first > 0, to); break;
-          case 3: multiply_floats<3>(x, work.x_stride, weights, count, first > 0, to); break;
-          default: multiply_floats<4>(x, work.x_stride, weights, count, first > 0, to);
-        }
-      }
+      multiply_rows(work, first, count, weights, sums);
     }
     const int64_t column = tile * kTileRows;
     for (int64_t row = 0; row < work.rows; ++row) {
@@ -174,6 +180,134 @@ void float_products(const FloatWork& work) {
 }
 
 void floats(const FloatWork& work) { work.bits == 2 ? float_products<2>(work) : float_products<1>(work); }
+
+// Plane p of 16 packed bytes of n-bit codes, signed: the sums need nothing taken back.
+template <int bits>
+inline int8x16_t nbit_plane(uint8x16_t packed, int p) {
+  if constexpr (bits == 8) return vreinterpretq_s8_u8(veorq_u8(packed, vdupq_n_u8(0x80)));
+  const uint8x16_t shifted = vshlq_u8(packed, vdupq_n_s8(static_cast<int8_t>(-bits * p)));
+  const uint8x16_t digits = vandq_u8(shifted, vdupq_n_u8((1 << bits) - 1));
+  return vsubq_s8(vreinterpretq_s8_u8(digits), vdupq_n_s8(static_cast<int8_t>(1 << (bits - 1))));
+}
+
+inline float32x4_t group_scale(const Groups& groups, int64_t tile, int64_t group, int v) {
+  const int64_t first = (tile * groups.count + group) * kTileRows + 4 * v;
+  if (!groups.half) return vld1q_f32(static_cast<const float*>(groups.scale) + first);
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(static_cast<const uint16_t*>(groups.scale) + first)));
+}
+
+void write_total(const Work& work, int64_t row, int64_t first, float32x4_t total) {
+  const int64_t columns = work.columns - first;
+  if (columns <= 0) return;
+  float* y = work.y + row * work.stride + first;
+  if (columns >= 4) {
+    vst1q_f32(y, vaddq_f32(total, vld1q_f32(work.bias + first)));
+    return;
+  }
+  float lane[4];
+  vst1q_f32(lane, total);
+  for (int64_t n = 0; n < columns; ++n) y[n] = lane[n] + work.bias[first + n];
+}
+
+template <int bits, int rows>
+void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_t row) {
+  constexpr int planes = 8 / bits, blocks = bits / 2;  // of a granule
+  const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes;
+  const int64_t count = work.groups.count;
+  float32x4_t total[rows][4];
+  for (auto& of_row : total)
+    for (auto& part : of_row) part = vdupq_n_f32(0);
+  int64_t left = work.blocks / blocks;
+  for (int64_t group = 0; group < count; ++group) {
+    Sums<rows> sum;
+    for (auto& of_row : sum.of)
+      for (auto& s : of_row) s = vdupq_n_s32(0);
+    const int64_t granules = work.groups.granules < left ? work.groups.granules : left;
+    left -= granules;
+    for (int64_t g = 0; g < granules; ++g, codes += blocks * kBlockBytes, x += rows * kGranule) {
+#pragma GCC unroll 4
+      for (int four = 0; four < 4; ++four) {
+        for (int v = 0; v < 4; ++v) {
+          const int8x16_t code = nbit_plane<bits>(vld1q_u8(codes + four / planes * kBlockBytes + 16 * v), four % planes);
+          for (int m = 0; m < rows; ++m) {
+            int32_t activations;
+            memcpy(&activations, x + m * kGranule + 4 * four, sizeof activations);
+            sum.of[m][v] = vdotq_s32(sum.of[m][v], code, vreinterpretq_s8_s32(vdupq_n_s32(activations)));
+          }
+        }
+      }
+    }
+    for (int v = 0; v < 4; ++v) {
+      const float32x4_t scale = group_scale(work.groups, tile, group, v);
+      for (int m = 0; m < rows; ++m) {
+        const float32x4_t both = vmulq_n_f32(scale, work.x_scale[(row + m) * count + group]);
+        total[m][v] = vaddq_f32(total[m][v], vmulq_f32(vcvtq_f32_s32(sum.of[m][v]), both));
+      }
+    }
+  }
+  for (int m = 0; m < rows; ++m)
+    for (int v = 0; v < 4; ++v) write_total(work, row + m, tile * kTileRows + 4 * v, total[m][v]);
+}
+
+template <int bits>
+void group_products(const Int8Work& work) {
+  const int64_t padded = work.blocks * block_columns(bits);
+  for (int64_t tile = 0; tile < work.tiles; ++tile) {
+    for (int64_t row = 0; row < work.rows; row += work.panel) {
+      const int8_t* x = work.x + row * padded;
+      switch (work.rows - row < work.panel ? work.rows - row : work.panel) {
+        case 1: multiply_groups<bits, 1>(work, x, tile, row); break;
+        case 2: multiply_groups<bits, 2>(work, x, tile, row); break;
+        case 3: multiply_groups<bits, 3>(work, x, tile, row); break;
+        default: multiply_groups<bits, 4>(work, x, tile, row);
+      }
+    }
+  }
+}
+
+void group_int8(const Int8Work& work) {
+  work.bits == 2 ? group_products<2>(work) : work.bits == 4 ? group_products<4>(work) : group_products<8>(work);
+}
+
+// Columns [first, first + count) of a tile as floats [count][16], scaled.
+template <int bits>
+void unpack_groups(const FloatWork& work, int64_t tile, int64_t first, int64_t count, float* out) {
+  constexpr int64_t columns = block_columns(bits);
+  const int64_t size = work.groups.granules * kGranule;
+  const uint32x4_t mask = vdupq_n_u32((1 << bits) - 1);
+  const int32x4_t zero = vdupq_n_s32(1 << (bits - 1));
+  for (int64_t k = first; k < first + count; ++k, out += kTileRows) {
+    const uint8_t* codes = work.codes + (tile * work.blocks + k / columns) * kBlockBytes;
+    const int32x4_t shift = vdupq_n_s32(-static_cast<int>(k % 4 * 8 + k % columns / 4 * bits));
+    for (int v = 0; v < 4; ++v) {
+      const uint32x4_t packed = vreinterpretq_u32_u8(vld1q_u8(codes + 16 * v));
+      const uint32x4_t digit = vandq_u32(vshlq_u32(packed, shift), mask);
+      const int32x4_t code = vsubq_s32(vreinterpretq_s32_u32(digit), zero);
+      vst1q_f32(out + 4 * v, vmulq_f32(vcvtq_f32_s32(code), group_scale(work.groups, tile, k / size, v)));
+    }
+  }
+}
+
+template <int bits>
+void groups_of_floats(const FloatWork& work) {
+  alignas(64) float weights[kFloatChunk * kTileRows];
+  alignas(64) float sums[kBlockRows * kTileRows];
+  for (int64_t tile = 0; tile < work.tiles; ++tile) {
+    for (int64_t first = 0; first < work.K; first += kFloatChunk) {
+      const int64_t count = work.K - first < kFloatChunk ? work.K - first : kFloatChunk;
+      unpack_groups<bits>(work, tile, first, count, weights);
+      multiply_rows(work, first, count, weights, sums);
+    }
+    for (int64_t row = 0; row < work.rows; ++row)
+      for (int v = 0; v < 4; ++v) {
+        write_total(work, row, tile * kTileRows + 4 * v, vld1q_f32(sums + row * kTileRows + 4 * v));
+      }
+  }
+}
+
+void group_floats(const FloatWork& work) {
+  work.bits == 2 ? groups_of_floats<2>(work) : work.bits == 4 ? groups_of_floats<4>(work) : groups_of_floats<8>(work);
+}
 
 uint32_t magnitude(const float* x, int64_t n) {
   const uint32x4_t absolute = vdupq_n_u32(0x7fffffffu);
@@ -214,6 +348,6 @@ int32_t quantize(const float* x, int64_t n, float s, int8_t* codes, int64_t stri
 
 }  // namespace
 
-const Isa kNeon = {"neon", has_neon_dot, kPanel, kPanel, 0, int8, floats, magnitude, quantize, place, transpose, depthwise};
+const Isa kNeon = {"neon", has_neon_dot, kPanel, kPanel, kPanel, 0, int8, floats, group_int8, group_floats, magnitude, quantize, place, transpose, depthwise};
 
 }  // namespace hybridkit

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "half.h"
 #include "isa.h"
 #include "plain.h"
 
@@ -11,13 +12,27 @@ namespace {
 
 bool supported() { return true; }
 
-int code_at(const Work& work, int64_t row, int64_t k) {
+int digit_at(const Work& work, int64_t row, int64_t k) {
   const int planes = 8 / work.bits;
   const int64_t block = k / (4 * planes), plane = k / 4 % planes, j = k % 4;
   const uint8_t byte =
       work.codes[((row / kTileRows) * work.blocks + block) * kBlockBytes + row % kTileRows * 4 + j];
-  const int digit = (byte >> (plane * work.bits)) & ((1 << work.bits) - 1);
+  return (byte >> (plane * work.bits)) & ((1 << work.bits) - 1);
+}
+
+int code_at(const Work& work, int64_t row, int64_t k) {
+  const int digit = digit_at(work, row, k);
   return work.bits == 2 ? digit - 1 : 2 * digit - 1;
+}
+
+int nbit_code_at(const Work& work, int64_t row, int64_t k) {
+  return digit_at(work, row, k) - (1 << (work.bits - 1));
+}
+
+float group_scale_at(const Work& work, int64_t row, int64_t group) {
+  const int64_t place = (row / kTileRows * work.groups.count + group) * kTileRows + row % kTileRows;
+  if (work.groups.half) return half::from_f16(static_cast<const uint16_t*>(work.groups.scale)[place]);
+  return static_cast<const float*>(work.groups.scale)[place];
 }
 
 int8_t activation_at(const Int8Work& work, int64_t row, int64_t k) {
@@ -52,6 +67,41 @@ void floats(const FloatWork& work) {
   }
 }
 
+void group_int8(const Int8Work& work) {
+  const int64_t columns = work.blocks * block_columns(work.bits), size = work.groups.granules * kGranule;
+  for (int64_t m = 0; m < work.rows; ++m) {
+    for (int64_t n = 0; n < work.columns; ++n) {
+      float total = 0;
+      for (int64_t g = 0; g < work.groups.count; ++g) {
+        int64_t sum = 0;
+        for (int64_t k = g * size; k < columns && k < (g + 1) * size; ++k) {
+          sum += activation_at(work, m, k) * nbit_code_at(work, n, k);
+        }
+        const float scale = work.x_scale[m * work.groups.count + g] * group_scale_at(work, n, g);
+        total += static_cast<float>(sum) * scale;
+      }
+      work.y[m * work.stride + n] = total + work.bias[n];
+    }
+  }
+}
+
+void group_floats(const FloatWork& work) {
+  const int64_t size = work.groups.granules * kGranule;
+  for (int64_t m = 0; m < work.rows; ++m) {
+    for (int64_t n = 0; n < work.columns; ++n) {
+      float total = 0;
+      for (int64_t g = 0; g < work.groups.count; ++g) {
+        float sum = 0;
+        for (int64_t k = g * size; k < work.K && k < (g + 1) * size; ++k) {
+          sum += work.x[m * work.x_stride + k] * static_cast<float>(nbit_code_at(work, n, k));
+        }
+        total += sum * group_scale_at(work, n, g);
+      }
+      work.y[m * work.stride + n] = total + work.bias[n];
+    }
+  }
+}
+
 uint32_t magnitude(const float* x, int64_t n) {
   uint32_t largest = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -78,6 +128,6 @@ int32_t quantize(const float* x, int64_t n, float s, int8_t* codes, int64_t stri
 
 }  // namespace
 
-const Isa kScalar = {"scalar", supported, 1, 1 << 30, 1 << 30, int8, floats, magnitude, quantize, place, transpose, depthwise};
+const Isa kScalar = {"scalar", supported, 1, 1, 1 << 30, 1 << 30, int8, floats, group_int8, group_floats, magnitude, quantize, place, transpose, depthwise};
 
 }  // namespace hybridkit

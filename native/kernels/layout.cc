@@ -2,13 +2,12 @@
 #include <cstring>
 
 #include "door.h"
+#include "half.h"
 #include "hybridkit_kernels.h"
 #include "isa.h"
 
 namespace hybridkit {
 namespace {
-
-int bits_of(int32_t codec) { return codec == HYBRIDKIT_TERNARY ? 2 : 1; }
 
 size_t tiled_bytes(int bits, int64_t N, int64_t K) {
   return static_cast<size_t>(tiles_of(N) * blocks_of(bits, K) * kBlockBytes);
@@ -50,8 +49,8 @@ void tile_row(int bits, const uint8_t* source, int64_t K, uint8_t* row, Column c
 // source, and the four bytes of the row in the block take one each.
 template <int bits>
 void tile_row_in_order(const uint8_t* source, int64_t K, uint8_t* row) {
-  constexpr int planes = 8 / bits, group_bits = 4 * bits;  // a group of four digits is a byte or half of one
-  constexpr uint32_t mask = (1u << bits) - 1, group_mask = (1u << group_bits) - 1;
+  constexpr int planes = 8 / bits, group_bits = 4 * bits;  // a group of four digits is half a byte to four bytes
+  constexpr uint32_t mask = (1u << bits) - 1, group_mask = bits == 8 ? ~0u : (1u << group_bits % 32) - 1;
   const int64_t whole = K / (4 * planes);
   for (int64_t block = 0; block < whole; ++block, source += 4, row += kBlockBytes) {
     uint32_t packed = 0, tiled = 0;
@@ -99,25 +98,58 @@ const char* hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64
   if (const char* wrong = problem_with_sizes(codec, N, K)) return wrong;
   const int bits = bits_of(codec);
   tile_rows(bits, codes, N, K, out, [=](const uint8_t* source, uint8_t* row) {
-    bits == 2 ? tile_row_in_order<2>(source, K, row) : tile_row_in_order<1>(source, K, row);
+    switch (bits) {
+      case 1: return tile_row_in_order<1>(source, K, row);
+      case 2: return tile_row_in_order<2>(source, K, row);
+      case 4: return tile_row_in_order<4>(source, K, row);
+      default: return tile_row_in_order<8>(source, K, row);
+    }
   });
   return nullptr;
 }
 
+size_t hybridkit_scale_bytes(int32_t scale_dtype, int64_t N, int64_t K, int64_t group_size) {
+  if (problem_with_sizes(HYBRIDKIT_NBIT2, N, K) != nullptr || problem_with_group_size(group_size) != nullptr) return 0;
+  if (!between(scale_dtype, HYBRIDKIT_F32, HYBRIDKIT_F16)) return 0;
+  return static_cast<size_t>(tiles_of(N) * groups_of(K, group_size) * kTileRows * size_of(scale_dtype));
+}
+
+const char* hybridkit_tile_scales(const float* scale, int64_t N, int64_t K, int64_t group_size, int32_t scale_dtype,
+                                  void* out) {
+  const size_t bytes = hybridkit_scale_bytes(scale_dtype, N, K, group_size);
+  if (bytes == 0) return "N, K, group_size or scale_dtype is out of range";
+  const int64_t groups = groups_of(K, group_size);
+  std::memset(out, 0, bytes);
+  for (int64_t n = 0; n < N; ++n) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const float value = scale[n * groups + g];
+      const int64_t to = (n / kTileRows * groups + g) * kTileRows + n % kTileRows;
+      if (scale_dtype == HYBRIDKIT_F32) {
+        static_cast<float*>(out)[to] = value;
+        continue;
+      }
+      const uint16_t rounded = half::to_f16(value);
+      if (half::bits_of(half::from_f16(rounded)) != half::bits_of(value)) return "a scale is no float16 number";
+      static_cast<uint16_t*>(out)[to] = rounded;
+    }
+  }
+  return nullptr;
+}
+
 size_t hybridkit_conv_code_bytes(int32_t codec, int64_t N, int64_t K, int64_t group) {
-  if (problem_with_sizes(codec, N, K, group) != nullptr) return 0;
+  if (problem_with_conv_sizes(codec, N, K, group) != nullptr) return 0;
   return static_cast<size_t>(group) * tiled_bytes(bits_of(codec), N / group, K);
 }
 
 const char* hybridkit_check_conv_codes(int32_t codec, const uint8_t* codes, size_t bytes, int64_t N, int64_t K,
                                        int64_t group) {
-  if (const char* wrong = problem_with_sizes(codec, N, K, group)) return wrong;
+  if (const char* wrong = problem_with_conv_sizes(codec, N, K, group)) return wrong;
   return check(codec, codes, bytes, hybridkit_conv_code_bytes(codec, N, K, group));
 }
 
 const char* hybridkit_conv_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, int64_t group, int64_t taps,
                                 uint8_t* out) {
-  if (const char* wrong = problem_with_sizes(codec, N, K, group)) return wrong;
+  if (const char* wrong = problem_with_conv_sizes(codec, N, K, group)) return wrong;
   if (taps < 1 || K % taps != 0) return "K is not a multiple of the kernel's size";
   const int bits = bits_of(codec);
   const int64_t rows = N / group, channels = K / taps;

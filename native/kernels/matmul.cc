@@ -22,7 +22,9 @@ struct Product {
   void* y;
   const hybridkit_parallel* parallel;
 
-  int bits() const { return matrix.codec == HYBRIDKIT_TERNARY ? 2 : 1; }
+  int bits() const { return bits_of(matrix.codec); }
+  bool grouped() const { return is_nbit(matrix.codec); }
+  int64_t groups() const { return grouped() ? groups_of(matrix.K, matrix.group_size) : 1; }
   int64_t blocks() const { return blocks_of(bits(), matrix.K); }
   int64_t padded_K() const { return blocks() * block_columns(bits()); }
 };
@@ -38,7 +40,14 @@ W work_of(const Product& p, const Grid& grid, int64_t task, int64_t first_row, i
   work.tiles = at_most(grid.tiles, tiles_of(p.matrix.N) - tile);
   work.codes = p.matrix.codes + tile * work.blocks * kBlockBytes;
   work.columns = at_most(work.tiles * kTileRows, p.matrix.N - tile * kTileRows);
-  work.scale = p.matrix.scale + tile * kTileRows;
+  if (p.grouped()) {
+    const bool half = p.matrix.scale_dtype == HYBRIDKIT_F16;
+    const char* scales = static_cast<const char*>(p.matrix.group_scale);
+    work.groups = {p.groups(), p.matrix.group_size / kGranule,
+                   scales + tile * p.groups() * kTileRows * size_of(p.matrix.scale_dtype), half};
+  } else {
+    work.scale = p.matrix.scale + tile * kTileRows;
+  }
   work.bias = p.matrix.bias + tile * kTileRows;
   work.rows = at_most(grid.rows, rows - row);
   work.stride = buffer == nullptr ? p.matrix.N : work.columns;
@@ -63,9 +72,27 @@ const float* row_of(const Product& p, int64_t m, float* buffer) {
 
 struct Activations {
   int8_t* codes;  // as Int8Work::x
-  float* scale;
+  float* scale;   // as Int8Work::x_scale
   int32_t* sum;
 };
+
+// One row of activations with groups: the codes of its granules, which are `stride` bytes apart, scales and sums.
+void quantize_groups(const Product& p, const float* x, int8_t* codes, int64_t stride, float* scale, int32_t* sum) {
+  const int64_t K = p.matrix.K, size = p.matrix.group_size, granules = p.padded_K() / kGranule;
+  const int32_t less = -(1 << (p.bits() - 1));
+  const bool blocks = p.matrix.activations == HYBRIDKIT_INT8_BLOCKS;
+  float s = blocks ? 0 : scale_of(p.isa.magnitude(x, K));
+  int64_t done = 0;  // granules
+  for (int64_t g = 0, first = 0; first < K; ++g, first += size) {
+    const int64_t columns = at_most(size, K - first), last = divide_up(first + columns, kGranule);
+    if (blocks) s = scale_of(p.isa.magnitude(x + first, columns));
+    scale[g] = s;
+    sum[g] = s == s ? less * p.isa.quantize(x + first, columns, s, codes + done * stride, stride) : 0;
+    if (s == s) done = last;
+    for (; done < last; ++done) std::memset(codes + done * stride, 0, kGranule);
+  }
+  for (; done < granules; ++done) std::memset(codes + done * stride, 0, kGranule);
+}
 
 // The panel that begins at row `first`, of `rows` rows; `offset` is the first row of x.
 void quantize_panel(const Product& p, int64_t offset, int64_t first, int64_t rows, const Activations& to,
@@ -74,6 +101,12 @@ void quantize_panel(const Product& p, int64_t offset, int64_t first, int64_t row
   const int64_t used = divide_up(p.matrix.K, kGranule);
   for (int64_t r = 0; r < rows; ++r) {
     const float* x = row_of(p, offset + first + r, buffer);
+    if (p.grouped()) {
+      const int64_t place = (first + r) * p.groups();
+      int8_t* codes = to.codes + first * p.padded_K() + r * kGranule;
+      quantize_groups(p, x, codes, stride, to.scale + place, to.sum + place);
+      continue;
+    }
     const float s = scale_of(p.isa.magnitude(x, p.matrix.K));
     int8_t* codes = to.codes + first * p.padded_K() + r * kGranule;
     to.scale[first + r] = s;
@@ -88,15 +121,16 @@ void quantize_panel(const Product& p, int64_t offset, int64_t first, int64_t row
 }
 
 bool int8_rows(const Product& p, int64_t first_row, int64_t rows) {
-  const int64_t panel = panel_of(p.isa, rows), panels = divide_up(rows, panel);
+  const int64_t panel = panel_of(p.isa, p.grouped(), rows), panels = divide_up(rows, panel);
+  const int64_t scales = rows * p.groups();
   const Grid grid = grid_of(rows, tiles_of(p.matrix.N), p.matrix.K, panel);
-  Scratch scratch(Scratch::size<int8_t>(rows * p.padded_K()) + Scratch::size<float>(rows) +
-                  Scratch::size<int32_t>(rows));
+  Scratch scratch(Scratch::size<int8_t>(rows * p.padded_K()) + Scratch::size<float>(scales) +
+                  Scratch::size<int32_t>(scales));
   if (!scratch) return false;
   Activations a;
   a.codes = scratch.take<int8_t>(rows * p.padded_K());
-  a.scale = scratch.take<float>(rows);
-  a.sum = scratch.take<int32_t>(rows);
+  a.scale = scratch.take<float>(scales);
+  a.sum = scratch.take<int32_t>(scales);
 
   std::atomic<bool> complete{true};  // tasks that lack memory say so
   const int64_t panels_of_task = at_least(65536 / (panel * p.matrix.K), 1);
@@ -119,9 +153,9 @@ bool int8_rows(const Product& p, int64_t first_row, int64_t rows) {
     auto work = work_of<Int8Work>(p, grid, task, first_row, rows, buffer);
     work.x = a.codes + row * p.padded_K();
     work.panel = panel;
-    work.x_scale = a.scale + row;
-    work.x_sum = a.sum + row;
-    p.isa.int8(work);
+    work.x_scale = a.scale + row * p.groups();
+    work.x_sum = a.sum + row * p.groups();
+    p.grouped() ? p.isa.group_int8(work) : p.isa.int8(work);
     if (buffer != nullptr) write_back(p, work, first_row + row, task / grid.row_blocks * grid.tiles * kTileRows);
   });
   return complete;
@@ -148,7 +182,7 @@ bool float_rows(const Product& p, int64_t first_row, int64_t rows) {
     work.x = x + row * p.matrix.K;
     work.x_stride = p.matrix.K;
     work.K = p.matrix.K;
-    p.isa.floats(work);
+    p.grouped() ? p.isa.group_floats(work) : p.isa.floats(work);
     if (buffer != nullptr) write_back(p, work, first_row + row, task / grid.row_blocks * grid.tiles * kTileRows);
   });
   return complete;
@@ -156,7 +190,7 @@ bool float_rows(const Product& p, int64_t first_row, int64_t rows) {
 
 const char* problem(const hybridkit_matrix& matrix, int32_t dtype, const void* x, int64_t M, const void* y) {
   const int64_t N = matrix.N, K = matrix.K;
-  if (const char* wrong = problem_with_sizes(matrix.codec, N, K)) return wrong;
+  if (const char* wrong = problem_with_shape(matrix)) return wrong;
   if (const char* wrong = problem_with_matrix(matrix, hybridkit_code_bytes(matrix.codec, 1, N, K), dtype)) return wrong;
   if (M < 0) return "M is negative";
   if (const char* wrong = problem_with_tensor(x, {M, K})) return wrong;
@@ -165,8 +199,9 @@ const char* problem(const hybridkit_matrix& matrix, int32_t dtype, const void* x
 
 // How many rows are multiplied at a time.
 int64_t most_rows(const hybridkit_matrix& matrix) {
-  const bool ternary = matrix.codec == HYBRIDKIT_TERNARY, int8 = matrix.activations == HYBRIDKIT_INT8;
-  const int64_t bytes_of_row = round_up(matrix.K, block_columns(ternary ? 2 : 1)) * (int8 ? 1 : 4);
+  const int64_t padded = padded_columns(bits_of(matrix.codec), matrix.K);
+  const int64_t scales = matrix.group_size == 0 ? 0 : 8 * groups_of(matrix.K, matrix.group_size);
+  const int64_t bytes_of_row = matrix.activations == HYBRIDKIT_FLOAT ? 4 * padded : padded + scales;
   return at_least(kScratchBytes / bytes_of_row / kBlockRows * kBlockRows, kBlockRows);
 }
 
@@ -181,7 +216,7 @@ const char* hybridkit_matmul(const hybridkit_matrix* matrix, int32_t dtype, cons
                              const hybridkit_parallel* parallel) {
   if (const char* wrong = problem(*matrix, dtype, x, M, y)) return wrong;
   const Product product{isa(), *matrix, dtype, x, y, parallel};
-  const bool int8 = matrix->activations == HYBRIDKIT_INT8;
+  const bool int8 = matrix->activations != HYBRIDKIT_FLOAT;
   const int64_t most = most_rows(*matrix);
   for (int64_t row = 0; row < M; row += most) {
     const int64_t rows = at_most(most, M - row);
@@ -191,16 +226,18 @@ const char* hybridkit_matmul(const hybridkit_matrix* matrix, int32_t dtype, cons
 }
 
 const char* hybridkit_kernel(const hybridkit_matrix* matrix, int64_t M) {
-  if (M < 0 || problem_with_sizes(matrix->codec, matrix->N, matrix->K) != nullptr) return nullptr;
+  if (M < 0 || problem_with_shape(*matrix) != nullptr) return nullptr;
+  if (is_nbit(matrix->codec)) return M == 1 ? "stream" : "tile";
   const bool int8 = matrix->activations == HYBRIDKIT_INT8;
   return M <= (int8 ? isa().stream_rows : isa().stream_rows_float) ? "stream" : "tile";
 }
 
 int64_t hybridkit_tasks(const hybridkit_matrix* matrix, int64_t M) {
-  if (M < 0 || problem_with_sizes(matrix->codec, matrix->N, matrix->K) != nullptr) return 0;
+  if (M < 0 || problem_with_shape(*matrix) != nullptr) return 0;
   if (M == 0) return 1;
   const int64_t rows = at_most(M, most_rows(*matrix));
-  const int64_t panel = matrix->activations == HYBRIDKIT_INT8 ? panel_of(isa(), rows) : 1;
+  const bool int8 = matrix->activations != HYBRIDKIT_FLOAT;
+  const int64_t panel = int8 ? panel_of(isa(), is_nbit(matrix->codec), rows) : 1;
   return grid_of(rows, tiles_of(matrix->N), matrix->K, panel).tasks();
 }
 

@@ -115,7 +115,9 @@ constexpr int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Rows of one int8 panel, so that the panels of M rows are nearly equal.
-inline int64_t panel_of(const Isa& isa, int64_t M) { return divide_up(M, divide_up(M, isa.panel_rows)); }
+inline int64_t panel_of(const Isa& isa, bool grouped, int64_t M) {
+  return divide_up(M, divide_up(M, grouped ? isa.group_panel_rows : isa.panel_rows));
+}
 
 // The scale of activations whose magnitude bits are `largest`: NaN where they are not all finite.
 inline float scale_of(uint32_t largest) {

@@ -4,6 +4,8 @@
 #include <limits>
 #include <stdexcept>
 
+#include "operator.h"
+
 namespace hybridkit::ort {
 namespace {
 
@@ -61,7 +63,8 @@ hybridkit_geometry read_geometry(const Source& source, int64_t N, int64_t K) {
 }
 
 template <typename Source>
-Attributes read(const Source& source, bool convolution) {
+Attributes read(const Source& source, const Operator& op) {
+  const bool convolution = op.convolution;
   Attributes attributes = {source.integer("N"), source.integer("K"), source.integer("layout"), std::nullopt};
   check_range("N", attributes.N, 1, kLargest);
   check_range("K", attributes.K, 1, HYBRIDKIT_MAX_K);
@@ -70,6 +73,12 @@ Attributes read(const Source& source, bool convolution) {
     fail("attribute layout must be 0 or " + std::to_string(native) + ", got " +
          std::to_string(attributes.layout) +
          "; a newer hybridkit may know it, and with HYBRIDKIT_LIBRARY=none the portable body runs");
+  if (op.nbit()) {
+    attributes.group_size = source.integer("group_size");
+    check_range("group_size", attributes.group_size, 1, HYBRIDKIT_MAX_GROUP);
+    if (attributes.group_size % HYBRIDKIT_GROUP_STEP != 0)
+      fail("attribute group_size must be a multiple of 16, got " + std::to_string(attributes.group_size));
+  }
   if (convolution) attributes.convolution = read_geometry(source, attributes.N, attributes.K);
   return attributes;
 }
@@ -134,12 +143,8 @@ std::vector<int64_t> InferenceAttributes::integers(const char* name) const {
   return std::vector<int64_t>(values, values + bytes / sizeof(int64_t));
 }
 
-Attributes read_attributes(const KernelAttributes& source, bool convolution) {
-  return read(source, convolution);
-}
-Attributes read_attributes(const InferenceAttributes& source, bool convolution) {
-  return read(source, convolution);
-}
+Attributes read_attributes(const KernelAttributes& source, const Operator& op) { return read(source, op); }
+Attributes read_attributes(const InferenceAttributes& source, const Operator& op) { return read(source, op); }
 
 Shape output_shape(const Attributes& attributes, const Shape& x) {
   const auto agrees = [](int64_t size, int64_t expected) { return size == expected || size < 0; };

@@ -11,6 +11,7 @@
 
 namespace hybridkit::ort {
 
+struct Operator;
 using Shape = std::vector<int64_t>;  // -1 is a size that is not known yet
 
 enum Layout : int64_t { kRowMajor = 0, kTiled = 1, kConvTiled = 2 };
@@ -18,7 +19,13 @@ enum Layout : int64_t { kRowMajor = 0, kTiled = 1, kConvTiled = 2 };
 struct Attributes {
   int64_t N, K, layout;
   std::optional<hybridkit_geometry> convolution;  // without sizes: they come with the input
+  int64_t group_size = 0;                         // of n-bit codes
 
+  bool grouped() const { return group_size > 0; }
+  // [N], or [N, groups]
+  Shape scale_shape() const {
+    return grouped() ? Shape{N, (K + group_size - 1) / group_size} : Shape{N};
+  }
   int64_t group() const { return convolution ? convolution->group : 1; }
 };
 
@@ -37,8 +44,8 @@ struct InferenceAttributes {
 };
 
 /* Checked attributes; std::runtime_error says which one is missing or wrong. */
-Attributes read_attributes(const KernelAttributes& source, bool convolution);
-Attributes read_attributes(const InferenceAttributes& source, bool convolution);
+Attributes read_attributes(const KernelAttributes& source, const Operator& op);
+Attributes read_attributes(const InferenceAttributes& source, const Operator& op);
 
 /* The shape of the output for an input of shape `x`. Where a size of x is unknown, what depends on it is,
  * too. std::runtime_error names the shape that was expected and the one given. */

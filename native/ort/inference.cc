@@ -33,7 +33,7 @@ void infer(const Operator& op, OrtShapeInferContext* context) {
   check(api, ShapeInferContext_GetInputTypeShape(api, context, kX, &x));
   const Shape given = shape_of(api, x);
   if (given.empty()) return;  // no shape is known
-  const Shape shape = output_shape(read_attributes(InferenceAttributes{api, context}, op.convolution), given);
+  const Shape shape = output_shape(read_attributes(InferenceAttributes{api, context}, op), given);
   const std::vector<std::string> names = names_of_output(api, x, shape, op.convolution);
   std::vector<const char*> pointers;
   for (const std::string& name : names) pointers.push_back(name.c_str());

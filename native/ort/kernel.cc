@@ -6,6 +6,7 @@
 #include "attributes.h"
 #include "codes.h"
 #include "operator.h"
+#include "scales.h"
 #include "tensor.h"
 
 namespace hybridkit::ort {
@@ -29,14 +30,18 @@ std::optional<Tensor> constant(const OrtApi* api, const OrtKernelInfo* info, Inp
   return tensor_of(api, value);
 }
 
-void check_per_row(const Attributes& attributes, Input input, const Shape& shape) {
-  if (shape.size() == 1 && (shape[0] == attributes.N || shape[0] < 0)) return;
-  throw std::runtime_error(std::string(kInputNames[input]) + " must have the shape " +
-                           to_string({attributes.N}) + ", got " + to_string(shape));
+// Of scale or bias.
+void check_vector(const Attributes& attributes, Input input, const Shape& shape) {
+  const Shape expected = input == kScale ? attributes.scale_shape() : Shape{attributes.N};
+  bool agrees = shape.size() == expected.size();
+  for (size_t i = 0; agrees && i < shape.size(); i++) agrees = shape[i] == expected[i] || shape[i] < 0;
+  if (agrees) return;
+  throw std::runtime_error(std::string(kInputNames[input]) + " must have the shape " + to_string(expected) +
+                           ", got " + to_string(shape));
 }
 
-const float* per_row(const Attributes& attributes, Input input, const Tensor& tensor) {
-  check_per_row(attributes, input, tensor.shape);
+const float* vector_of(const Attributes& attributes, Input input, const Tensor& tensor) {
+  check_vector(attributes, input, tensor.shape);
   return static_cast<const float*>(tensor.data);
 }
 
@@ -64,7 +69,7 @@ void check_stated_shapes(const Operator& op, const OrtKernelInfo* info, const At
     Codes::check_shape(op.codec, attributes, codes);
   for (Input input : {kScale, kBias})
     if (const Shape shape = stated_shape(op.api, info, input); !shape.empty())
-      check_per_row(attributes, input, shape);
+      check_vector(attributes, input, shape);
 }
 
 class Threads {
@@ -94,11 +99,12 @@ class Kernel {
   Kernel(const Operator& op, const OrtKernelInfo* info, std::string node)
       : op_(op), api_(op.api), node_(std::move(node)) {
     const OrtApi* api = op.api;
-    attributes_ = read_attributes(KernelAttributes{api, info}, op.convolution);
+    attributes_ = read_attributes(KernelAttributes{api, info}, op);
     check_stated_shapes(op, info, attributes_);
     if (auto tensor = constant(api, info, kCodes)) codes_.emplace(op.codec, attributes_, *tensor).settle();
-    if (auto tensor = constant(api, info, kScale)) scale_ = per_row(attributes_, kScale, *tensor);
-    if (auto tensor = constant(api, info, kBias)) bias_ = per_row(attributes_, kBias, *tensor);
+    if (auto tensor = constant(api, info, kScale)) scale_ = vector_of(attributes_, kScale, *tensor);
+    if (auto tensor = constant(api, info, kBias)) bias_ = vector_of(attributes_, kBias, *tensor);
+    if (scale_ != nullptr && op.nbit()) scales_.emplace(attributes_, scale_);
   }
 
   void run(OrtKernelContext* context) const {
@@ -107,14 +113,21 @@ class Kernel {
     std::optional<Codes> passed;  // codes that are no constant are checked and tiled at every run
     if (!codes_) passed.emplace(op_.codec, attributes_, input(context, kCodes));
     const Codes& codes = codes_ ? *codes_ : *passed;
+    const float* scale = scale_ ? scale_ : vector_of(attributes_, kScale, input(context, kScale));
+    std::optional<Scales> arranged;
+    if (op_.nbit() && !scales_) arranged.emplace(attributes_, scale);
+    const Scales* scales = scales_ ? &*scales_ : arranged ? &*arranged : nullptr;
     const hybridkit_matrix matrix = {op_.codec,
                                      op_.activations,
                                      attributes_.N,
                                      attributes_.K,
                                      codes.data(),
-                                     scale_ ? scale_ : per_row(attributes_, kScale, input(context, kScale)),
-                                     bias_ ? bias_ : per_row(attributes_, kBias, input(context, kBias)),
-                                     codes.bytes()};
+                                     scale,
+                                     bias_ ? bias_ : vector_of(attributes_, kBias, input(context, kBias)),
+                                     codes.bytes(),
+                                     attributes_.group_size,
+                                     scales ? scales->data() : nullptr,
+                                     scales ? scales->dtype() : HYBRIDKIT_F32};
     void* y = output(context, shape);  // only now that everything fits: N may be anything in a damaged model
     Threads threads(api_, context);
     const hybridkit_parallel parallel = threads.parallel();
@@ -154,6 +167,7 @@ class Kernel {
   std::string node_;
   Attributes attributes_;
   std::optional<Codes> codes_;
+  std::optional<Scales> scales_;  // of n-bit codes, where they are constant
   const float* scale_ = nullptr;  // null: passed at every run
   const float* bias_ = nullptr;
 };

@@ -17,6 +17,8 @@ struct Operator : OrtCustomOp {
   bool convolution;
   int32_t dtype;
 
+  bool nbit() const { return codec >= HYBRIDKIT_NBIT2; }
+
   Operator(const OrtApi* api, const char* name, hybridkit_codec codec, hybridkit_activations activations,
            bool convolution, hybridkit_dtype dtype);
 };

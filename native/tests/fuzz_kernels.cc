@@ -83,26 +83,31 @@ class Source {
 };
 
 bool is_size(int64_t value) { return value >= 1 && value <= kLargest; }
+bool is_nbit(int32_t codec) { return codec >= 2 && codec <= 4; }
 bool allowed(int32_t codec, int64_t N, int64_t K, int64_t group = 1) {
-  return (codec == 0 || codec == 1) && is_size(N) && K >= 1 && K <= kLargestK && group >= 1 && N % group == 0;
+  return codec >= 0 && codec <= 4 && is_size(N) && K >= 1 && K <= kLargestK && group >= 1 && N % group == 0;
 }
+bool is_group_size(int64_t size) { return size >= 16 && size <= 65536 && size % 16 == 0; }
+int64_t bits_of(int32_t codec) { return codec == 1 ? 1 : codec < 3 ? 2 : codec == 3 ? 4 : 8; }
 
 // The header's definitions of the layouts; 0 for what is not allowed.
 Wide row_major_bytes(int32_t codec, int64_t N, int64_t K) {
-  const int64_t digits = codec == HYBRIDKIT_TERNARY ? 4 : 8;
-  return allowed(codec, N, K) ? Wide{N} * ((K + digits - 1) / digits) : Wide{0};
+  return allowed(codec, N, K) ? Wide{N} * ((K * bits_of(codec) + 7) / 8) : Wide{0};
 }
 Wide tile_bytes(int32_t codec, int64_t N, int64_t K, int64_t group = 1) {
   if (!allowed(codec, N, K, group)) return 0;
-  const int64_t columns = codec == HYBRIDKIT_TERNARY ? 16 : 32;
-  return Wide{group} * ((N / group + 15) / 16) * ((K + columns - 1) / columns) * 64;
+  const int64_t columns = codec == HYBRIDKIT_BINARY ? 32 : 16;
+  return Wide{group} * ((N / group + 15) / 16) * ((K + columns - 1) / columns) * columns * 2 * bits_of(codec);
+}
+Wide conv_bytes(int32_t codec, int64_t N, int64_t K, int64_t group) {
+  return is_nbit(codec) ? Wide{0} : tile_bytes(codec, N, K, group);
 }
 
 // Codes, scale, bias, x and y of a call, and what it is given of them.
 struct Call {
   hybridkit_matrix matrix;
   int32_t dtype;
-  std::vector<uint8_t> codes;
+  std::vector<uint8_t> codes, scales;  // scales of groups
   reference::Layer layer;
   reference::Array x;
   int64_t outputs;
@@ -112,14 +117,19 @@ struct Call {
 };
 
 bool types_are_right(const Call& call) {
-  return call.matrix.activations >= 0 && call.matrix.activations <= 1 && call.dtype >= 0 && call.dtype <= 2;
+  const hybridkit_matrix& m = call.matrix;
+  const bool grouped = is_nbit(m.codec);
+  if (grouped && (!is_group_size(m.group_size) || m.scale_dtype < 0 || m.scale_dtype > 1)) return false;
+  if (!grouped && m.group_size != 0) return false;
+  return m.activations >= 0 && m.activations <= (grouped ? 2 : 1) && call.dtype >= 0 && call.dtype <= 2;
 }
 
 // Fills in contents for a call that can run: a layer of `inputs` activations and `outputs` results.
 void fill(Source& source, Call& call, int64_t inputs, int64_t row, int64_t outputs, int64_t group, int64_t taps) {
   test::Random random(source.bytes(4));
   hybridkit_matrix& m = call.matrix;
-  call.layer = reference::random_layer(random, m.codec, m.N, m.K);
+  call.layer = reference::random_layer(random, m.codec, m.N, m.K, m.group_size);
+  if (call.layer.grouped()) call.scales = reference::tiled_scales(call.layer, m.scale_dtype);
   call.codes = reference::tiled(call.layer, group, taps);
   call.comparable = !source.chance(32);
   if (!call.comparable) {
@@ -134,7 +144,8 @@ void fill(Source& source, Call& call, int64_t inputs, int64_t row, int64_t outpu
   call.outputs = outputs;
   m.codes = call.codes.data();
   m.code_bytes = call.codes.size();
-  m.scale = call.layer.scale.data();
+  m.scale = call.layer.grouped() ? nullptr : call.layer.scale.data();
+  m.group_scale = call.layer.grouped() ? call.scales.data() : nullptr;
   m.bias = call.layer.bias.data();
   call.given_x = call.x.bytes.empty() ? nullptr : call.x.bytes.data();  // as NumPy and torch have empty tensors
   call.null_y = outputs == 0;
@@ -150,6 +161,7 @@ void fill_small(Call& call) {
   call.matrix.codes = call.codes.data();
   call.matrix.code_bytes = call.codes.size();
   call.matrix.scale = call.layer.scale.data();
+  call.matrix.group_scale = call.layer.scale.data();
   call.matrix.bias = call.layer.bias.data();
   call.given_x = call.x.bytes.data();
   call.null_y = false;
@@ -161,7 +173,7 @@ bool spoil(Source& source, Call& call) {
   if (!source.chance(24)) return false;
   switch (source.bytes(1) % 6) {
     case 0: return call.matrix.codes = nullptr, true;
-    case 1: return call.matrix.scale = nullptr, true;
+    case 1: return call.matrix.scale = nullptr, call.matrix.group_scale = nullptr, true;
     case 2: return call.matrix.bias = nullptr, true;
     case 3: return call.given_x = nullptr, !call.x.bytes.empty();
     case 4: return call.null_y = true, call.outputs > 0;
@@ -192,7 +204,8 @@ void try_call(Source& source, const Call& call, bool right, const std::vector<re
 }
 
 void tells_kernel_and_tasks(const hybridkit_matrix& matrix, int64_t M) {
-  const bool right = allowed(matrix.codec, matrix.N, matrix.K) && M >= 0;
+  const bool groups = is_nbit(matrix.codec) ? is_group_size(matrix.group_size) : matrix.group_size == 0;
+  const bool right = allowed(matrix.codec, matrix.N, matrix.K) && groups && M >= 0;
   CHECK((hybridkit_tasks(&matrix, M) >= 1) == right, "tasks");
   CHECK((hybridkit_kernel(&matrix, M) != nullptr) == right, "kernel");
 }
@@ -200,13 +213,15 @@ void tells_kernel_and_tasks(const hybridkit_matrix& matrix, int64_t M) {
 void multiply(Source& source) {
   Call call{};
   hybridkit_matrix& m = call.matrix;
-  m.codec = source.type(2);
-  m.activations = source.type(2);
+  m.codec = source.type(5);
+  m.activations = source.type(is_nbit(m.codec) ? 3 : 2);
   call.dtype = source.type(3);
   m.N = source.between(1, source.one_of<int64_t>({8, 20, 70}));
   m.K = source.between(1, source.one_of<int64_t>({8, 40, 300}));
+  m.group_size = is_nbit(m.codec) ? source.one_of<int64_t>({16, 32, 48, 64, 128, 65536}) : 0;
+  m.scale_dtype = is_nbit(m.codec) ? source.type(2) : 0;
   int64_t M = source.between(0, source.one_of<int64_t>({1, 4, 16, 200}));
-  source.damage({&m.N, &m.K, &M});
+  source.damage({&m.N, &m.K, &m.group_size, &M});
   tells_kernel_and_tasks(m, M);
 
   const Wide bytes = tile_bytes(m.codec, m.N, m.K);
@@ -294,7 +309,7 @@ void convolve(Source& source) {
   CHECK((wrong_shape == nullptr) == right, "shape: %s", wrong_shape ? wrong_shape : "not refused");
   CHECK(!right || std::equal(out, out + 3, found), "shape");
 
-  const Wide bytes = right ? tile_bytes(m.codec, m.N, m.K, g.group) : Wide{0};
+  const Wide bytes = right ? conv_bytes(m.codec, m.N, m.K, g.group) : Wide{0};
   right = bytes > 0 && types_are_right(call) && batch >= 0 && m.K == g.channels / g.group * product(g.kernel, g.axes);
   Wide positions = 0, inputs = 0, outputs = 0, image = 0;
   if (right) {
@@ -338,11 +353,11 @@ void try_check(Source& source, int32_t codec, std::vector<uint8_t> codes, const 
 }
 
 void lay_out(Source& source) {
-  const int32_t codec = source.type(2), layout = source.type(2);
+  const int32_t codec = source.type(5), layout = source.type(2);
   int64_t group = source.between(1, 4), taps = source.between(1, 9);
   int64_t N = group * source.between(1, 40), K = taps * source.between(1, 40);
   source.damage({&N, &K, &group, &taps});
-  const Wide plain = row_major_bytes(codec, N, K), tiles = tile_bytes(codec, N, K), conv = tile_bytes(codec, N, K, group);
+  const Wide plain = row_major_bytes(codec, N, K), tiles = tile_bytes(codec, N, K), conv = conv_bytes(codec, N, K, group);
   CHECK(hybridkit_code_bytes(codec, 0, N, K) == plain && hybridkit_code_bytes(codec, 1, N, K) == tiles, "bytes");
   CHECK(hybridkit_code_bytes(codec, layout, N, K) == (layout == 0 ? plain : layout == 1 ? tiles : Wide{0}), "bytes");
   CHECK(hybridkit_conv_code_bytes(codec, N, K, group) == conv, "bytes of a convolution");
@@ -357,7 +372,7 @@ void lay_out(Source& source) {
   if (!tiled_conv) CHECK(hybridkit_conv_tile(codec, few.data(), N, K, group, taps, out.data()) != nullptr, "nonsense");
   CHECK(out == before, "refused, but wrote");
   if (plain == 0 || !tiled_conv) ++tally.refused;
-  if (plain == 0 || std::max(tiles, conv) > kMostWork / 4) return void(tally.too_large += plain > 0);
+  if (plain == 0 || std::max(tiles, conv) > kMostWork / 2) return void(tally.too_large += plain > 0);
 
   test::Random random(source.bytes(4));
   const auto layer = reference::random_layer(random, codec, N, K);

@@ -78,17 +78,37 @@ struct Output {
 
 // Of tiles, by the header's definition of layouts 1 and 2.
 inline size_t tiled_bytes(int32_t codec, int64_t N, int64_t K, int64_t group) {
-  const int64_t rows = N / group, columns = codec == HYBRIDKIT_TERNARY ? 16 : 32;
-  return static_cast<size_t>(group * ((rows + 15) / 16) * ((K + columns - 1) / columns) * 64);
+  constexpr int64_t bytes_of_16[] = {4, 2, 4, 8, 16};  // columns of a row, by codec
+  const int64_t rows = N / group, columns = codec == HYBRIDKIT_BINARY ? 32 : 16;
+  return static_cast<size_t>(group * ((rows + 15) / 16) * 16 * ((K + columns - 1) / columns) * (columns / 16) *
+                             bytes_of_16[codec]);
 }
 
 inline hybridkit_matrix matrix_of(const reference::Layer& layer, int32_t activations, const uint8_t* codes,
                                   int64_t group = 1) {
-  return {layer.codec, activations,        layer.N,           layer.K,
-          codes,       layer.scale.data(), layer.bias.data(), tiled_bytes(layer.codec, layer.N, layer.K, group)};
+  return {layer.codec, activations, layer.N, layer.K, codes, layer.scale.data(), layer.bias.data(),
+          tiled_bytes(layer.codec, layer.N, layer.K, group), 0, nullptr, 0};
+}
+
+inline hybridkit_matrix matrix_of(const reference::Layer& layer, int32_t activations, const uint8_t* codes,
+                                  const uint8_t* group_scale, int32_t scale_dtype) {
+  return {layer.codec,
+          activations,
+          layer.N,
+          layer.K,
+          codes,
+          nullptr,
+          layer.bias.data(),
+          tiled_bytes(layer.codec, layer.N, layer.K, 1),
+          layer.group_size,
+          group_scale,
+          scale_dtype};
 }
 
 inline const char* name_of(int32_t codec, int32_t activations) {
+  if (codec >= HYBRIDKIT_NBIT2) {
+    return activations == HYBRIDKIT_FLOAT ? "n-bit float" : activations == HYBRIDKIT_INT8 ? "n-bit int8" : "n-bit blocks";
+  }
   if (codec == HYBRIDKIT_TERNARY) return activations == HYBRIDKIT_INT8 ? "ternary int8" : "ternary float";
   return activations == HYBRIDKIT_INT8 ? "binary int8" : "binary float";
 }

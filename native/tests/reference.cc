@@ -9,12 +9,18 @@ namespace {
 
 constexpr double kUnit = 1.0 / (1 << 24);  // half a unit in the last place of 1, in float32
 
-int digit_of(const Layer& layer, int64_t n, int64_t k) {
-  const int code = layer.code(n, k);
-  return layer.codec == HYBRIDKIT_TERNARY ? code + 1 : (code + 1) / 2;
+int bits_of(int32_t codec) {
+  constexpr int bits[] = {2, 1, 2, 4, 8};
+  return bits[codec];
 }
 
-int bits_of(const Layer& layer) { return layer.codec == HYBRIDKIT_TERNARY ? 2 : 1; }
+int bits_of(const Layer& layer) { return bits_of(layer.codec); }
+
+int digit_of(const Layer& layer, int64_t n, int64_t k) {
+  const int code = layer.code(n, k);
+  if (layer.codec == HYBRIDKIT_BINARY) return (code + 1) / 2;
+  return layer.codec == HYBRIDKIT_TERNARY ? code + 1 : code + (1 << (bits_of(layer) - 1));
+}
 
 // float16 has 5 bits of exponent and 10 of mantissa, bfloat16 8 and 7.
 struct Half {
@@ -93,16 +99,51 @@ Expected output(const Layer& layer, int64_t n, int32_t activations, float s, con
   return {product + bias, slack};
 }
 
+// The same where every group of a row has a scale. `visit` hands out (activation, code) pairs of a group.
+template <class Visit>
+Expected group_output(const Layer& layer, int64_t n, int32_t activations, const std::vector<float>& s,
+                      const Visit& visit) {
+  const float bias = layer.bias[n];
+  volatile float total = 0;  // volatile: every step rounds to float32
+  double exact = 0, sizes = 0;
+  int64_t terms = 0;
+  for (int64_t g = 0; g < layer.groups(); ++g) {
+    const float scale = layer.scale[n * layer.groups() + g];
+    int64_t sum = 0;
+    double float_sum = 0, float_sizes = 0;
+    visit(g, [&](float x, int8_t code) {
+      if (activations != HYBRIDKIT_FLOAT && !std::isnan(s[g])) sum += activation_code(x, s[g]) * code;
+      float_sum += static_cast<double>(x) * code;
+      float_sizes += std::fabs(static_cast<double>(x) * code);
+      ++terms;
+    });
+    const volatile float factor = s[g] * scale;
+    const volatile float product = static_cast<float>(sum) * factor;
+    total = total + product;
+    exact += float_sum * scale;
+    sizes += float_sizes * std::fabs(scale);
+  }
+  if (activations != HYBRIDKIT_FLOAT) return {total + bias, 0};
+  // any order of summation, a rounding for every scale, then one for the bias
+  const double gamma = static_cast<double>(terms + layer.groups() + 2) * kUnit * 1.01;
+  return {exact + bias, gamma * sizes + 2 * kUnit * (std::fabs(exact) + std::fabs(bias)) + 1e-42};
+}
+
 }  // namespace
 
-Layer random_layer(test::Random& random, int32_t codec, int64_t N, int64_t K) {
-  Layer layer{codec, N, K, {}, {}, {}};
+Layer random_layer(test::Random& random, int32_t codec, int64_t N, int64_t K, int64_t group_size) {
+  Layer layer{codec, N, K, {}, {}, {}, group_size};
+  const int half = 1 << (bits_of(codec) - 1);
+  const bool nbit = codec >= HYBRIDKIT_NBIT2, extreme = random.chance(10);
   for (int64_t i = 0; i < N * K; ++i) {
-    const auto draw = random.between(0, 2);
-    layer.codes.push_back(static_cast<int8_t>(codec == HYBRIDKIT_TERNARY ? draw - 1 : draw % 2 * 2 - 1));
+    const auto draw = nbit ? random.between(-half, half - 1) : random.between(0, 2);
+    const auto code = codec == HYBRIDKIT_TERNARY ? draw - 1 : codec == HYBRIDKIT_BINARY ? draw % 2 * 2 - 1 : draw;
+    layer.codes.push_back(static_cast<int8_t>(nbit && extreme ? (draw < 0 ? -half : half - 1) : code));
   }
   for (int64_t n = 0; n < N; ++n) {
-    layer.scale.push_back(random.chance(5) ? 0.0f : random.real(2.0f));
+    for (int64_t g = 0; g < layer.groups(); ++g) {
+      layer.scale.push_back(random.chance(5) ? 0.0f : random.real(2.0f));
+    }
     layer.bias.push_back(random.chance(30) ? 0.0f : random.real(1.0f));
   }
   return layer;
@@ -121,9 +162,9 @@ std::vector<uint8_t> row_major(const Layer& layer) {
 }
 
 std::vector<uint8_t> tiled(const Layer& layer, int64_t group, int64_t taps) {
-  const int bits = bits_of(layer), P = 8 / bits;
+  const int bits = bits_of(layer), P = 8 / bits, step = bits == 1 ? 32 : 16;
   const int64_t rows = layer.N / group, channels = layer.K / taps;
-  const int64_t tiles = (rows + 15) / 16, blocks = (layer.K + 4 * P - 1) / (4 * P);
+  const int64_t tiles = (rows + 15) / 16, blocks = (layer.K + step - 1) / step * step / (4 * P);
   std::vector<uint8_t> bytes(group * tiles * blocks * 64);
   for (int64_t n = 0; n < layer.N; ++n) {
     for (int64_t channel = 0; channel < channels; ++channel) {
@@ -133,6 +174,21 @@ std::vector<uint8_t> tiled(const Layer& layer, int64_t group, int64_t taps) {
         bytes[((t * blocks + b) * 16 + row % 16) * 4 + k % 4] |=
             static_cast<uint8_t>(digit_of(layer, n, channel * taps + tap) << (p * bits));
       }
+    }
+  }
+  return bytes;
+}
+
+std::vector<uint8_t> tiled_scales(Layer& layer, int32_t dtype) {
+  const Array given = array_of(dtype, layer.scale);
+  layer.scale = given.values;
+  const size_t size = dtype == HYBRIDKIT_F32 ? 4 : 2;
+  const int64_t groups = layer.groups();
+  std::vector<uint8_t> bytes(static_cast<size_t>((layer.N + 15) / 16 * groups * 16) * size);
+  for (int64_t n = 0; n < layer.N; ++n) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t to = (n / 16 * groups + g) * 16 + n % 16;
+      std::memcpy(bytes.data() + to * size, given.bytes.data() + (n * groups + g) * size, size);
     }
   }
   return bytes;
@@ -172,7 +228,21 @@ std::vector<Expected> matmul(const Layer& layer, int32_t activations, const std:
   for (int64_t m = 0; m < M; ++m) {
     const float* row = x.data() + m * layer.K;
     const float s = row_scale(row, layer.K);
+    std::vector<float> of_groups;
+    for (int64_t g = 0; g < layer.groups(); ++g) {
+      const int64_t first = g * layer.group_size, rest = layer.K - first;
+      const int64_t columns = rest < layer.group_size ? rest : layer.group_size;
+      of_groups.push_back(activations == HYBRIDKIT_INT8_BLOCKS ? row_scale(row + first, columns) : s);
+    }
     for (int64_t n = 0; n < layer.N; ++n) {
+      if (layer.grouped()) {
+        expected.push_back(group_output(layer, n, activations, of_groups, [&](int64_t g, const auto& add) {
+          for (int64_t k = g * layer.group_size; k < layer.K && k < (g + 1) * layer.group_size; ++k) {
+            add(row[k], layer.code(n, k));
+          }
+        }));
+        continue;
+      }
       expected.push_back(output(layer, n, activations, s, [&](const auto& add) {
         for (int64_t k = 0; k < layer.K; ++k) add(row[k], layer.code(n, k));
       }));
@@ -230,13 +300,15 @@ int64_t mismatches(const std::vector<Expected>& expected, int32_t activations, i
   for (int64_t i = 0; i < count; ++i) {
     const Expected& e = expected[i];
     bool good;
-    if (activations == HYBRIDKIT_INT8) {
+    if (activations != HYBRIDKIT_FLOAT) {
       const float exact = array_of(dtype, {static_cast<float>(e.value)}).values[0];
       good = std::memcmp(&exact, &got[i], sizeof exact) == 0 || (std::isnan(exact) && std::isnan(got[i]));
     } else if (std::isfinite(e.value)) {
       const double rounding = half_unit(dtype) * (std::fabs(e.value) + e.slack) * 1.01;
       const double least = dtype == HYBRIDKIT_F16 ? std::ldexp(1.0, -25) : 0;  // half of the least subnormal
       good = std::fabs(got[i] - e.value) <= e.slack + rounding + least;
+      const bool too_large = dtype == HYBRIDKIT_F16 && std::fabs(e.value) + e.slack >= 65520;  // rounds to infinity
+      good = good || (too_large && std::isinf(got[i]) && (got[i] > 0) == (e.value > 0));
     } else {
       good = std::isnan(e.value) ? std::isnan(got[i]) : got[i] == static_cast<float>(e.value);
     }

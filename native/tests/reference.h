@@ -11,17 +11,23 @@
 
 namespace reference {
 
-// A quantised matrix [N, K]: its codes as numbers, a scale and a bias per row.
+// A quantised matrix [N, K]: its codes as numbers, a bias per row, and a scale per row, or per group of a row.
 struct Layer {
   int32_t codec;
   int64_t N, K;
   std::vector<int8_t> codes;
   std::vector<float> scale, bias;
+  int64_t group_size = 0;  // of n-bit codes
 
+  bool grouped() const { return group_size > 0; }
+  int64_t groups() const { return grouped() ? (K + group_size - 1) / group_size : 1; }
   int8_t code(int64_t n, int64_t k) const { return codes[n * K + k]; }
 };
 
-Layer random_layer(test::Random& random, int32_t codec, int64_t N, int64_t K);
+Layer random_layer(test::Random& random, int32_t codec, int64_t N, int64_t K, int64_t group_size = 0);
+
+// Scales in the order of group_scale, straight from its definition; float16 rounds them in the layer, too.
+std::vector<uint8_t> tiled_scales(Layer& layer, int32_t dtype);
 
 // Layout 0, straight from its definition.
 std::vector<uint8_t> row_major(const Layer& layer);

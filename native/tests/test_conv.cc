@@ -160,7 +160,7 @@ TEST(conv_refuses_padding_beyond_measure) {
   const std::vector<float> x(64, 1.0f), scale(1, 1.0f), bias(1);
   const std::vector<uint8_t> codes(64);
   std::vector<float> y(64, 42.0f);
-  const hybridkit_matrix matrix = {0, HYBRIDKIT_INT8, 1, 1, codes.data(), scale.data(), bias.data(), codes.size()};
+  const hybridkit_matrix matrix = {0, HYBRIDKIT_INT8, 1, 1, codes.data(), scale.data(), bias.data(), codes.size(), 0, nullptr, 0};
   for (const int64_t pad : {int64_t{1} << 22, int64_t{1} << 30, int64_t{HYBRIDKIT_MAX_SIZE}}) {
     for (const int32_t axes : {1, 2, 3}) {
       const hybridkit_geometry g = {axes, 1, 1, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {pad, pad, pad}, {0, 0, 0}};
@@ -186,11 +186,11 @@ TEST(conv_refuses_products_that_overflow) {
   const std::vector<uint8_t> codes(64);
   std::vector<float> y(64, 42.0f);
   for (const int64_t K : {1, 4, 16}) {
-    const hybridkit_matrix matrix = {0, HYBRIDKIT_INT8, 1, K, codes.data(), one.data(), one.data(), codes.size()};
+    const hybridkit_matrix matrix = {0, HYBRIDKIT_INT8, 1, K, codes.data(), one.data(), one.data(), codes.size(), 0, nullptr, 0};
     CHECK(hybridkit_conv(&matrix, &taps, HYBRIDKIT_F32, one.data(), 1, y.data(), nullptr) != nullptr, "K");
   }
   const hybridkit_geometry point = {1, 1, 1, {4}, {1}, {1}, {1}, {}, {}};
-  const hybridkit_matrix matrix = {0, HYBRIDKIT_INT8, 1, 1, codes.data(), one.data(), one.data(), codes.size()};
+  const hybridkit_matrix matrix = {0, HYBRIDKIT_INT8, 1, 1, codes.data(), one.data(), one.data(), codes.size(), 0, nullptr, 0};
   for (const int64_t batch : {int64_t{1} << 60, int64_t{1} << 62, std::numeric_limits<int64_t>::max()}) {
     CHECK(hybridkit_conv(&matrix, &point, HYBRIDKIT_F32, one.data(), batch, y.data(), nullptr) != nullptr, "batch");
   }
@@ -208,7 +208,7 @@ TEST(conv_refuses_nonsense) {
     const std::vector<uint8_t> codes(2 * 2 * 64);
     std::vector<float> y(6 * 9, 42.0f);
     const hybridkit_matrix matrix = {HYBRIDKIT_TERNARY, HYBRIDKIT_INT8, N, 18, codes.data(), scale.data(),
-                                     bias.data(), codes.size()};
+                                     bias.data(), codes.size(), 0, nullptr, 0};
     const char* call = hybridkit_conv(&matrix, &g, HYBRIDKIT_F32, x.data(), 1, y.data(), nullptr);
     return error != nullptr && call != nullptr && y == std::vector<float>(6 * 9, 42.0f);
   };

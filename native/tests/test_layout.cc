@@ -30,7 +30,7 @@ TEST(layout_out_of_range_has_no_size) {
       CHECK(hybridkit_code_bytes(HYBRIDKIT_TERNARY, layout, size, 5) == 0, "N %lld", static_cast<long long>(size));
       CHECK(hybridkit_code_bytes(HYBRIDKIT_BINARY, layout, 5, size) == 0, "K %lld", static_cast<long long>(size));
     }
-    CHECK(hybridkit_code_bytes(2, layout, 5, 5) == 0 && hybridkit_code_bytes(-1, layout, 5, 5) == 0, "codec");
+    CHECK(hybridkit_code_bytes(5, layout, 5, 5) == 0 && hybridkit_code_bytes(-1, layout, 5, 5) == 0, "codec");
     CHECK(hybridkit_code_bytes(0, layout, 5, HYBRIDKIT_MAX_K + 1) == 0, "K");
   }
   for (int shift = 31; shift < 63; ++shift) {  // 2^40 groups of a row of 2^22 codes have 2^64 bytes, which is 0
@@ -38,6 +38,7 @@ TEST(layout_out_of_range_has_no_size) {
     CHECK(hybridkit_code_bytes(0, 0, size, 5) == 0 && hybridkit_code_bytes(0, 1, 5, size) == 0, "2^%d", shift);
     CHECK(hybridkit_conv_code_bytes(1, size, HYBRIDKIT_MAX_K, size) == 0, "2^%d", shift);
   }
+  CHECK(hybridkit_conv_code_bytes(HYBRIDKIT_NBIT4, 4, 4, 1) == 0, "n-bit codes of a convolution");
   CHECK(hybridkit_conv_code_bytes(0, HYBRIDKIT_MAX_SIZE, HYBRIDKIT_MAX_K, HYBRIDKIT_MAX_SIZE) == 0x7fffffff000000, "groups");
   CHECK(hybridkit_code_bytes(0, 3, 5, 5) == 0 && hybridkit_code_bytes(0, -1, 5, 5) == 0, "layout");
   for (const int64_t group : {int64_t{0}, int64_t{-1}, least, int64_t{4}}) {
@@ -64,6 +65,23 @@ TEST(layout_tiling) {
   }
 }
 
+TEST(layout_tiling_of_nbit_codes) {
+  test::Random random(23);
+  for (int i = 0; i < 60 * test::cases(); ++i) {
+    const auto codec = random.one_of<int32_t>({HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT4, HYBRIDKIT_NBIT8});
+    const int64_t N = random.between(1, 40), K = random.between(1, 90);
+    const auto layer = reference::random_layer(random, codec, N, K, 32);
+    const auto codes = reference::row_major(layer), tiled = reference::tiled(layer);
+    CHECK(hybridkit_code_bytes(codec, 0, N, K) == codes.size(), "row-major");
+    CHECK(hybridkit_code_bytes(codec, 1, N, K) == tiled.size(), "tiled");
+    std::vector<uint8_t> out(tiled.size(), 0xff);
+    hybridkit_tile(codec, codes.data(), N, K, out.data());
+    CHECK(out == tiled, "codec %d N %lld K %lld", codec, static_cast<long long>(N), static_cast<long long>(K));
+    CHECK(hybridkit_check_codes(codec, 1, out.data(), out.size(), N, K) == nullptr, "any byte is right");
+    CHECK(hybridkit_check_codes(codec, 1, out.data(), out.size() - 1, N, K) != nullptr, "a byte short");
+  }
+}
+
 TEST(layout_tiling_refuses_nonsense) {
   const std::vector<uint8_t> codes(64);
   std::vector<uint8_t> out(256, 7);
@@ -74,7 +92,7 @@ TEST(layout_tiling_refuses_nonsense) {
     return hybridkit_conv_tile(0, codes.data(), N, K, group, taps, out.data()) == nullptr;
   };
   constexpr int64_t huge = int64_t{1} << 31, least = std::numeric_limits<int64_t>::min();
-  CHECK(!tiles(2, 4, 4) && !tiles(0, 0, 4) && !tiles(0, huge, 4) && !tiles(0, 4, huge) && !tiles(0, 4, -1), "tile");
+  CHECK(!tiles(5, 4, 4) && !tiles(0, 0, 4) && !tiles(0, huge, 4) && !tiles(0, 4, huge) && !tiles(0, 4, -1), "tile");
   CHECK(!conv(4, 4, 0, 1) && !conv(4, 4, 3, 1) && !conv(4, 4, least, 1) && !conv(huge, 4, huge, 1), "group");
   CHECK(!conv(4, 4, 1, 0) && !conv(4, 4, 1, 3) && !conv(4, 4, 1, -1) && !conv(4, 4, 1, huge), "taps");
   CHECK(out == std::vector<uint8_t>(256, 7), "wrote");
@@ -112,7 +130,7 @@ TEST(layout_checks_find_damage) {
       damaged = good;
       damaged[random.between(0, static_cast<int64_t>(good.size()) - 1)] |= 3 << 2 * random.between(0, 3);
       CHECK((check(codec, damaged, N, K) != nullptr) == (codec == HYBRIDKIT_TERNARY), "a digit 3");
-      CHECK(check(2, good, N, K) != nullptr && check(codec, good, 0, K) != nullptr, "nonsense");
+      CHECK(check(5, good, N, K) != nullptr && check(codec, good, 0, K) != nullptr, "nonsense");
       CHECK(check(codec, good, N, -1) != nullptr, "nonsense");
     }
   }

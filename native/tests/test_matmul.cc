@@ -181,7 +181,7 @@ TEST(matmul_refuses_nonsense) {
     CHECK(refused(bad, HYBRIDKIT_F32, 1), "N %lld", static_cast<long long>(size));
   }
   hybridkit_matrix bad = good;
-  bad.codec = 2;
+  bad.codec = 5;
   CHECK(refused(bad, HYBRIDKIT_F32, 1), "codec");
   bad = good;
   bad.activations = 7;
@@ -194,7 +194,7 @@ TEST(matmul_refuses_what_the_codes_do_not_hold) {
   const std::vector<uint8_t> codes(64);
   std::vector<float> y(64, 42.0f);
   const auto refused = [&](int64_t N, int64_t K, int64_t M = 1) {
-    const hybridkit_matrix matrix = {0, HYBRIDKIT_INT8, N, K, codes.data(), values.data(), values.data(), codes.size()};
+    const hybridkit_matrix matrix = {0, HYBRIDKIT_INT8, N, K, codes.data(), values.data(), values.data(), codes.size(), 0, nullptr, 0};
     return hybridkit_matmul(&matrix, HYBRIDKIT_F16, values.data(), M, y.data(), nullptr) != nullptr;
   };
   CHECK(!refused(16, 16), "what the codes hold");
@@ -214,7 +214,7 @@ TEST(matmul_refuses_null_pointers) {
   const std::vector<float> values(16, 1.0f);
   const std::vector<uint8_t> codes(64);
   std::vector<float> y(16);
-  const hybridkit_matrix good = {0, HYBRIDKIT_INT8, 16, 16, codes.data(), values.data(), values.data(), codes.size()};
+  const hybridkit_matrix good = {0, HYBRIDKIT_INT8, 16, 16, codes.data(), values.data(), values.data(), codes.size(), 0, nullptr, 0};
   const auto refused = [&](const hybridkit_matrix& matrix, const void* x, int64_t M, void* to) {
     return hybridkit_matmul(&matrix, HYBRIDKIT_F32, x, M, to, nullptr) != nullptr;
   };

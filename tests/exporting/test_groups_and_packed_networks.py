@@ -48,7 +48,9 @@ def test_groups_are_exported(tmp_path, name, size, activations, target):
     if target == "onnx":
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
     operators = {node.op_type for node in onnx.load(path).graph.node}
-    assert ("MatMulNBits" in operators) == (size == 16)
+    assert ("MatMulNBits" in operators) == (target == "matmulnbits")
+    ours = f"NBit2MatMul{'Int8' if activations == 'int8' else 'Float'}"
+    assert (ours in operators) == (target == "onnx" and size == 16)
 
 
 def test_pack_gives_something_that_runs_and_is_saved(tmp_path):

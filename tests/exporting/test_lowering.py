@@ -109,14 +109,18 @@ def random_x(shape, seed):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+def within_rounding(got, want):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * (np.abs(want).max() + 1))
+
+
 def close(got, want, layer, x, int8):
     """Equal where int8 sums are exact (below 2^24), else to float32 rounding."""
     largest = 1 << (int(layer.prefix[-1]) - 1 if layer.nbit else 0)
-    exact = int8 and not layer.group_size and not len(layer.offset)
-    if exact and layer.K * 127 * largest < 2**24:
+    exact = int8 and not len(layer.offset)
+    if exact and (layer.group_size or layer.K) * 127 * largest < 2**24:
         np.testing.assert_array_equal(got, want)
     else:
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * (np.abs(want).max() + 1))
+        within_rounding(got, want)
 
 
 @quick
@@ -134,19 +138,68 @@ def close(got, want, layer, x, int8):
     offset=st.booleans(),
     seed=seeds,
 )
-def test_portable_nbit_matmul(prefix, K, N, lead, group_size, int8, offset, seed):
+def test_stock_nbit_matmul(prefix, K, N, lead, group_size, int8, offset, seed):
     layer = Layer(prefix, N, K, group_size, seed, offset)
     x = random_x((*lead, K), seed)
     model = layer.graph("MatMulInt8" if int8 else "MatMulFloat", x.shape, x.ndim)
-    lowering.portable(model)
+    lowering.portable(model, lowering.Products(stock=True))
     got, proto = run(model, x)
-    close(got, layer.matmul(x, "int8" if int8 else "float"), layer, x, int8)
+    within_rounding(got, layer.matmul(x, "int8" if int8 else "float"))
     on_blocks = group_size in (0, 16, 32, 64)
     assert any(n.op_type == "MatMulNBits" for n in proto.graph.node) == on_blocks
     held = max(a.nbytes for a in map(numpy_helper.to_array, proto.graph.initializer))
     bits = int(prefix[-1])
     block = group_size if on_blocks and group_size else 128
     assert held <= max(N * -(-K // block) * max(block * bits // 8, 4), K * 8)
+
+
+@quick
+@example(prefix="NBit4", K=1, N=1, lead=(1,), group_size=0, int8=True, offset=False, seed=0)
+@example(prefix="NBit2", K=777, N=3, lead=(2, 3), group_size=48, int8=True, offset=False, seed=1)
+@example(prefix="NBit8", K=300, N=3, lead=(), group_size=32, int8=False, offset=True, seed=2)
+@given(
+    prefix=nbit_prefixes,
+    K=st.integers(1, 200),
+    N=st.integers(1, 40),
+    lead=st.lists(st.integers(1, 3), max_size=2).map(tuple),
+    group_size=st.sampled_from([0, 16, 48, 64]),
+    int8=st.booleans(),
+    offset=st.booleans(),
+    seed=seeds,
+)
+def test_nbit_operator(prefix, K, N, lead, group_size, int8, offset, seed):
+    layer = Layer(prefix, N, K, group_size, seed, offset)
+    x = random_x((*lead, K), seed)
+    model = layer.graph("MatMulInt8" if int8 else "MatMulFloat", x.shape, x.ndim)
+    lowering.portable(model)
+    got, proto = run(model, x)
+    close(got, layer.matmul(x, "int8" if int8 else "float"), layer, x, int8)
+    ours = {n.op_type for n in proto.graph.node if n.domain == functions.DOMAIN}
+    if int8 and offset:  # offsets meet rounded activations: MatMulNBits, or an unpacked matrix
+        assert ours <= {f"{prefix}Unpack"}
+    else:
+        assert ours == {f"{prefix}MatMul{'Int8' if int8 else 'Float'}"}
+
+
+@quick
+@given(
+    prefix=nbit_prefixes,
+    K=st.integers(1, 600),
+    group_size=st.sampled_from([0, 32, 256, 304]),
+    offset=st.booleans(),
+    seed=seeds,
+)
+def test_nbit_operator_that_rounds_activations_in_blocks(prefix, K, group_size, offset, seed):
+    layer = Layer(prefix, 5, K, group_size, seed, offset)
+    x = random_x((3, K), seed)
+    x[:, 0] *= 1000  # spoils its own block
+    model = layer.graph("MatMulFloat", x.shape, 2)
+    lowering.portable(model, lowering.Products(lowering.INT8))
+    got, _ = run(model, x)
+    spoiled, others = np.abs(x[:, :304]).max(), np.abs(x[:, 304:]).max(initial=0)
+    unit = (np.sqrt(304) * spoiled + np.sqrt(K) * others) / 254
+    largest = np.abs(layer.dequantized()).max()
+    np.testing.assert_allclose(got, layer.matmul(x, "float"), rtol=0, atol=8 * unit * largest)
 
 
 @quick
@@ -169,7 +222,7 @@ def test_portable_nbit_conv(prefix, dims, channels, group, group_size, int8, off
     model = layer.graph("ConvInt8" if int8 else "ConvFloat", x.shape, x.ndim, **geometry)
     lowering.portable(model)
     got, proto = run(model, x)
-    close(got, layer.conv(x, "int8" if int8 else "float", geometry), layer, x, int8)
+    close(got, layer.conv(x, "int8" if int8 else "float", geometry), layer, x, int8 and not group_size)
     assert [f.name for f in proto.functions] == [f"{prefix}Unpack"]
 
 

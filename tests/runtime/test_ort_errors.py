@@ -82,6 +82,26 @@ def test_attributes(attributes, message):
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
+        ({"group_size": None}, "attribute group_size is missing"),
+        ({"group_size": 0}, "attribute group_size must be from 1 to 65536, got 0"),
+        ({"group_size": 2**40}, "attribute group_size must be from 1 to 65536, got 1099511627776"),
+        ({"group_size": 24}, "attribute group_size must be a multiple of 16, got 24"),
+        ({"group_size": 16}, "scale must have the shape [20, 3], got [20, 2]"),
+        ({"K": 32}, "codes must have 512 bytes (N = 20, K = 32, layout 1), got 768"),
+    ],
+)
+def test_attributes_of_groups(attributes, message):
+    layer = tiled(random_layer("NBit4", N, K, 0, 32), "NBit4", K)
+    chosen = {**MATMUL, "group_size": 32, **attributes}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    shape = ("rows", chosen["K"])
+    model = node_model("NBit4MatMulInt8", layer, shape, body=False, **chosen)
+    assert f"hybridkit.NBit4MatMulInt8 'the_layer': {message}" in error_of(model)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
         ({"group": None}, "attribute group is missing"),
         ({"kernel_shape": None}, "attribute kernel_shape is missing"),
         ({"kernel_shape": [5]}, "attribute kernel_shape must divide K = 36, got [5]"),

@@ -63,6 +63,55 @@ def test_matmul(prefix, mode, dtype, N, K, lead, layout, exponent, seed):
     assert_same(mode, dtype, native, portable, bound)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", ["Int8", "Int8Blocks", "Float"])
+@pytest.mark.parametrize("prefix", ["NBit2", "NBit4", "NBit8"])
+@quick
+@example(N=1, K=1, lead=[], layout=1, group_size=16, halves=True, exponent=0, seed=0)
+@example(N=17, K=777, lead=[2], layout=0, group_size=64, halves=True, exponent=0, seed=1)
+@example(N=40, K=129, lead=[2, 0, 3], layout=1, group_size=32, halves=False, exponent=0, seed=2)
+@example(N=33, K=70, lead=[40], layout=1, group_size=65536, halves=False, exponent=0, seed=3)
+@given(
+    N=st.integers(1, 70),
+    K=st.integers(1, 150),
+    lead=st.lists(st.integers(0, 4), max_size=3),
+    layout=st.integers(0, 1),
+    group_size=st.sampled_from([16, 32, 48, 128]),
+    halves=st.booleans(),
+    exponent=st.integers(-6, 2),
+    seed=seeds,
+)
+def test_nbit_matmul(prefix, mode, dtype, N, K, lead, layout, group_size, halves, exponent, seed):
+    layer = random_layer(prefix, N, K, seed, group_size)
+    if halves:  # which kernels then keep as such
+        layer["scale"] = layer["scale"].astype(np.float16).astype(np.float32)
+    held = layer if layout == 0 else tiled(layer, prefix, K)
+    x = activations((*lead, K), seed, exponent)
+    shape = [f"d{i}" for i in range(len(lead))] + [K]
+    attributes = {"N": N, "K": K, "layout": layout, "group_size": group_size}
+    model = node_model(f"{prefix}MatMul{mode}", held, shape, dtype=dtype, **attributes)
+    native = run(model, x)
+    assert native.shape == (*lead, N)
+    if x.size == 0:
+        return
+    portable = run(model, x, native=False)
+    bound = np.abs(x).sum(-1).max(initial=0) * layer["scale"].max() * 2 ** (int(prefix[-1]) - 1) + 3
+    assert_same("Float" if mode == "Float" else "Int8", dtype, native, portable, bound)
+
+
+@pytest.mark.parametrize("mode", ["Int8", "Int8Blocks", "Float"])
+def test_nbit_layers_that_are_inputs(mode):
+    N, K = 20, 70
+    layer = tiled(random_layer("NBit4", N, K, 0, 32), "NBit4", K)
+    attributes = {"N": N, "K": K, "layout": 1, "group_size": 32}
+    x = activations((3, K), 1)
+    constant, passed = (
+        node_model(f"NBit4MatMul{mode}", layer, ["rows", K], constant=how, **attributes)
+        for how in (True, False)
+    )
+    np.testing.assert_array_equal(run(passed, x, **layer), run(constant, x))
+
+
 @st.composite
 def convolutions(draw):
     axes = draw(st.integers(1, 3))

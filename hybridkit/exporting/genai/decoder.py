@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from hybridkit.calls import called_as
+from hybridkit.calls import called_as, evaluating
 from hybridkit.errors import UsageError
 from hybridkit.exporting.genai.attention import Layers, Recorder, cache_argument, fused
 
@@ -78,6 +78,17 @@ def axes(shape: Shape) -> dict[str, dict[int, str]]:
     for layer in range(shape.layers):
         free |= {PAST.format(layer, part): {0: "batch", 2: "past_sequence"} for part in PARTS}
     return free
+
+
+def past_of(network: nn.Module, ids: Tensor) -> Layers:
+    """The keys and values that `network` keeps of int64 ids [batch, tokens]."""
+    shape = Shape.of(network)
+    if not ids.shape[1]:
+        return shape.empty(len(ids))
+    with torch.no_grad(), evaluating(network), comparing(network):
+        found = network(**arguments(shape, ids, shape.empty(len(ids))))
+    keys = range(shape.layers)
+    return [(found[PRESENT.format(i, PARTS[0])], found[PRESENT.format(i, PARTS[1])]) for i in keys]
 
 
 @contextlib.contextmanager

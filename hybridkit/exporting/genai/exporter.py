@@ -40,6 +40,9 @@ class GenaiExporter:
         accuracy_level: Literal[1, 4] = option(
             1, "of n-bit products of float activations: 4 rounds those to int8 in blocks, faster"
         )
+        stock: bool = option(
+            False, "MatMulNBits for n-bit products: slower, but for runtimes without hybridkit's library"
+        )
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
@@ -64,8 +67,9 @@ class GenaiExporter:
         validation = None
         if request.validation is not None:
             prompt = ids[:1, :VERIFIED]
-            pasts = ((prompt, 0), (prompt[:, :1], len(prompt[0])), (prompt[:, :4], PAST))
-            batches = [decoder.arguments(shape, part, shape.empty(1, past)) for part, past in pasts]
+            # behind pasts as the network makes them: it may magnify errors behind any other
+            cuts = ((prompt[:, :0], prompt), (prompt, prompt[:, :1]), (prompt[:, :PAST], prompt[:, -4:]))
+            batches = [decoder.arguments(shape, part, decoder.past_of(module, past)) for past, part in cuts]
             validation = Validation(batches=batches)
         wanted = dataclasses.replace(
             request,
@@ -77,7 +81,7 @@ class GenaiExporter:
 
         def lower(model: ir.Model) -> None:
             fuse_rotations(model)
-            lowering.portable(model, self.options.accuracy_level)
+            lowering.portable(model, lowering.Products(self.options.accuracy_level, self.options.stock))
 
         with folder_in_place(path) as new:
             report = write_onnx(

@@ -20,6 +20,7 @@
 #include <simde/x86/avx512/set1.h>
 #include <simde/x86/avx512/setr.h>
 #include <simde/x86/avx512/setzero.h>
+#include <simde/x86/avx512/slli.h>
 #include <simde/x86/avx512/srli.h>
 #include <simde/x86/avx512/store.h>
 #include <simde/x86/avx512/storeu.h>
@@ -28,6 +29,8 @@
 
 #include <cstdint>
 #include <cstring>
+
+#include "half.h"
 
 namespace emulation {
 
@@ -95,6 +98,17 @@ inline __m512 mm512_cvtepi32_ps(__m512i vector) {
   return lanes.to<__m512>();
 }
 
+template <int count, class Halves, class Floats>
+Floats cvtph_ps(Halves vector) {
+  const auto from = Lanes<uint16_t, count>::from(vector);
+  Lanes<float, count> lanes;
+  for (int i = 0; i < count; ++i) lanes.of[i] = hybridkit::half::from_f16(from.of[i]);
+  return lanes.template to<Floats>();
+}
+
+inline __m256 mm256_cvtph_ps(__m128i vector) { return cvtph_ps<8, __m128i, __m256>(vector); }
+inline __m512 mm512_cvtph_ps(__m256i vector) { return cvtph_ps<16, __m256i, __m512>(vector); }
+
 }  // namespace emulation
 
 using __mmask16 = uint16_t;
@@ -106,6 +120,8 @@ using __mmask16 = uint16_t;
 #define _mm512_mask_storeu_ps(to, mask, vector) emulation::mm512_mask_storeu_ps(to, mask, vector)
 #define _mm512_srai_epi32(vector, count) emulation::mm512_srai_epi32(vector, count)
 #define _mm512_cvtepi32_ps(vector) emulation::mm512_cvtepi32_ps(vector)
+#define _mm256_cvtph_ps(vector) emulation::mm256_cvtph_ps(vector)
+#define _mm512_cvtph_ps(vector) emulation::mm512_cvtph_ps(vector)
 #define _mm256_dpbusd_avx_epi32(sum, a, b) simde_mm256_dpbusd_epi32(sum, a, b)
 
 #endif
