@@ -181,7 +181,16 @@ def kernel_blocks() -> dict[str, str]:
         numbers.append(markdown(report.verdict_table(run)))
         first.append(markdown(made[0]))
         shapes += map(markdown, made)
+    import groups
+
+    promised, times = [], []
+    for path in sorted(RESULTS.glob("groups-*.json"), reverse=True):
+        first_table, *others = groups.tables(json.loads(path.read_text("utf-8")))
+        promised.append(markdown(first_table))
+        times += map(markdown, others)
     found = {
+        "groups": promised,
+        "groups-shapes": times,
         "kernels": numbers,
         "kernels-first": first,
         "kernels-shapes": shapes,

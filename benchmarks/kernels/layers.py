@@ -57,12 +57,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Peer:
-    """How a layer is stored: bits of a weight, and what writes it down. `mode` is set for our own."""
+    """How a layer is stored: bits of a weight, and what writes it down. `operator` is set for our own."""
 
     name: str
     bits: float
     build: Build
-    mode: str | None = None
+    operator: str | None = None
+
+    @property
+    def mode(self) -> str | None:
+        """int8 or float, of our own."""
+        return self.operator and ("float" if self.operator.endswith("Float") else "int8")
 
     def weight_bytes(self, n: int, k: int) -> int:
         """Bytes of the weights, about."""
@@ -76,7 +81,7 @@ def model(peer: Peer, n: int, k: int, copies: int, seed: int = 0) -> bytes:
     for index in range(copies):
         layers.append(Layer(n, k, index, rng))
         peer.build(layers[-1])
-    functions = [function(f"TernaryMatMul{peer.mode.capitalize()}", OPSET)] if peer.mode else []
+    functions = [function(peer.operator, OPSET)] if peer.operator else []
     domains = {"": OPSET, "com.microsoft": 1, DOMAIN: DOMAIN_VERSION}
     return _serialised(
         [node for layer in layers for node in layer.nodes],
@@ -131,19 +136,37 @@ def _int8(layer: Layer) -> None:
     layer.node("Mul", ["float~", "scale_product~"], [layer.y])
 
 
-def _blocks(bits: int) -> Build:
+def blocks(bits: int, block: int = BLOCK, level: int = ACCURACY_LEVEL) -> Build:
+    """As a MatMulNBits."""
+
     def build(layer: Layer) -> None:
-        blocks = math.ceil(layer.k / BLOCK)
-        codes = layer.constant("codes", layer.bytes_(layer.n, blocks, BLOCK * bits // 8))
-        scales = layer.constant("scales", np.full(layer.n * blocks, 0.01, np.float32))
-        sizes = {"K": layer.k, "N": layer.n, "bits": bits, "block_size": BLOCK}
+        count = math.ceil(layer.k / block)
+        codes = layer.constant("codes", layer.bytes_(layer.n, count, block * bits // 8))
+        scales = layer.constant("scales", np.full(layer.n * count, 0.01, np.float32))
+        sizes = {"K": layer.k, "N": layer.n, "bits": bits, "block_size": block}
         layer.node(
             "MatMulNBits",
             [layer.x, codes, scales],
             [layer.y],
             domain="com.microsoft",
-            accuracy_level=ACCURACY_LEVEL,
+            accuracy_level=level,
             **sizes,
+        )
+
+    return build
+
+
+def groups(bits: int, size: int, mode: str) -> Build:
+    """As our n-bit operator, with scales that are float16 numbers."""
+
+    def build(layer: Layer) -> None:
+        n, k = layer.n, layer.k
+        codes = layer.constant("codes", layer.bytes_(*tiled_shape(n, k, bits)))
+        scale = layer.constant("scale", np.full((n, math.ceil(k / size)), 2**-7, np.float32))
+        bias = layer.constant("bias", np.zeros(n, np.float32))
+        sizes = {"K": k, "N": n, "layout": 1, "group_size": size}
+        layer.node(
+            f"NBit{bits}MatMul{mode}", [layer.x, codes, scale, bias], [layer.y], domain=DOMAIN, **sizes
         )
 
     return build
@@ -173,10 +196,10 @@ def _ternary(mode: str) -> Build:
     return build
 
 
-OURS: Final = Peer("hybridkit int8", 2, _ternary("int8"), "int8")
-OURS_FLOAT: Final = Peer("hybridkit float", 2, _ternary("float"), "float")
+OURS: Final = Peer("hybridkit int8", 2, _ternary("int8"), "TernaryMatMulInt8")
+OURS_FLOAT: Final = Peer("hybridkit float", 2, _ternary("float"), "TernaryMatMulFloat")
 FP32: Final = Peer("ORT fp32", 32, _fp32)
 INT8: Final = Peer("ORT int8", 8, _int8)
-NBITS2: Final = Peer("ORT MatMulNBits 2-bit", 2.25, _blocks(2))
-NBITS4: Final = Peer("ORT MatMulNBits 4-bit", 4.25, _blocks(4))
+NBITS2: Final = Peer("ORT MatMulNBits 2-bit", 2.25, blocks(2))
+NBITS4: Final = Peer("ORT MatMulNBits 4-bit", 4.25, blocks(4))
 PEERS: Final = (OURS, OURS_FLOAT, FP32, INT8, NBITS2, NBITS4)

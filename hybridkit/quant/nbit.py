@@ -32,7 +32,7 @@ class NBit(StraightThrough):
     """codes = clip(round(w / scale), -2^(b-1), 2^(b-1) - 1); of 3 bits -3 to 2.
 
     Three codes of six levels fill a byte, so that 3 bits take 2.67 in a file; in a runtime they take 4.
-    ONNX Runtime's MatMulNBits stores exactly these, unsigned, with zero point 2^(b-1).
+    ONNX Runtime's MatMulNBits and our operators store exactly these, unsigned, with zero point 2^(b-1).
     `scale="absmax"` maps the largest magnitude to 2^(b-1) - 1. `scale="mse"` also tries to clip it and takes
     the clip of least squared error, which two bits need (the optimum that OCTAV, arXiv 2206.06501, finds by
     Newton's method, here by search), with either sign of the scale: the side with one level more is then that
