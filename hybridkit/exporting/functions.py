@@ -7,6 +7,7 @@ stock operators. Bodies are written in ONNX's textual syntax. The operators:
     {Ternary,Binary}Conv{Int8,Float}            x [B, C, ...], codes, scale [N], bias [N] -> y [B, N, ...]
     NBit{2,4,8}MatMul{Int8,Int8Blocks,Float}    x [..., K], codes, scale [N, groups], bias [N] -> y [..., N]
     {Ternary,Binary,NBit2,NBit4,NBit8}Unpack    codes [..., bytes] -> y float32 [..., K], integer-valued
+    Base3Repack                                 codes [N, ceil(K / 5)] -> y [N, ceil(K / 4)], layout 0
 
 Attributes K and N give the matrix and `layout` the order of the uint8 codes: 0 is row-major, [N, bytes] with
 rows padded to whole bytes, lowest bits first; products may also have 1 and convolutions 2, the tiles of
@@ -73,11 +74,14 @@ STORAGES: Final = {  # by the name of the packing codec whose bytes are layout 0
     "nbit4": Storage("NBit4", 4, 1, -8, _NBIT_STEMS),
     "nbit8": Storage("NBit8", 8, 1, -128, _NBIT_STEMS),
 }
+BASE3_REPACK: Final = "Base3Repack"
 _OPERATORS: Final = {s.prefix + stem: (s, stem) for s in STORAGES.values() for stem in s.stems}
 
 
 def attribute_names(operator: str) -> tuple[str, ...]:
     """The attributes of an operator, all of them required."""
+    if operator == BASE3_REPACK:
+        return ("K", "first")
     storage, stem = _OPERATORS[operator]
     if stem == "Unpack":
         return ("K", "layout")
@@ -87,24 +91,25 @@ def attribute_names(operator: str) -> tuple[str, ...]:
 
 def input_names(operator: str) -> tuple[str, ...]:
     """The inputs of an operator, all of them required."""
-    return ("codes",) if _OPERATORS[operator][1] == "Unpack" else ("x", "codes", "scale", "bias")
+    alone = operator == BASE3_REPACK or _OPERATORS[operator][1] == "Unpack"
+    return ("codes",) if alone else ("x", "codes", "scale", "bias")
 
 
 def function(operator: str, opset: int) -> onnx.FunctionProto:
     """The local function of `operator` (`TernaryMatMulInt8`) for a model of the given opset, at least 18."""
     import onnx
 
-    storage, stem = _OPERATORS[operator]
     attributes, inputs = ", ".join(attribute_names(operator)), ", ".join(input_names(operator))
+    body = _BASE3 if operator == BASE3_REPACK else _body(*_OPERATORS[operator])
     text = f"""
     <domain: "{DOMAIN}", opset_import: ["" : {opset}]>
     {operator} <{attributes}> ({inputs}) => (y) {{
-        {_body(stem, storage)}
+        {body}
     }}"""
     return onnx.parser.parse_function(text)
 
 
-def _body(stem: str, storage: Storage) -> str:
+def _body(storage: Storage, stem: str) -> str:
     if stem == "Unpack":
         whole_bytes = storage.bits == 8
         return (_BYTES if whole_bytes else _unpacked(storage)) + _codes(storage, "y")
@@ -158,6 +163,36 @@ _UNPACK_AFTER = """
         row_shape = Concat <axis = 0> (outer, last_axis)
         rows = Reshape (digits, row_shape)
         kept = Slice (rows, zero, width_1d, last_axis)
+"""
+# A byte holds five digits of base 3, the lowest first; `first` is the digit of two bits that 0 becomes.
+_BASE3 = """
+        last_axis = Constant <value_ints = [-1]> ()
+        wide = Cast <to = 6> (codes)
+        whole = Unsqueeze (wide, last_axis)
+        powers = Constant <value = int32[5] {1, 3, 9, 27, 81}> ()
+        shifted = Div (whole, powers)
+        three = Constant <value = int32[1] {3}> ()
+        of_base = Mod (shifted, three)
+        first_digit = Constant <value_int: int = @first> ()
+        first_wide = Cast <to = 6> (first_digit)
+        digits = Add (of_base, first_wide)
+        row_shape = Constant <value_ints = [0, -1]> ()
+        rows = Reshape (digits, row_shape)
+        zero = Constant <value_ints = [0]> ()
+        width = Constant <value_int: int = @K> ()
+        width_1d = Reshape (width, last_axis)
+        kept = Slice (rows, zero, width_1d, last_axis)
+        four = Constant <value_ints = [4]> ()
+        less = Sub (zero, width_1d)
+        short = Mod (less, four)
+        padding = Concat <axis = 0> (zero, short)
+        padded = Pad (kept, padding, , last_axis)
+        byte_shape = Constant <value_ints = [0, -1, 4]> ()
+        fours = Reshape (padded, byte_shape)
+        places = Constant <value = int32[4] {1, 4, 16, 64}> ()
+        placed = Mul (fours, places)
+        bytes = ReduceSum <keepdims = 0> (placed, last_axis)
+        y = Cast <to = 2> (bytes)
 """
 # Row-major codes are tiles of one row and one column, in one group, with one position in the kernel.
 # So one text serves every layout. `tiled` is 0 or 1.

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from hybridkit.exporting.base3 import restore_two_bits
 from hybridkit.exporting.functions import ROW_MAJOR, TILED
 from hybridkit.exporting.graph import PackedNode, array_of, packed_nodes
 from hybridkit.packing.tiles import tile, tiled_shape, untile
@@ -23,7 +24,8 @@ MOST_PADDING: Final = 1 / 8  # of the row-major bytes
 
 
 def make_row_major(model: ir.Model) -> None:
-    """Codes of whatever layout a network's layers hold, as row-major ones: what every rewriting reads."""
+    """Codes in whatever order a file has them, as row-major ones: what every rewriting reads."""
+    restore_two_bits(model)
     for codes, layers in _by_codes(model):
         first = layers[0]
         if first.layout != ROW_MAJOR:
@@ -58,7 +60,8 @@ def _by_codes(model: ir.Model) -> Iterator[tuple[ir.Value, list[PackedNode]]]:
     """Each initializer of codes with the products that read it and say in what order it is."""
     readers: dict[ir.Value, list[PackedNode]] = defaultdict(list)
     for layer in packed_nodes(model):
-        if layer.kind in TILED and (layer.has_layout or not layer.prefix.startswith("NBit")):
+        held = layer.codes.const_value is not None
+        if held and layer.kind in TILED and (layer.has_layout or not layer.prefix.startswith("NBit")):
             readers[layer.codes].append(layer)
     yield from readers.items()
 

@@ -8,6 +8,7 @@ import gc
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from hybridkit.calls import evaluating
 from hybridkit.errors import FileError
 from hybridkit.exporting import files, lowering, verify
 from hybridkit.exporting.assembly import assemble, tidy
+from hybridkit.exporting.base3 import store_in_base3
 from hybridkit.exporting.folding import fold_batch_normalization
 from hybridkit.exporting.gelu import reorder_gelu
 from hybridkit.exporting.graph import PackedNode, packed_nodes
@@ -33,6 +35,7 @@ from hybridkit.exporting.protocol import ExportReport, ExportRequest
 from hybridkit.exporting.reshapes import drop_round_trips
 from hybridkit.exporting.translation import translate
 from hybridkit.memory import give_back_memory
+from hybridkit.options import option
 from hybridkit.packing.model import PackedModel
 from hybridkit.quant.layers import qat_layers
 from hybridkit.runtime.modules import load_packed, tile_layers
@@ -48,11 +51,26 @@ class OnnxExporter:
 
     suffixes = (SUFFIX,)
 
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Options:
+        """Options of the exporter."""
+
+        base3: bool = option(False, "ternary codes in 1.6 bits: a smaller file, repacked while it loads")
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or self.Options()
+
     def export(
         self, module: nn.Module, packed: PackedModel | None, path: Path, request: ExportRequest
     ) -> ExportReport:
         """Write the file; see Exporter."""
-        return write_onnx(module, packed, path, request, target="onnx", lower=lowering.portable)
+        return write_onnx(module, packed, path, request, target="onnx", lower=self.lower)
+
+    def lower(self, model: ir.Model) -> None:
+        """Rewrite a graph whose codes are row-major."""
+        lowering.portable(model)
+        if self.options.base3:
+            store_in_base3(model)
 
 
 class Fp32Exporter:

@@ -40,6 +40,7 @@ class GenaiExporter:
         accuracy_level: Literal[1, 4] = option(
             1, "of n-bit products of float activations: 4 rounds those to int8 in blocks, faster"
         )
+        base3: bool = option(False, "ternary codes in 1.6 bits: a smaller file, repacked while it loads")
         stock: bool = option(
             False, "MatMulNBits for n-bit products: slower, but for runtimes without hybridkit's library"
         )
@@ -52,6 +53,7 @@ class GenaiExporter:
     ) -> ExportReport:
         """Write the folder; see Exporter."""
         from hybridkit.exporting import lowering
+        from hybridkit.exporting.base3 import store_in_base3
         from hybridkit.exporting.genai import attention, configuration, decoder
         from hybridkit.exporting.genai.rotary import fuse_rotations
         from hybridkit.exporting.onnx import write_onnx
@@ -82,6 +84,8 @@ class GenaiExporter:
         def lower(model: ir.Model) -> None:
             fuse_rotations(model)
             lowering.portable(model, lowering.Products(self.options.accuracy_level, self.options.stock))
+            if self.options.base3:
+                store_in_base3(model)
 
         with folder_in_place(path) as new:
             report = write_onnx(

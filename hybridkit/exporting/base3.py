@@ -1,0 +1,72 @@
+"""Ternary codes of a file in base 3, five to a byte: 1.6 bits instead of 2, repacked while the file loads.
+
+A node in front of the product makes row-major two-bit codes of them, out of constants, so that a runtime
+does it once.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from hybridkit.exporting.functions import BASE3_REPACK, DOMAIN, ROW_MAJOR
+from hybridkit.exporting.graph import PackedNode, array_of, packed_nodes
+from hybridkit.packing.codecs import codec
+
+_FIRST: Final = {"Ternary": 0, "NBit2": 1}  # the digit of -1, by the prefix of the operators that read it
+_KINDS: Final = ("MatMul", "Conv")
+
+
+def store_in_base3(model: ir.Model) -> None:
+    """Rewrite the codes of ternary products, which are row-major, where nothing else reads them."""
+    for layer in list(packed_nodes(model)):
+        if layer.prefix not in _FIRST or layer.kind not in _KINDS or not layer.has_layout:
+            continue
+        codes = layer.codes
+        if codes.const_value is None or len(codes.uses()) != 1 or layer.layout != ROW_MAJOR:
+            continue
+        integers = layer.integers()
+        if integers.min(initial=0) >= -1 and integers.max(initial=0) <= 1:
+            _rewrite(model, layer, codec("base3").pack(integers))
+
+
+def restore_two_bits(model: ir.Model) -> None:
+    """The inverse: two-bit codes as initializers."""
+    for node in list(model.graph.all_nodes()):
+        if (node.domain, node.op_type) != (DOMAIN, BASE3_REPACK):
+            continue
+        packed, repacked = node.inputs[0], node.outputs[0]
+        assert packed is not None
+        assert node.graph is not None
+        K, first = node.attributes["K"].as_int(), node.attributes["first"].as_int()
+        integers = codec("base3").unpack(array_of(packed), K)
+        rows = codec("nbit2" if first else "two-bit").pack(integers)
+        name = repacked.name
+        repacked.name = f"{name}.repacked"
+        value = _initializer(model, rows, name)
+        ir.convenience.replace_all_uses_with(repacked, value)
+        node.graph.remove(node, safe=True)
+
+
+def _rewrite(model: ir.Model, layer: PackedNode, packed: NDArray[np.uint8]) -> None:
+    codes, graph = layer.codes, layer.node.graph
+    assert graph is not None
+    name = codes.name
+    del model.graph.initializers[name or ""]
+    value = _initializer(model, packed, f"{(name or 'codes').removesuffix('codes')}base3")
+    repack = ir.node(BASE3_REPACK, [value], {"K": layer.K, "first": _FIRST[layer.prefix]}, domain=DOMAIN)
+    repack.outputs[0].name = name  # the layer is called after its codes
+    graph.insert_before(layer.node, repack)
+    layer.node.replace_input_with(1, repack.outputs[0])
+
+
+def _initializer(model: ir.Model, content: NDArray[np.uint8], name: str | None) -> ir.Value:
+    tensor = ir.tensor(content, name=name)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(content.shape), const_value=tensor
+    )
+    model.graph.register_initializer(value)
+    return value

@@ -1,0 +1,126 @@
+"""Ternary codes in base 3 in a file: the same layer from fewer bytes, and the way back."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.reference
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import hybridkit
+from hybridkit.bench import twin
+from hybridkit.exporting import export
+from hybridkit.exporting.functions import function
+from hybridkit.exporting.layout import make_row_major
+from hybridkit.packing.codecs import codec
+from hybridkit.runtime.session import session
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(["two-bit", "nbit2"]),
+    N=st.integers(1, 9),
+    K=st.integers(1, 60),
+    seed=st.integers(0, 999),
+)
+def test_the_body_repacks_to_the_bytes_of_the_codec(name, N, K, seed):
+    codes = np.random.default_rng(seed).integers(-1, 2, (N, K)).astype(np.int8)
+    packed = codec("base3").pack(codes)
+    node = helper.make_node("Base3Repack", ["x"], ["y"], domain="hybridkit", K=K, first=int(name == "nbit2"))
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["N", packed.shape[1]])],
+        [helper.make_tensor_value_info("y", TensorProto.UINT8, ["N", "bytes"])],
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("hybridkit", 1)],
+        functions=[function("Base3Repack", 18)],
+        ir_version=10,
+    )
+    onnx.checker.check_model(model, full_check=True)
+    found = onnx.reference.ReferenceEvaluator(model).run(None, {"x": packed})[0]
+    np.testing.assert_array_equal(found, codec(name).pack(codes))
+
+
+class Network(nn.Module):
+    """A ternary product per row, one in groups, a convolution, and a layer that two products share."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Conv1d(16, 48, 3)
+        self.rows = nn.Linear(48, 70)
+        self.groups = nn.Linear(70, 64)
+        self.twice = nn.Linear(64, 64)
+
+    def forward(self, x):
+        x = torch.relu(self.rows(self.line(x).transpose(1, 2)))
+        return self.twice(torch.relu(self.twice(torch.relu(self.groups(x)))))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base3")
+    torch.manual_seed(0)
+    network, x = Network(), torch.randn(2, 16, 9)
+    groups = {"groups": {"quantizer": "ternary-mse", "granularity": "group:32"}}
+    packed = hybridkit.quantize(
+        network, quantizer="ternary-mse", overrides=groups, quantize_all=True, example_inputs=(x,)
+    ).packed
+    found = {}
+    for how in (False, True):
+        path = folder / f"{how}.onnx"
+        export(network, packed, path, example_inputs=(x,), options={"base3": how})
+        found[how] = path
+    return found, x.numpy()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_it_computes_the_same(files, native):
+    paths, x = files
+    plain, small = (session(paths[how], native=native).run(None, {"input": x})[0] for how in (False, True))
+    np.testing.assert_array_equal(plain, small)
+
+
+def stored(path):
+    graph = onnx.load(path).graph
+    codes = {i.name: numpy_helper.to_array(i) for i in graph.initializer if i.data_type == TensorProto.UINT8}
+    return codes, [node.op_type for node in graph.node]
+
+
+def test_codes_are_a_fifth_smaller_and_stored_once(files):
+    paths, _ = files
+    codes, operators = stored(paths[True])
+    assert operators.count("Base3Repack") == 3
+    rows = {name: array.shape for name, array in codes.items() if name.endswith("base3")}
+    assert rows == {"line.base3": (48, 10), "rows.base3": (70, 10), "groups.base3": (64, 14)}
+    # what two products read stays as it was
+    assert [name for name in codes if name.startswith("twice")] == ["twice.codes"]
+
+
+def test_what_reads_such_a_file_gets_two_bits_back(files, tmp_path):
+    paths, _ = files
+    models = {how: ir.load(path) for how, path in paths.items()}
+    for model in models.values():
+        make_row_major(model)
+    found = {
+        how: {
+            name: value.const_value.numpy()
+            for name, value in model.graph.initializers.items()
+            if name.endswith("codes")
+        }
+        for how, model in models.items()
+    }
+    assert found[False].keys() == found[True].keys()
+    for name, codes in found[False].items():
+        np.testing.assert_array_equal(codes, found[True][name])
+    made = [tmp_path / f"{how}.twin.onnx" for how in paths]
+    counts = [twin.write_twin(path, to) for path, to in zip(paths.values(), made, strict=True)]
+    assert counts[0] == counts[1] == 5
