@@ -48,12 +48,14 @@ def calibrated(
     A calibration that was killed goes on at its block. Raises UsageError for a network whose data nobody
     knows how to read, and what reading data raises.
     """
-    from hybridkit.quant.calibration import Kept, calibrate_, fingerprint
+    from hybridkit.quant.calibration import Kept, Unseen, calibrate_, fingerprint
     from hybridkit.quant.prepare import prepare_qat_
-    from hybridkit.tasks.samples import draw
+    from hybridkit.tasks.samples import draw, draw_others
 
     network = found.network
-    samples = draw(task_of(found, network, data), data.samples)
+    task = task_of(found, network, data)
+    samples = draw(task, data.samples)
+    others = None if tuning.joint == 0 else draw_others(task, data.samples)
     how = [samples.told, config.to_json(), dataclasses.asdict(tuning), fingerprint(network)]
     key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
     kept = Kept(output.with_name(output.name + SUFFIX), key)
@@ -65,7 +67,13 @@ def calibrated(
             display.update(bar, description=doing, total=of, completed=done)
 
         calibration = calibrate_(
-            network, samples.inputs, counted=samples.counted, tuning=tuning, kept=kept, progress=shown
+            network,
+            samples.inputs,
+            counted=samples.counted,
+            unseen=Unseen(others.inputs, others.counted) if others else None,
+            tuning=tuning,
+            kept=kept,
+            progress=shown,
         )
     return network, calibration, kept
 

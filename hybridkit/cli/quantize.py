@@ -118,7 +118,8 @@ class Flags:
         int | None,
         flag(
             DATA,
-            "Steps that then tune scales, norms and biases of all blocks together (200 for logits, else 0).",
+            "Steps that then tune scales, norms and biases of all blocks together, on other samples where "
+            "there are as many more (200 for logits, else 0).",
             "N",
             min=0,
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -37,8 +38,18 @@ def draw(task: Task, samples: int, tokens: int = TOKENS) -> Samples:
 
     Raises UsageError where there is none.
     """
+    return _batched(task, spread(task.splits().train, samples), tokens)
+
+
+def draw_others(task: Task, samples: int, tokens: int = TOKENS) -> Samples | None:
+    """Samples from halfway between those that `draw` gives; None where there are not as many more."""
+    places = spread(task.splits().train, samples)
+    others = [(a + b) // 2 for a, b in pairwise(places) if b - a > 1]
+    return _batched(task, others, tokens) if len(others) == samples - 1 > 0 else None
+
+
+def _batched(task: Task, places: list[int], tokens: int) -> Samples:
     train = task.splits().train
-    places = spread(train, samples)
     [longest, *_] = named_inputs(task, take(train, places[:MOST], collate_of(task))).values()
     length = longest.shape[1] if longest.dim() == 2 else 1  # images and vectors are not counted by tokens
     at_once = min(max(tokens // length, 1), MOST)

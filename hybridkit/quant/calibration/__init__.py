@@ -9,10 +9,11 @@ Block after block, on what the quantised blocks before it give:
    (tuning.py).
 
 Then scales, norms and biases of all blocks are tuned together to what the original network gives (joint.py),
-and linear layers outside the blocks get codes and scales that keep their outputs on what reaches them.
+best on data that no block was tuned on, as each is nearer to the original on its own than on any other; and
+linear layers outside the blocks get codes and scales that keep their outputs on what reaches them.
 
 In memory are the network, two blocks in full precision and, while one is tuned, four times more, and the
-hidden states between two blocks, four times.
+hidden states between two blocks, four times, and of unseen data once.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from hybridkit.memory import give_back_memory
 from hybridkit.quant.calibration.joint import JointReport, tune_jointly_
 from hybridkit.quant.calibration.keeping import Kept, fingerprint
 from hybridkit.quant.calibration.moments import Side, moments, positions
-from hybridkit.quant.calibration.streams import Behind, Call, Hidden, advance, record
+from hybridkit.quant.calibration.streams import Behind, Call, Hidden, advance, outputs_of, record
 from hybridkit.quant.calibration.tuning import JOINT, Tuning, block_error, tune_
 from hybridkit.quant.frozen import freeze_layer_
 from hybridkit.quant.frozen_codes import FrozenCodes
@@ -42,7 +43,16 @@ from hybridkit.quant.output_fit import evenly_spaced, fit_output
 from hybridkit.quant.prepare import full_precision_copy
 from hybridkit.quant.protocol import QuantizedTensor, Statistics, quantize_weight, takes_statistics
 
-__all__ = ["BlockReport", "Calibration", "JointReport", "Kept", "Tuning", "calibrate_", "fingerprint"]
+__all__ = [
+    "BlockReport",
+    "Calibration",
+    "JointReport",
+    "Kept",
+    "Tuning",
+    "Unseen",
+    "calibrate_",
+    "fingerprint",
+]
 
 DEFAULT: Final = Tuning()
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, and of how much
@@ -58,6 +68,14 @@ class BlockReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Unseen:
+    """Batches that no block was tuned on, and the positions that count in each."""
+
+    batches: Sequence[Inputs]
+    counted: Sequence[Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """What calibrating did: to each block that was not kept, and to all together (None: not tuned)."""
 
@@ -70,6 +88,7 @@ def calibrate_(
     batches: Sequence[Inputs],
     *,
     counted: Sequence[Tensor | None] | None = None,
+    unseen: Unseen | None = None,
     tuning: Tuning = DEFAULT,
     kept: Kept | None = None,
     progress: Progress = lambda doing, done, of: None,
@@ -78,8 +97,9 @@ def calibrate_(
 
     network: prepared by `prepare_qat_`; afterwards its codes are frozen and `convert` packs it. batches: the
     network's arguments. counted: for each batch the positions that count, bool [batch, positions], or None
-    for all. kept: where finished blocks are kept, and found again. `progress` is called after each block that
-    was not, and after each step on all blocks together.
+    for all. unseen: other data to tune all blocks together on; without, the same. kept: where finished blocks
+    are kept, and found again. `progress` is called after each block that was not, and after each step on all
+    blocks together.
 
     A quantizer that takes statistics gets those of its layer; for any other one codes and scales are fitted,
     starting from its own. Raises UsageError where there is no block with such a layer.
@@ -92,6 +112,8 @@ def calibrate_(
         kept.begin()
     set_ramp(network, 0.0)  # full precision
     found = record(network, blocks, batches)
+    steps = (JOINT if found.logits else 0) if tuning.joint is None else tuning.joint
+    last = outputs_of(network, blocks[-1], unseen.batches) if unseen and steps else None
     set_ramp(network, 1.0)
     network.eval()
     if any(len(calls) != len(batches) for calls in found.calls):
@@ -131,15 +153,18 @@ def calibrate_(
         original, targets = targets, goals
         [full] = following or [full]
     joint = None
-    steps = (JOINT if found.logits else 0) if tuning.joint is None else tuning.joint
     if steps:
-        del ours, original, targets  # but for `goals`, which the last block of the original gave
+        if unseen is None or last is None:
+            unseen, last = Unseen(batches, counted), goals  # which the last block of the original gave
+        del ours, original, targets, goals
         inside = {module for block in blocks for module in block.modules()}
         around = [layer for layer in qat_layers(network).values() if layer not in inside]
         for layer in around:
             layer.ramp = 0.0  # in full precision as yet, as in the original
         stepped = partial(progress, "Tuning all blocks")
-        joint = tune_jointly_(network, blocks, found, batches, goals, counted, steps, tuning, stepped)
+        joint = tune_jointly_(
+            network, blocks, found, unseen.batches, last, unseen.counted, steps, tuning, stepped
+        )
         for layer in around:
             layer.ramp = 1.0
         give_back_memory()

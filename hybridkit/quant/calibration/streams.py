@@ -147,6 +147,19 @@ def record(network: nn.Module, blocks: Sequence[nn.Module], batches: Sequence[In
     return found
 
 
+def outputs_of(network: nn.Module, block: nn.Module, batches: Sequence[Inputs]) -> Hidden:
+    """The hidden states that `block` gives for each batch, as `network` runs."""
+    found: Hidden = []
+    handle = block.register_forward_hook(lambda *seen: found.append(hidden_of(seen[-1]).detach()))
+    try:
+        with torch.no_grad(), evaluating(network), without_caches(network):
+            for batch in batches:
+                call(network, batch)
+    finally:
+        handle.remove()
+    return found
+
+
 def _is_like(output: Any, hidden: Tensor) -> bool:
     first = output[0] if isinstance(output, tuple) and output else output
     return isinstance(first, Tensor) and first.shape == hidden.shape
