@@ -114,11 +114,13 @@ def ours(folder: Path, threads: int) -> Speaks:
 
 
 def genai(folder: Path, threads: int) -> Speaks:
-    """onnxruntime-genai, with our library where the folder names it."""
+    """onnxruntime-genai, with our library, as docs/generation.md gives it to a folder of ours."""
     import onnxruntime_genai
 
+    from hybridkit.runtime import library_path
+
     config = onnxruntime_genai.Config(str(folder))
-    options = {"intra_op_num_threads": threads}
+    options = {"intra_op_num_threads": threads, "custom_ops_library": str(library_path())}
     config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
     model = onnxruntime_genai.Model(config)
 
