@@ -6,7 +6,8 @@ import json
 
 from folders import write
 
-from hybridkit.bench import suite
+from hybridkit.bench import inference, suite
+from hybridkit.bench.memory import Memory
 from hybridkit.cli import run
 from hybridkit.errors import UsageError
 
@@ -35,7 +36,9 @@ def test_a_folder_needs_no_prefix(tmp_path, capsys, monkeypatch):
     assert "measured: small-bert.onnx, True" in capsys.readouterr().err
 
 
-def test_a_packed_file_of_it_has_a_twin(tmp_path, capsys):
+def test_a_packed_file_of_it_has_a_twin(tmp_path, capsys, monkeypatch):
+    # a process for each variant, as in the test above
+    monkeypatch.setattr(inference, "measure_memory", lambda *_, **__: Memory(1, 1))
     write("bert", tmp_path / "m")
     packed = tmp_path / "small.hk.safetensors"
     assert run(["quantize", str(tmp_path / "m"), "-o", str(packed)]) == 0
