@@ -165,9 +165,7 @@ def test_any_source_is_quantised(kind: str, flags: list[str]) -> None:
 @pytest.mark.parametrize(
     ("kind", "flags"),
     [
-        ("run", []),
         ("checkpoint", []),
-        ("packed", []),
         ("packed", [*OF_MODEL, *INPUT]),
         ("weights", OF_TASK),
         ("index", [*OF_MODEL, *INPUT]),
@@ -181,11 +179,15 @@ def test_any_source_is_exported(kind: str, flags: list[str], capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("exporter", ["onnx", "fp32", "matmulnbits"])
-def test_a_packed_file_and_its_run_give_one_network(exporter: str) -> None:
+def test_a_packed_file_and_its_run_are_exported_and_give_one_network(
+    exporter: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     x = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
     scores = []
     for name, source in (("a.onnx", "run"), ("b.onnx", TEXTS["packed"])):
-        assert run(["export", name, "--from", source, "--target", exporter]) == 0
+        flags = [] if exporter == "onnx" else ["--target", exporter]
+        assert run(["export", name, "--from", source, *flags]) == 0
+        assert "Verified on " in capsys.readouterr().out
         runner = session(name, threads=1)
         scores += runner.run(None, {runner.get_inputs()[0].name: x})
     assert (scores[0] == scores[1]).all()

@@ -450,7 +450,7 @@ def test_a_whole_comparison_and_its_second_run(tmp_path, monkeypatch, here):
     monkeypatch.setattr(running, "processes", lambda count: nullcontext(here))
     chosen = [dataclasses.replace(DIGITS, steps=4), Setting("digits", "fp32", 4, 32)]
     extras = [Extra(Setting("digits", "1-bit", 4, 32), chosen[0])]
-    plan = Plan(chosen, range(2), shares=(0.5,), misset=(10.0,), grid=1, rounds=1, extras=extras)
+    plan = Plan(chosen, range(1), shares=(0.5,), misset=(10.0,), grid=1, rounds=1, extras=extras)
     ticks: list[str] = []
 
     def progress(title, total):

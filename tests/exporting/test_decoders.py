@@ -225,7 +225,7 @@ def test_the_rule_that_grows_with_the_square_of_the_depth_is_not_tried(monkeypat
 
 def test_a_decoder_of_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     configuration = transformers.LlamaConfig(vocab_size=64, num_key_value_heads=2, **sizes)
     torch.manual_seed(0)
     llama = transformers.LlamaForCausalLM(configuration).eval()

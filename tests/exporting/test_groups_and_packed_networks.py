@@ -32,8 +32,15 @@ class Network(nn.Module):
 TOKENS = torch.arange(20).view(4, 5)
 
 
-@pytest.mark.parametrize(("size", "target"), [(7, "onnx"), (16, "onnx"), (16, "matmulnbits")])
-@pytest.mark.parametrize(("name", "activations"), [("ternary-mse", "int8"), ("binary", "float")])
+@pytest.mark.parametrize(
+    ("name", "activations", "size", "target"),
+    [
+        ("ternary-mse", "int8", 7, "onnx"),
+        ("ternary-mse", "int8", 16, "onnx"),
+        ("binary", "float", 16, "onnx"),
+        ("binary", "float", 16, "matmulnbits"),
+    ],
+)
 def test_groups_are_exported(tmp_path, name, size, activations, target):
     torch.manual_seed(0)
     how = QuantConfig(weights=name, granularity=f"group:{size}", activations=activations, quantize_all=True)
@@ -76,7 +83,7 @@ def nodes(path):
 
 def test_export_takes_a_packed_or_a_prepared_network_alone(tmp_path):
     torch.manual_seed(0)
-    plain, trained = Network(), prepare_qat_(Network())
+    trained = prepare_qat_(Network())
     export(trained, convert(trained), tmp_path / "both.onnx", example_inputs=(TOKENS,))
     export(pack(trained), tmp_path / "packed.onnx", example_inputs=(TOKENS,))
     export(trained, tmp_path / "prepared.onnx", example_inputs=(TOKENS,))
@@ -84,8 +91,9 @@ def test_export_takes_a_packed_or_a_prepared_network_alone(tmp_path):
         nodes(tmp_path / "both.onnx") == nodes(tmp_path / "packed.onnx") == nodes(tmp_path / "prepared.onnx")
     )
     assert "hybridkit" in {domain for _, domain in nodes(tmp_path / "packed.onnx")}
-    export(plain, str(tmp_path / "plain.onnx"), example_inputs=(TOKENS,))
-    export(plain, None, tmp_path / "none.onnx", example_inputs=(TOKENS,))
+    plain, x = nn.Linear(4, 4), torch.randn(2, 4)
+    export(plain, str(tmp_path / "plain.onnx"), example_inputs=(x,))
+    export(plain, None, tmp_path / "none.onnx", example_inputs=(x,))
     assert nodes(tmp_path / "plain.onnx") == nodes(tmp_path / "none.onnx")
     with pytest.raises(UsageError, match="say where to write the file"):
         export(trained, convert(trained), example_inputs=(TOKENS,))
@@ -115,8 +123,8 @@ class Tied(nn.Module):
         return self.head(torch.relu(self.inner(self.embed(tokens))))
 
 
-@pytest.mark.parametrize("activations", ["int8", "float"])
-@pytest.mark.parametrize("width", [128, 90])  # 90: MatMulNBits pads its rows
+# 90: MatMulNBits pads its rows. Every head has both widths and both kinds of activations.
+@pytest.mark.parametrize(("width", "activations"), [(128, "int8"), (90, "float")])
 @pytest.mark.parametrize("head", HEADS)
 def test_a_tied_head_and_embedding_are_stored_once(tmp_path, head, width, activations):
     torch.manual_seed(0)

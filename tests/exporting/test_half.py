@@ -87,7 +87,7 @@ def test_a_tied_weight_stays_one(network):
 
 @pytest.mark.parametrize(("activations", "target"), [("int8", "onnx"), ("float", "matmulnbits")])
 def test_packed_layers_between_halves(activations, target, tmp_path):
-    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
     torch.manual_seed(0)
     config = transformers.BertConfig(**shape, vocab_size=96, max_position_embeddings=32)
     network = transformers.BertModel(config, add_pooling_layer=False).eval()
@@ -100,7 +100,7 @@ def test_packed_layers_between_halves(activations, target, tmp_path):
     assert report.verification.loss < 1e-3
     kinds = Counter(each.data_type for each in onnx.load(path).graph.initializer)
     assert kinds[HALF] >= 6  # norms
-    assert kinds[FLOAT] >= 12  # scales of packed layers
+    assert kinds[FLOAT] >= 6  # scales of packed layers
     found = session(path, threads=1).run(None, {name: x.numpy() for name, x in given.items()})
     assert found[0].dtype == np.float32
 

@@ -33,8 +33,11 @@ def network():
     return Net().bfloat16().eval()
 
 
-@pytest.mark.parametrize("activations", [None, "float", "int8"])
-@pytest.mark.parametrize("target", ["onnx", "fp32", "matmulnbits"])
+# What is cast is decided before the target: each of them once, and each kind of network.
+@pytest.mark.parametrize(
+    ("target", "activations"),
+    [("onnx", None), ("onnx", "float"), ("onnx", "int8"), ("fp32", "int8"), ("matmulnbits", "float")],
+)
 def test_bfloat16_is_cast_and_said(target, activations, tmp_path):
     net, x = network(), torch.randn(3, 64).bfloat16()
     packed = quantize(net, activations=activations).packed if activations else None

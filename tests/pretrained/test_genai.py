@@ -212,10 +212,10 @@ def windowed(family):
         return folders.network("gemma3")
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
-    shape |= {"head_dim": 16, "vocab_size": folders.WORDS, "num_hidden_layers": 2, "sliding_window": 8}
+    shape |= {"head_dim": 16, "vocab_size": folders.WORDS, "sliding_window": 8}
     if family == "mistral":
-        return transformers.MistralForCausalLM(transformers.MistralConfig(**shape))
-    capped = {"attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 16}
+        return transformers.MistralForCausalLM(transformers.MistralConfig(num_hidden_layers=1, **shape))
+    capped = {"num_hidden_layers": 2, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 16}
     return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**shape, **capped))
 
 

@@ -36,11 +36,22 @@ def cached(home: Path, name: str, files: Path, commit: str, *, main: bool = True
         (place / "refs/main").write_text(commit)
 
 
-def hybridkit(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, as the client reads its environment when it is imported."""
+EACH = """
+import json, sys
+from hybridkit.cli import run
+for line in json.loads(sys.argv[1]):
+    print("code", run(line), flush=True)
+    print("END", file=sys.stderr, flush=True)
+"""
+
+
+def hybridkit(*lines: list[str], home: Path) -> list[tuple[int, str]]:
+    """Code and errors of each line, in a process of their own: the client reads its environment on import."""
     environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "hybridkit", *arguments]
-    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
+    command = [sys.executable, "-c", EACH, json.dumps(lines)]
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=True)
+    codes = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("code ")]
+    return list(zip(codes, done.stderr.split("END\n")[:-1], strict=True))
 
 
 def test_a_name_is_opened_out_of_the_cache_and_its_revision_is_recorded(tmp_path):
@@ -48,22 +59,25 @@ def test_a_name_is_opened_out_of_the_cache_and_its_revision_is_recorded(tmp_path
     home = tmp_path / "home"
     cached(home, "owner/name", tmp_path / "m", COMMIT)
     cached(home, "owner/name", tmp_path / "m", OTHER, main=False)
-    done = hybridkit("quantize", "hf:owner/name", home=home)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    named, pinned, absent = hybridkit(
+        ["quantize", "hf:owner/name"],
+        ["quantize", f"hf:owner/name@{OTHER}", "-o", "other.hk.safetensors"],
+        ["quantize", "hf:owner/absent", "-o", "x.hk.safetensors"],
+        home=home,
+    )
+    assert named == (0, "")
     said = PackedModel.load(home / "model.hk.safetensors").metadata["assets"]
     assert (said["from"], said["revision"]) == ("hf:owner/name", COMMIT)
     record = json.loads((home / "model.assets/hybridkit-assets.json").read_text())
     assert record["revision"] == COMMIT
     assert not any(path.is_symlink() for path in (home / "model.assets").iterdir())
-    done = hybridkit("quantize", f"hf:owner/name@{OTHER}", "-o", "other.hk.safetensors", home=home)
-    assert done.returncode == 0, done.stderr
+    assert pinned[0] == 0, pinned[1]
     said = PackedModel.load(home / "other.hk.safetensors").metadata["assets"]
     assert said["revision"] == OTHER
-    done = hybridkit("quantize", "hf:owner/absent", "-o", "x.hk.safetensors", home=home)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "owner/absent cannot be had from the hub: it is not in the cache" in done.stderr
+    code, error = absent
+    assert code == 1
+    assert error.count("\n") == 1
+    assert "owner/absent cannot be had from the hub: it is not in the cache" in error
     assert not (home / "x.hk.safetensors").exists()
 
 

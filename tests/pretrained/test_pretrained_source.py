@@ -260,10 +260,10 @@ print(memory("VmHWM") - before)
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux for the peak of memory")
 def test_memory_is_bounded_by_the_largest_layer(tmp_path):
-    """800 MB of weights, of which no layer has more than 34 MB."""
+    """Twice the weights that may be in memory; no layer has more than 34 MB."""
     write("llama", tmp_path / "small")
     sizes = {"hidden_size": 1024, "intermediate_size": 8192, "num_attention_heads": 8}
-    config = transformers.LlamaConfig(vocab_size=512, num_hidden_layers=7, **sizes)
+    config = transformers.LlamaConfig(vocab_size=512, num_hidden_layers=4, **sizes)
     with torch.device("meta"):
         shapes = {n: list(t.shape) for n, t in transformers.LlamaForCausalLM(config).state_dict().items()}
     config.architectures = ["LlamaForCausalLM"]
@@ -277,7 +277,7 @@ def test_memory_is_bounded_by_the_largest_layer(tmp_path):
     with (big / "model.safetensors").open("wb") as file:  # zeros that take no room on the disk
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + end)
-    assert end > 800e6
+    assert end > 2 * (34e6 + 200e6)
     command = [
         sys.executable,
         "-c",

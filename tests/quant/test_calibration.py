@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 
 import pytest
 import torch
@@ -26,6 +28,8 @@ CONFIGS = {
     "learned": QuantConfig(weights="ternary-learned", activations="float"),
 }
 TUNING = Tuning(steps=20, joint=0)
+BRIEF = Tuning(steps=4, joint=0)
+LONG = Tuning(steps=60, joint=0)
 
 
 def network():
@@ -55,33 +59,29 @@ def inputs():
     return [[batch] for batch in tokens()]
 
 
+@functools.cache
+def calibrated(name, tuning):
+    """The network that several tests look at, and what was reported of its blocks."""
+    model = prepared(CONFIGS[name])
+    return model, calibrate_(model, inputs(), tuning=tuning).blocks
+
+
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_it_is_closer_than_rounding(name):
-    rounded, calibrated = prepared(CONFIGS[name]), prepared(CONFIGS[name])
-    reports = calibrate_(calibrated, inputs(), tuning=TUNING).blocks
+def test_it_is_closer_than_rounding_and_what_is_packed_computes_the_same(name):
+    model, reports = calibrated(name, TUNING)
     assert [report.place for report in reports] == [0, 1, 2]
     assert all(report.tuned < report.fitted for report in reports)
-    assert error(calibrated) < 0.7 * error(rounded)
-
-
-@pytest.mark.parametrize("part", ["fitting", "tuning"])
-def test_each_part_helps(part):
-    config = CONFIGS["ternary, groups"]
-    both, fitted = prepared(config), prepared(config)
-    calibrate_(both, inputs(), tuning=Tuning(steps=80, joint=0))
-    calibrate_(fitted, inputs(), tuning=Tuning(steps=0, joint=0))
-    better, worse = (fitted, prepared(config)) if part == "fitting" else (both, fitted)
-    assert error(better) < error(worse)
-
-
-@pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_what_is_packed_computes_the_same(name):
-    model = prepared(CONFIGS[name])
-    calibrate_(model, inputs(), tuning=TUNING)
+    assert error(model) < 0.7 * error(prepared(CONFIGS[name]))
     packed = load_packed(network(), convert(model))
     [given, *_] = tokens(seed=1)
     with torch.no_grad():
         torch.testing.assert_close(packed(given), model(given), rtol=1e-4, atol=1e-5)
+
+
+def test_each_part_helps():
+    fitted, _ = calibrated("ternary, groups", Tuning(steps=0, joint=0))
+    both, _ = calibrated("ternary, groups", LONG)
+    assert error(both) < error(fitted) < error(prepared(CONFIGS["ternary, groups"]))
 
 
 def test_positions_that_do_not_count_change_nothing():
@@ -91,7 +91,7 @@ def test_positions_that_do_not_count_change_nothing():
     for garbage in (0, 7):
         given = [[torch.where(mask, batch, garbage)] for batch in tokens()]  # attention is causal
         model = prepared(CONFIGS["ternary, groups"])
-        calibrate_(model, given, counted=[mask] * len(given), tuning=TUNING)
+        calibrate_(model, given, counted=[mask] * len(given), tuning=BRIEF)
         found.append(model.state_dict())
     for name, tensor in found[0].items():
         assert torch.equal(tensor, found[1][name]), name
@@ -103,21 +103,20 @@ class Killed(Exception):  # noqa: N818 - stands for one from outside
 
 def test_a_killed_calibration_goes_on_at_its_block(tmp_path):
     config, kept = CONFIGS["ternary, groups"], Kept(tmp_path / "kept", "a")
-    whole = prepared(config)
-    calibrate_(whole, inputs(), tuning=TUNING)
+    whole, _ = calibrated("ternary, groups", BRIEF)
 
     def killed(doing, done, of):
         if done == 2:
             raise Killed
 
     with pytest.raises(Killed):
-        calibrate_(prepared(config), inputs(), tuning=TUNING, kept=kept, progress=killed)
+        calibrate_(prepared(config), inputs(), tuning=BRIEF, kept=kept, progress=killed)
     resumed = prepared(config)
-    reports = calibrate_(resumed, inputs(), tuning=TUNING, kept=kept).blocks
+    reports = calibrate_(resumed, inputs(), tuning=BRIEF, kept=kept).blocks
     assert [report.place for report in reports] == [2]
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
-    other = calibrate_(prepared(config), inputs(), tuning=TUNING, kept=Kept(kept.folder, "b")).blocks
+    other = calibrate_(prepared(config), inputs(), tuning=BRIEF, kept=Kept(kept.folder, "b")).blocks
     assert len(other) == 3  # of another calibration nothing is taken
     kept.end()
     assert not kept.folder.exists()
@@ -126,16 +125,16 @@ def test_a_killed_calibration_goes_on_at_its_block(tmp_path):
 def test_a_damaged_block_is_said(tmp_path):
     kept = Kept(tmp_path / "kept", "a")
     config = CONFIGS["ternary, groups"]
-    calibrate_(prepared(config), inputs(), tuning=TUNING, kept=kept)
+    calibrate_(prepared(config), inputs(), tuning=BRIEF, kept=kept)
     (kept.folder / "block-0001.safetensors").write_bytes(b"nothing")
     with pytest.raises(FileError, match="is damaged"):
-        calibrate_(prepared(config), inputs(), tuning=TUNING, kept=kept)
+        calibrate_(prepared(config), inputs(), tuning=BRIEF, kept=kept)
 
 
 def test_the_original_is_not_needed_any_more_and_not_changed():
     before = network()
     model = prepare_qat_(copy.deepcopy(before), CONFIGS["ternary, groups"])
-    calibrate_(model, inputs(), tuning=TUNING)
+    calibrate_(model, inputs(), tuning=BRIEF)
     for name, tensor in network().state_dict().items():
         assert torch.equal(tensor, before.state_dict()[name])
     assert not any(layer.weight.is_floating_point() for layer in qat_layers(model).values())
@@ -170,10 +169,8 @@ def test_data_are_needed():
 
 
 def test_codes_that_move_help():
-    config = CONFIGS["ternary, groups"]
-    moved, stayed = prepared(config), prepared(config)
-    reports = calibrate_(moved, inputs(), tuning=Tuning(steps=60, joint=0)).blocks
-    fixed = calibrate_(stayed, inputs(), tuning=Tuning(steps=60, joint=0, codes=False)).blocks
+    moved, reports = calibrated("ternary, groups", LONG)
+    stayed, fixed = calibrated("ternary, groups", dataclasses.replace(LONG, codes=False))
     assert sum(r.tuned for r in reports) < sum(r.tuned for r in fixed)
     assert error(moved) < error(stayed)
 
@@ -186,7 +183,7 @@ def test_a_head_outside_the_blocks_is_fitted_too():
         if not tied:
             model.head.weight = nn.Parameter(model.head.weight.detach().clone())
         made.append(prepare_qat_(model, config))
-        calibrate_(made[-1], inputs(), tuning=TUNING)
+        calibrate_(made[-1], inputs(), tuning=BRIEF)
     fitted, rounded = (model.head.quantized_weight().codes for model in made)
     assert not torch.equal(fitted, rounded)
     assert error(made[0]) < error(made[1])

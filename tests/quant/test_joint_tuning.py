@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import pytest
 import torch
@@ -85,12 +86,19 @@ def error(model, original, batches):
     return sum(float(joint.output_error(model(*x), original(*x), None)) for x in batches) / len(batches)
 
 
+@functools.cache
+def calibrated(name, tuning):
+    """The network that several tests look at, and what was reported of it."""
+    make, data = NETWORKS[name]
+    model = prepare_qat_(make(), CONFIG)
+    return model, calibrate_(model, data(0), tuning=tuning)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_it_is_nearer_on_other_data_and_what_is_packed_computes_the_same(name):
     make, data = NETWORKS[name]
-    alone, together = (prepare_qat_(make(), CONFIG) for _ in range(2))
-    calibrate_(alone, data(0), tuning=ALONE)
-    report = calibrate_(together, data(0), tuning=TOGETHER).joint
+    (alone, _), (together, found) = calibrated(name, ALONE), calibrated(name, TOGETHER)
+    report = found.joint
     assert report.after < report.before
     assert error(together, make(), data(1)) < error(alone, make(), data(1))
     with torch.no_grad():
@@ -125,9 +133,7 @@ def test_without_a_word_about_it_logits_are_tuned_to_and_hidden_states_are_not(m
 
 
 def test_codes_and_what_is_around_the_blocks_stay():
-    alone, together = (prepare_qat_(Speaks(), CONFIG) for _ in range(2))
-    calibrate_(alone, tokens(0), tuning=ALONE)
-    calibrate_(together, tokens(0), tuning=TOGETHER)
+    (alone, _), (together, _) = calibrated("logits", ALONE), calibrated("logits", TOGETHER)
     inside = {id(p) for block in together.inner.blocks for p in block.parameters()}
     changed = set()
     for (name, before), after in zip(alone.named_parameters(), together.parameters(), strict=True):
@@ -167,8 +173,8 @@ def test_positions_that_do_not_count_change_nothing():
 
 
 def test_what_does_not_help_is_undone():
-    alone, together = (prepare_qat_(Speaks(), CONFIG) for _ in range(2))
-    calibrate_(alone, tokens(0), tuning=ALONE)
+    alone, _ = calibrated("logits", ALONE)
+    together = prepare_qat_(Speaks(), CONFIG)
     report = calibrate_(together, tokens(0), tuning=Tuning(steps=0, joint=2, lr=1e3)).joint
     assert report.after == report.before
     for name, tensor in alone.state_dict().items():

@@ -45,7 +45,7 @@ class Block(nn.Module):
         weights = torch.softmax(self.a(y) @ self.b(y).transpose(1, 2), dim=-1)
         x = x + self.d(weights @ self.c(y))
         y = self.n2(x)
-        return x + self.g(torch.relu(self.e(y.view(-1, 8))).view(len(x), -1, 12) * self.f(y))
+        return x + self.g(torch.relu(self.e(y.view(-1, 8))).view(*x.shape[:-1], 12) * self.f(y))
 
 
 class Network(nn.Module):

@@ -16,7 +16,7 @@ from hybridkit.quant.checkpoint import open_tensors
 from hybridkit.quant.convert import _BLOCK
 from hybridkit.quant.post_training import quantize, quantize_to_file
 
-WIDTH, LAYERS = 4096, 32  # 64 MiB each, 2 GiB in all
+WIDTH, LAYERS = 4096, 16  # 64 MiB each, 1 GiB in all: four times what may be in memory
 MEASURE = """
 import sys, torch
 from torch import nn
@@ -66,7 +66,7 @@ def sparse_checkpoint(folder):
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_memory_is_bounded_by_the_largest_layer_and_200_mb(tmp_path):
     index, target = sparse_checkpoint(tmp_path), tmp_path / "packed.hk.safetensors"
-    assert sum(path.stat().st_size for path in tmp_path.glob("part-*")) > 2 << 30
+    assert sum(path.stat().st_size for path in tmp_path.glob("part-*")) > 1 << 30
     try:
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, index, target, str(WIDTH), str(LAYERS)],

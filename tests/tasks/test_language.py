@@ -339,7 +339,7 @@ LARGE = textwrap.dedent("""
 def test_a_corpus_larger_than_memory(tiny, tmp_path):
     """The process may allocate a quarter of the corpus, over what it has after a small one."""
     line = STORY[:4000].replace("\n", " ")
-    size, room = 12 << 20, 3 << 20
+    size, room = 6 << 20, 3 << 19
     (tmp_path / "small.txt").write_text(line * 60)
     with (tmp_path / "large.txt").open("w") as file:
         file.writelines(line + "\n" for _ in range(size // len(line)))

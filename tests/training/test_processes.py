@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +30,40 @@ TORCHRUN = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-end
 TORCHRUN += ["--nproc-per-node", "2", "-m", "hybridkit"]
 
 
-def start(root: Path, launcher: list[str], arguments: tuple[str, ...] | list[str]) -> subprocess.Popen[str]:
+def start(
+    root: Path, launcher: list[str], arguments: list[str], stdin: int | None = None
+) -> subprocess.Popen[str]:
     paths = {"PYTHONPATH": str(FIXTURES), "HYBRIDKIT_RUNS": str(root), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *launcher, *arguments],
         env={**os.environ, **paths},
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def launch(root: Path, *arguments: str, processes: int = 2) -> tuple[int, str, str]:
-    process = start(root, [str(FIXTURES / "ranks.py"), str(processes)], arguments)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+Launch = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
+    """Runs a command line in several processes; gives their exit code, output and errors."""
+    server = start(tmp_path_factory.mktemp("none"), [str(FIXTURES / "ranks.py")], [], stdin=subprocess.PIPE)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    asked, answers = server.stdin, server.stdout
+
+    def launch(root: Path, *arguments: str, processes: int = 2) -> tuple[int, str, str]:
+        out, err = (tmp_path_factory.mktemp("printed") / name for name in ("out", "err"))
+        print(json.dumps([processes, arguments, str(root), str(out), str(err)]), file=asked, flush=True)
+        assert select.select([answers], [], [], 300)[0], "it hangs"
+        return int(answers.readline()), out.read_text(), err.read_text()
+
+    yield launch
+    server.stdin.close()
+    server.wait(60)
 
 
 def losses(run: Run) -> list[float]:
@@ -61,10 +83,10 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path, way: str) -> None:
+def test_two_processes_are_one_with_twice_the_batch(ranks: Launch, tmp_path: Path, way: str) -> None:
     flags, same = WAYS[way]
     steps = ["--max-steps", "20", "--batch-size", "7", "--clip-norm", "1", "--lr", "0.01"]
-    code, out, err = launch(tmp_path / "two", *RUN, *flags, *steps)
+    code, out, err = ranks(tmp_path / "two", *RUN, *flags, *steps)
     assert code == 0, err
     assert out.count("Run: ") == 1  # one of them prints
     two = newest_run(tmp_path / "two")
@@ -87,19 +109,21 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path, way: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--shard",), ("--hybrid",)], ids=["ddp", "fsdp", "hybrid"])
-def test_a_run_of_two_goes_on_to_the_bit_and_with_one(tmp_path: Path, flags: tuple[str, ...]) -> None:
+def test_a_run_of_two_goes_on_to_the_bit_and_with_one(
+    ranks: Launch, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
     line = [*RUN[:3], "--ternary", "--qat", *flags, "--batch-size", "6", "--epochs", "3", "--accumulate", "2"]
-    code, _, err = launch(tmp_path / "whole", *line)
+    code, _, err = ranks(tmp_path / "whole", *line)
     assert code == 0, err
     whole = newest_run(tmp_path / "whole")
     again = tmp_path / "again"
     shutil.copytree(whole.path, again)
     resumed = Run(again)
     line = ["train", "--resume", str(again), "--from", "6", "--task", TASK]
-    code, _, err = launch(again, *line)
+    code, _, err = ranks(again, *line)
     assert code == 0, err
     assert_same_run(whole, resumed)
-    code, _, err = launch(again, *line, processes=3)
+    code, _, err = ranks(again, *line, processes=3)
     assert code == 0, err
     assert "processes 2 -> 3" in err
     assert losses(resumed)[:6] == losses(whole)[:6]
@@ -158,14 +182,14 @@ def test_a_stopped_run_saves_once_and_says_so_once(tmp_path: Path, number: signa
     assert losses(run)[step:] == []
 
 
-def test_a_mistake_is_said_once(tmp_path: Path) -> None:
-    code, _, err = launch(tmp_path, *RUN, "--shard", "--hybrid")
+def test_a_mistake_is_said_once(ranks: Launch, tmp_path: Path) -> None:
+    code, _, err = ranks(tmp_path, *RUN, "--shard", "--hybrid")
     assert code != 0
     assert err.count("hybridkit: error:") == 1
     assert "a learning-rate controller or trust region needs whole matrices" in err
     assert "DDP" in err
     assert not list(tmp_path.iterdir())
-    code, _, err = launch(tmp_path, "train", "--max-steps", "0")
+    code, _, err = ranks(tmp_path, "train", "--max-steps", "0")
     assert code == 2
     assert err.count("hybridkit: error:") == 1
 
