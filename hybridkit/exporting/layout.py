@@ -24,8 +24,11 @@ MOST_PADDING: Final = 1 / 8  # of the row-major bytes
 
 
 def make_row_major(model: ir.Model) -> None:
-    """Codes in whatever order a file has them, as row-major ones: what every rewriting reads."""
+    """Layers in whatever form a file has them, with row-major codes: what every rewriting reads."""
     restore_two_bits(model)
+    for layer in packed_nodes(model):
+        if layer.prefix.startswith("NBit") and layer.has_layout and layer.group_size >= layer.K:
+            _scale_rows(layer)
     for codes, layers in _by_codes(model):
         first = layers[0]
         if first.layout != ROW_MAJOR:
@@ -49,6 +52,16 @@ def worth_tiling(N: int, K: int, bits: int, group: int = 1) -> bool:
     """Whether tiles of a matrix [N, K] take at most an eighth more bytes than its rows."""
     row_major = N * -(-K * bits // 8)
     return int(np.prod(tiled_shape(N, K, bits, group))) <= (1 + MOST_PADDING) * row_major
+
+
+def _scale_rows(layer: PackedNode) -> None:
+    """One group that holds whole rows is a scale [N] per row; our operators have it as [N, 1]."""
+    graph = layer.node.graph
+    assert graph is not None
+    scale = ir.Value(name=f"{layer.name}.row_scale", const_value=ir.tensor(array_of(layer.scale)[:, 0]))
+    graph.register_initializer(scale)
+    layer.node.replace_input_with(2, scale)
+    layer.node.attributes["group_size"] = ir.AttrInt64("group_size", 0)
 
 
 def _rows(layer: PackedNode) -> NDArray[np.uint8]:

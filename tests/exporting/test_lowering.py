@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hybridkit.exporting import functions, lowering
 from hybridkit.exporting.assembly import assemble, tidy
 from hybridkit.exporting.folding import fold_batch_normalization
+from hybridkit.exporting.layout import make_row_major
 from hybridkit.exporting.matmulnbits import MatMulNBitsExporter
 from hybridkit.packing.codecs import codec
 from hybridkit.runtime import arithmetic
@@ -200,6 +201,26 @@ def test_nbit_operator_that_rounds_activations_in_blocks(prefix, K, group_size, 
     unit = (np.sqrt(304) * spoiled + np.sqrt(K) * others) / 254
     largest = np.abs(layer.dequantized()).max()
     np.testing.assert_allclose(got, layer.matmul(x, "float"), rtol=0, atol=8 * unit * largest)
+
+
+@pytest.mark.parametrize("int8", [True, False])
+@pytest.mark.parametrize("group_size", [0, 32])
+@pytest.mark.parametrize("prefix", ["NBit2", "NBit4", "NBit8"])
+def test_nbit_operators_of_a_file_are_written_again(prefix, group_size, int8):
+    layer = Layer(prefix, 20, 72, group_size, seed=3)
+    x = random_x((3, 72), 3)
+    model = layer.graph("MatMulInt8" if int8 else "MatMulFloat", x.shape, 2)
+    lowering.portable(model)
+    _, proto = run(model, x)
+    want = x @ layer.dequantized().T + layer.bias
+    rounding = 0.02 * np.abs(x).max() * np.linalg.norm(layer.dequantized(), axis=1).max()
+    for lower in (MatMulNBitsExporter().lower, lowering.full_precision):
+        again = ir.from_proto(proto)
+        make_row_major(again)
+        lower(again)
+        got, written = run(again, x, inline=True)
+        assert {n.domain for n in written.graph.node} <= {"", lowering.MICROSOFT}
+        np.testing.assert_allclose(got, want, rtol=0, atol=rounding)
 
 
 @quick
