@@ -18,7 +18,7 @@ from hybridkit.bench.variants import Variant
 if TYPE_CHECKING:
     from hybridkit.exporting.graph import PackedNode
     from hybridkit.packing.activations import Activations
-    from hybridkit.runtime.native import LowBit, Native
+    from hybridkit.runtime.native import Codec, LowBit, Native
 
 RUNS: Final = 15  # of the profiled network; the median of each layer counts
 PRODUCTS: Final = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv")
@@ -26,6 +26,13 @@ SLOW: Final = 3.0  # times as long as the same kernel takes for as much work on 
 CALL_SECONDS: Final = 30e-6  # what a call may cost beside its work, the profiler included
 NOISE: Final = 1.1  # a smaller difference from the twin is none
 REFERENCE: Final = 1024  # N and K of that large matrix
+_CODECS: Final[dict[str, Codec]] = {
+    "Ternary": "ternary",
+    "Binary": "binary",
+    "NBit2": "nbit2",
+    "NBit4": "nbit4",
+    "NBit8": "nbit8",
+}
 SLOWER_THAN_TWIN, FAR = "slower than in fp32", "far from its kernel's speed"
 
 
@@ -126,13 +133,14 @@ def _result(
     if peer is not None and event.us > NOISE * peer.us:
         flag = SLOWER_THAN_TWIN
     if layer.kind == "MatMul":
-        codec: LowBit = "ternary" if layer.prefix == "Ternary" else "binary"
-        mode: Activations = "int8" if layer.int8 else "float"
-        kernel = native.kernel(codec, mode, layer.N, layer.K, rows)
-        tasks = native.tasks(codec, mode, layer.N, layer.K, rows)
-        work = layer.N * layer.K / REFERENCE**2 * reference_seconds(native, codec, mode, rows, threads)
-        if event.us * 1e-6 > SLOW * work + CALL_SECONDS:
-            flag = FAR
+        mode: Activations = "float" if layer.node.op_type.endswith("Float") else "int8"
+        codec: Codec = _CODECS[layer.prefix]
+        kernel = native.kernel(codec, mode, layer.N, layer.K, rows, layer.group_size)
+        tasks = native.tasks(codec, mode, layer.N, layer.K, rows, layer.group_size)
+        if codec == "ternary" or codec == "binary":
+            work = layer.N * layer.K / REFERENCE**2 * reference_seconds(native, codec, mode, rows, threads)
+            if event.us * 1e-6 > SLOW * work + CALL_SECONDS:
+                flag = FAR
     return LayerResult(
         layer=layer.name,
         operator=layer.node.op_type,

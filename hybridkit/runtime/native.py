@@ -27,12 +27,13 @@ from hybridkit.packing.activations import Activations
 from hybridkit.runtime.library import VARIABLE, library_path
 
 LowBit = Literal["ternary", "binary"]
+Codec = LowBit | Literal["nbit2", "nbit4", "nbit8"]
 DType = Literal["float32", "float16", "bfloat16"]
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 _NONE: Final = np.empty(0, np.uint8)
 
-CODECS: Final = {"ternary": 0, "binary": 1}
+CODECS: Final = {"ternary": 0, "binary": 1, "nbit2": 2, "nbit4": 3, "nbit8": 4}
 ACTIVATIONS: Final = {"int8": 0, "float": 1}
 DTYPES: Final = {"float32": 0, "float16": 1, "bfloat16": 2}
 _MAX_SIZE: Final = 2**31 - 1  # HYBRIDKIT_MAX_SIZE: the largest N; no other size or attribute is larger
@@ -190,16 +191,20 @@ class Native:
         finally:
             self.set_isa(before)
 
-    def kernel(self, codec: LowBit, activations: Activations, N: int, K: int, M: int) -> str:
-        """Which kernel multiplies M rows: "stream" or "tile"."""
-        name = self._call["kernel"](_matrix(codec, activations, N, K), _rows(M))
+    def kernel(
+        self, codec: Codec, activations: Activations, N: int, K: int, M: int, group_size: int = 0
+    ) -> str:
+        """Which kernel multiplies M rows: "stream" or "tile". group_size: of n-bit codes."""
+        name = self._call["kernel"](_matrix(codec, activations, N, K, group_size=group_size), _rows(M))
         if name is None:
             raise UsageError(f"there is no product of {M} rows with a matrix [{N}, {K}]")
         return _text(name)
 
-    def tasks(self, codec: LowBit, activations: Activations, N: int, K: int, M: int) -> int:
+    def tasks(
+        self, codec: Codec, activations: Activations, N: int, K: int, M: int, group_size: int = 0
+    ) -> int:
         """Into how many parallel tasks a product of M rows is cut."""
-        tasks = int(self._call["tasks"](_matrix(codec, activations, N, K), _rows(M)))
+        tasks = int(self._call["tasks"](_matrix(codec, activations, N, K, group_size=group_size), _rows(M)))
         if tasks == 0:
             raise UsageError(f"there is no product of {M} rows with a matrix [{N}, {K}]")
         return tasks
@@ -334,13 +339,20 @@ class Native:
 
 
 def _matrix(
-    codec: LowBit, activations: Activations, N: int, K: int, codes: Bytes = _NONE, *vectors: Floats
+    codec: Codec,
+    activations: Activations,
+    N: int,
+    K: int,
+    codes: Bytes = _NONE,
+    *vectors: Floats,
+    group_size: int = 0,
 ) -> Matrix:
     """A matrix of arrays that the caller keeps alive; without them it has types and sizes only."""
     N, K = _sizes("N and K", N, K)
     arrays: tuple[NDArray[Any], ...] = (codes, *vectors)
     at = (array.ctypes.data for array in arrays)
-    return Matrix(CODECS[codec], ACTIVATIONS[activations], N, K, *at, code_bytes=codes.nbytes)
+    kinds, (group_size,) = (CODECS[codec], ACTIVATIONS[activations]), _sizes("group_size", group_size)
+    return Matrix(*kinds, N, K, *at, code_bytes=codes.nbytes, group_size=group_size)
 
 
 def _sizes(names: str, *numbers: int) -> tuple[int, ...]:

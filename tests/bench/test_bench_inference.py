@@ -117,6 +117,30 @@ def test_layers_are_those_of_the_file(exported, tmp_path):
         assert row.twin_us > 0
 
 
+@pytest.mark.skipif(not NATIVE, reason="there is no native library")
+def test_nbit_layers_have_a_kernel_of_their_own(tmp_path):
+    import torch
+
+    import hybridkit
+    from hybridkit.exporting import export
+
+    torch.manual_seed(0)
+    network, x = torch.nn.Linear(72, 40), torch.randn(8, 72)
+    for options in ({"bits": 8}, {"bits": 4, "group_size": 32}):
+        packed = hybridkit.quantize(network, quantizer="nbit", options=options, quantize_all=True).packed
+        path = tmp_path / f"{options['bits']}.onnx"
+        export(network, packed, path, example_inputs=(x,))
+        _, variants, _ = write_variants(path, tmp_path)
+        twin = next(v for v in variants if v.name == TWIN)
+        assert NBITS2 in {v.name for v in variants}  # the same codes, in blocks
+        layers, native = list(packed_nodes(load(path))), native_library()
+        (row,) = measure_layers(layers, variants[0], twin, native, [{"input": x.numpy()}], 8, 1)
+        assert row.operator == f"NBit{options['bits']}MatMulFloat"
+        size = options.get("group_size", 80)
+        assert row.kernel == native.kernel(f"nbit{options['bits']}", "float", 40, 72, 8, size)
+        assert (row.kernel, row.rows) == ("tile", 8)
+
+
 def test_quality_is_that_of_the_task(exported, inference, tmp_path):
     import torch
 

@@ -76,6 +76,11 @@ class TestLibrary:
         with NATIVE.using_isa(NATIVE.isas[0]):
             large = NATIVE.kernel("binary", "int8", 2560, 2560, 512)
             assert large == ("stream" if NATIVE.isa == "scalar" else "tile")
+        assert NATIVE.kernel("nbit4", "int8", 256, 256, 1, 64) == "stream"
+        assert NATIVE.kernel("nbit4", "float", 256, 256, 2, 64) == "tile"
+        for name, size in (("nbit4", 0), ("nbit8", 24), ("ternary", 64)):
+            with pytest.raises(UsageError, match="no product"):
+                NATIVE.kernel(name, "int8", 256, 256, 1, size)
         assert NATIVE.tasks("ternary", "int8", 1, 1, 1) == 1
         assert NATIVE.tasks("ternary", "float", 2560, 2560, 128) > 1
 
