@@ -7,8 +7,13 @@ For one row x of activations, codes q[n, :], scales s_w[n]:
 
 x^ and q are integer-valued floats, so that x^ . q is exact while 127 * max|q| * K < 2^24 (K < 132,000 for
 ternary and binary codes), and every kernel and exported file gives the same bits. Where the scale changes
-along the row (groups) it cannot stand on the output, nor where there is an offset; then the weight w is the
-dequantised one, q[n, k] * s_w[n, group of k] + o[n, group of k]:
+along the row (groups) it cannot stand on the output. Under int8 the groups g of a matrix product are then
+added up one after the other, each step in float32, again with the same bits everywhere:
+
+    int8:  y = 0 + p_0 + p_1 + ...,  p_g = float(x^_g . q_g[n]) * (s_x * s_w[n, g])
+
+Elsewhere, and where there is an offset, the weight w is the dequantised one,
+q[n, k] * s_w[n, group of k] + o[n, group of k]:
 
     int8:  y = (x^ . w[n]) * s_x;   float: y = x . w[n]      both to fp32 rounding
 
@@ -168,11 +173,23 @@ def quantized_product(
     backward's products are multiplied, None for that of the forward's.
     """
     codes = quantized.codes if quantized.on_output else quantized.dequantize()
+    in_order = int8 and isinstance(op, MatMul) and quantized.group_size > 0 and quantized.offset is None
+    groups = quantized if in_order else None
     scale = quantized.scale.reshape(-1, *[1] * op.trailing) if quantized.on_output else None
     result: Tensor = _QuantizedProduct.apply(  # type: ignore[no-untyped-call]
-        x, fake_weight, op, codes.view(fake_weight.shape), scale, int8, gradients
+        x, fake_weight, op, codes.view(fake_weight.shape), scale, int8, gradients, groups
     )
     return result
+
+
+def sum_of_groups(activations: Tensor, x_scale: Tensor, quantized: QuantizedTensor) -> Tensor:
+    """The product of int8 activations [..., K], integer-valued, with groups [N, K], as the module says."""
+    codes, size = quantized.codes.to(activations.dtype), quantized.group_size
+    y = x_scale.new_zeros((*activations.shape[:-1], len(codes)))
+    for group in range(quantized.scale.shape[1]):
+        of = slice(group * size, (group + 1) * size)
+        y = y + F.linear(activations[..., of], codes[:, of]).float() * (x_scale * quantized.scale[:, group])
+    return y
 
 
 def blended_product(op: Bilinear, x: Tensor, weight: Tensor, int8: bool, ramp: float) -> Tensor:
@@ -194,6 +211,7 @@ class _QuantizedProduct(Function):
         scale: Tensor | None,
         int8: bool,
         gradients: torch.dtype | None,
+        groups: QuantizedTensor | None,
     ) -> Tensor:
         activations, x_scale = int8_activations(x, op.reduced) if int8 else (x, None)
         exact = None
@@ -201,6 +219,10 @@ class _QuantizedProduct(Function):
             codes = activations.to(torch.int8)
             if scale is not None:  # whole numbers on both sides
                 exact = op.multiply_int8(codes, weight)
+        if groups is not None and x_scale is not None:
+            ctx.op, ctx.dtype, ctx.input_dtype = op, gradients or activations.dtype, x.dtype
+            ctx.save_for_backward(codes, x_scale, weight, scale)
+            return sum_of_groups(activations, x_scale, groups)
         y = op.multiply(activations, weight.to(activations.dtype)) if exact is None else exact
         y = y.float()
         ctx.op, ctx.dtype, ctx.input_dtype = op, gradients or activations.dtype, x.dtype
@@ -225,4 +247,4 @@ class _QuantizedProduct(Function):
             scaled = grad if x_scale is None else grad * x_scale
             _, to_weight = ctx.op.gradients(scaled.to(ctx.dtype), activations, weight, False, True)
             to_weight = to_weight.float()
-        return to_x, to_weight, None, None, None, None, None
+        return to_x, to_weight, None, None, None, None, None, None

@@ -30,7 +30,8 @@ from torch import Tensor
 from hybridkit.errors import UsageError
 from hybridkit.packing.activations import Activations
 from hybridkit.packing.tiles import TILE_COLUMNS, TILE_ROWS, tiled_shape
-from hybridkit.quant.protocol import int8_activations
+from hybridkit.quant.product import sum_of_groups
+from hybridkit.quant.protocol import QuantizedTensor, int8_activations
 from hybridkit.runtime.native import LowBit
 
 Codes = LowBit | Literal["nbit"]
@@ -192,10 +193,7 @@ def matmul(x: Tensor, weight: Tensor, numbers: Numbers, bias: Tensor, activation
 
 def _sum_of_groups(x: Tensor, weight: Tensor, numbers: Numbers, bias: Tensor) -> Tensor:
     rounded, s_x = int8_activations(x.float(), dim=(-1,))
-    y = bias.new_zeros((*x.shape[:-1], len(bias)))
-    for group in range(numbers.scale.shape[1]):
-        of = slice(group * numbers.group_size, (group + 1) * numbers.group_size)
-        y = y + F.linear(rounded[..., of], weight[:, of]) * (s_x * numbers.scale[:, group])
+    y = sum_of_groups(rounded, s_x, QuantizedTensor(weight, numbers.scale, numbers.group_size))
     return (y + bias).to(x.dtype)
 
 

@@ -99,8 +99,7 @@ def test_packed_linear_computes_what_the_trained_layer_did(quantizer, activation
     )
     packed = load_packed(fresh, convert(model))
     x = torch.randn(3, 2, K) * 10 ** (seed % 5 - 2)
-    in_groups = options.get("group_size")  # added up one after the other, which training does not
-    assert same(packed(x), model(x).detach(), "float" if in_groups else activations)
+    assert same(packed(x), model(x).detach(), activations)
 
 
 @pytest.mark.parametrize("activations", ["int8", "float"])
