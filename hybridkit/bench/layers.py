@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from hybridkit.bench.feeds import Feed
 from hybridkit.bench.variants import Variant
@@ -26,13 +26,6 @@ SLOW: Final = 3.0  # times as long as the same kernel takes for as much work on 
 CALL_SECONDS: Final = 30e-6  # what a call may cost beside its work, the profiler included
 NOISE: Final = 1.1  # a smaller difference from the twin is none
 REFERENCE: Final = 1024  # N and K of that large matrix
-_CODECS: Final[dict[str, Codec]] = {
-    "Ternary": "ternary",
-    "Binary": "binary",
-    "NBit2": "nbit2",
-    "NBit4": "nbit4",
-    "NBit8": "nbit8",
-}
 SLOWER_THAN_TWIN, FAR = "slower than in fp32", "far from its kernel's speed"
 
 
@@ -134,7 +127,7 @@ def _result(
         flag = SLOWER_THAN_TWIN
     if layer.kind == "MatMul":
         mode: Activations = "float" if layer.node.op_type.endswith("Float") else "int8"
-        codec: Codec = _CODECS[layer.prefix]
+        codec = cast("Codec", layer.prefix.lower())
         kernel = native.kernel(codec, mode, layer.N, layer.K, rows, layer.group_size)
         tasks = native.tasks(codec, mode, layer.N, layer.K, rows, layer.group_size)
         if codec == "ternary" or codec == "binary":

@@ -48,7 +48,7 @@ def calibrated(
     A calibration that was killed goes on at its block. Raises UsageError for a network whose data nobody
     knows how to read, and what reading data raises.
     """
-    from hybridkit.quant.calibration import Kept, Unseen, calibrate_, fingerprint
+    from hybridkit.quant.calibration import Batches, Kept, calibrate_, fingerprint
     from hybridkit.quant.prepare import prepare_qat_
     from hybridkit.tasks.samples import draw, draw_others
 
@@ -70,7 +70,7 @@ def calibrated(
             network,
             samples.inputs,
             counted=samples.counted,
-            unseen=Unseen(others.inputs, others.counted) if others else None,
+            unseen=Batches(others.inputs, others.counted) if others else None,
             tuning=tuning,
             kept=kept,
             progress=shown,

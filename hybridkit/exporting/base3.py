@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hybridkit.exporting.functions import BASE3_REPACK, DOMAIN, ROW_MAJOR
-from hybridkit.exporting.graph import PackedNode, array_of, packed_nodes
+from hybridkit.exporting.graph import PackedNode, array_of, initializer, packed_nodes
 from hybridkit.packing.codecs import codec
 
 _FIRST: Final = {"Ternary": 0, "NBit2": 1}  # the digit of -1, by the prefix of the operators that read it
@@ -44,9 +44,9 @@ def restore_two_bits(model: ir.Model) -> None:
         K, first = node.attributes["K"].as_int(), node.attributes["first"].as_int()
         integers = codec("base3").unpack(array_of(packed), K)
         rows = codec("nbit2" if first else "two-bit").pack(integers)
-        name = repacked.name
+        name = repacked.name or "codes"
         repacked.name = f"{name}.repacked"
-        value = _initializer(model, rows, name)
+        value = initializer(model.graph, name, rows)
         ir.convenience.replace_all_uses_with(repacked, value)
         node.graph.remove(node, safe=True)
 
@@ -54,19 +54,10 @@ def restore_two_bits(model: ir.Model) -> None:
 def _rewrite(model: ir.Model, layer: PackedNode, packed: NDArray[np.uint8]) -> None:
     codes, graph = layer.codes, layer.node.graph
     assert graph is not None
-    name = codes.name
-    del model.graph.initializers[name or ""]
-    value = _initializer(model, packed, f"{(name or 'codes').removesuffix('codes')}base3")
+    name = codes.name or "codes"
+    del model.graph.initializers[name]
+    value = initializer(model.graph, f"{name.removesuffix('codes')}base3", packed)
     repack = ir.node(BASE3_REPACK, [value], {"K": layer.K, "first": _FIRST[layer.prefix]}, domain=DOMAIN)
     repack.outputs[0].name = name  # the layer is called after its codes
     graph.insert_before(layer.node, repack)
     layer.node.replace_input_with(1, repack.outputs[0])
-
-
-def _initializer(model: ir.Model, content: NDArray[np.uint8], name: str | None) -> ir.Value:
-    tensor = ir.tensor(content, name=name)
-    value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(content.shape), const_value=tensor
-    )
-    model.graph.register_initializer(value)
-    return value

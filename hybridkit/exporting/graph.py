@@ -164,6 +164,15 @@ def made_by(value: ir.Value | None, operator: str) -> ir.Node | None:
     return node if node is not None and (node.domain, node.op_type) == ("", operator) else None
 
 
+def initializer(graph: ir.Graph, name: str, content: NDArray[Any]) -> ir.Value:
+    """A new one of a name that the graph does not have."""
+    tensor = ir.tensor(content, name=name)
+    shape = ir.Shape(content.shape)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
 class Emitter:
     """Writes the nodes that take the place of one node."""
 
@@ -185,13 +194,7 @@ class Emitter:
         while unique in self._graph.initializers:
             count += 1
             unique = f"{base}.{count}"
-        content = np.asarray(array)
-        tensor = ir.tensor(content, name=unique)
-        value = ir.Value(
-            name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(content.shape), const_value=tensor
-        )
-        self._graph.register_initializer(value)
-        return value
+        return initializer(self._graph, unique, np.asarray(array))
 
     def finish(self, result: ir.Value) -> None:
         """Put the written nodes in place of the old one."""

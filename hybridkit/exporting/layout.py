@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hybridkit.exporting.base3 import restore_two_bits
 from hybridkit.exporting.functions import ROW_MAJOR, TILED
-from hybridkit.exporting.graph import PackedNode, array_of, packed_nodes
+from hybridkit.exporting.graph import PackedNode, array_of, initializer, packed_nodes
 from hybridkit.packing.tiles import tile, tiled_shape, untile
 
 MOST_PADDING: Final = 1 / 8  # of the row-major bytes
@@ -58,8 +58,7 @@ def _scale_rows(layer: PackedNode) -> None:
     """One group that holds whole rows is a scale [N] per row; our operators have it as [N, 1]."""
     graph = layer.node.graph
     assert graph is not None
-    scale = ir.Value(name=f"{layer.name}.row_scale", const_value=ir.tensor(array_of(layer.scale)[:, 0]))
-    graph.register_initializer(scale)
+    scale = initializer(graph, f"{layer.name}.row_scale", array_of(layer.scale)[:, 0])
     layer.node.replace_input_with(2, scale)
     layer.node.attributes["group_size"] = ir.AttrInt64("group_size", 0)
 
@@ -74,7 +73,7 @@ def _by_codes(model: ir.Model) -> Iterator[tuple[ir.Value, list[PackedNode]]]:
     readers: dict[ir.Value, list[PackedNode]] = defaultdict(list)
     for layer in packed_nodes(model):
         held = layer.codes.const_value is not None
-        if held and layer.kind in TILED and (layer.has_layout or not layer.prefix.startswith("NBit")):
+        if held and layer.kind in TILED and layer.has_layout:
             readers[layer.codes].append(layer)
     yield from readers.items()
 

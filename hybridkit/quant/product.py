@@ -219,14 +219,12 @@ class _QuantizedProduct(Function):
             codes = activations.to(torch.int8)
             if scale is not None:  # whole numbers on both sides
                 exact = op.multiply_int8(codes, weight)
+        ctx.op, ctx.dtype, ctx.input_dtype = op, gradients or activations.dtype, x.dtype
+        ctx.save_for_backward(activations if x_scale is None else codes, x_scale, weight, scale)
         if groups is not None and x_scale is not None:
-            ctx.op, ctx.dtype, ctx.input_dtype = op, gradients or activations.dtype, x.dtype
-            ctx.save_for_backward(codes, x_scale, weight, scale)
             return sum_of_groups(activations, x_scale, groups)
         y = op.multiply(activations, weight.to(activations.dtype)) if exact is None else exact
         y = y.float()
-        ctx.op, ctx.dtype, ctx.input_dtype = op, gradients or activations.dtype, x.dtype
-        ctx.save_for_backward(activations if x_scale is None else codes, x_scale, weight, scale)
         if x_scale is not None and scale is not None:
             return y.mul_(x_scale * scale)
         factor = x_scale if scale is None else scale

@@ -146,13 +146,30 @@ void multiply_floats(const float* x, int64_t stride, const float* weights, int64
   }
 }
 
+// sums [rows][16], `stride` apart, (+)= columns [first, first + count) of all rows times weights [count][16]
+inline void multiply_rows(const FloatWork& work, int64_t first, int64_t count, const float* weights, float* sums,
+                          int64_t stride) {
+  const int64_t panels = (work.rows + kFloatPanel - 1) / kFloatPanel, panel = (work.rows + panels - 1) / panels;
+  for (int64_t row = 0; row < work.rows; row += panel) {
+    const float* x = work.x + row * work.x_stride + first;
+    float* to = sums + row * stride;
+    switch (work.rows - row < panel ? work.rows - row : panel) {
+      case 1: multiply_floats<1>(x, work.x_stride, weights, count, first > 0, to, stride); break;
+      case 2: multiply_floats<2>(x, work.x_stride, weights, count, first > 0, to, stride); break;
+      case 3: multiply_floats<3>(x, work.x_stride, weights, count, first > 0, to, stride); break;
+      case 4: multiply_floats<4>(x, work.x_stride, weights, count, first > 0, to, stride); break;
+      case 5: multiply_floats<5>(x, work.x_stride, weights, count, first > 0, to, stride); break;
+      default: multiply_floats<6>(x, work.x_stride, weights, count, first > 0, to, stride);
+    }
+  }
+}
+
 // Many rows: a chunk of a tile is unpacked once and multiplied with all rows; sums stay in y until they are whole. A
 // tile that reaches beyond the output keeps them in `edge`.
 template <int bits>
 void tile_floats(const FloatWork& work) {
   alignas(64) float weights[kFloatChunk * kTileRows];
   alignas(64) float edge[kBlockRows * kTileRows];
-  const int64_t panels = (work.rows + kFloatPanel - 1) / kFloatPanel, panel = (work.rows + panels - 1) / panels;
   for (int64_t first = 0; first < work.K; first += kFloatChunk) {
     const int64_t count = work.K - first < kFloatChunk ? work.K - first : kFloatChunk;
     for (int64_t tile = 0; tile < work.tiles; ++tile) {
@@ -160,18 +177,7 @@ void tile_floats(const FloatWork& work) {
       float* sums = inside ? work.y + tile * kTileRows : edge;
       const int64_t stride = inside ? work.stride : kTileRows;
       unpack_floats<bits>(work, tile, first, count, weights);
-      for (int64_t row = 0; row < work.rows; row += panel) {
-        const float* x = work.x + row * work.x_stride + first;
-        float* to = sums + row * stride;
-        switch (work.rows - row < panel ? work.rows - row : panel) {
-          case 1: multiply_floats<1>(x, work.x_stride, weights, count, first > 0, to, stride); break;
-          case 2: multiply_floats<2>(x, work.x_stride, weights, count, first > 0, to, stride); break;
-          case 3: multiply_floats<3>(x, work.x_stride, weights, count, first > 0, to, stride); break;
-          case 4: multiply_floats<4>(x, work.x_stride, weights, count, first > 0, to, stride); break;
-          case 5: multiply_floats<5>(x, work.x_stride, weights, count, first > 0, to, stride); break;
-          default: multiply_floats<6>(x, work.x_stride, weights, count, first > 0, to, stride);
-        }
-      }
+      multiply_rows(work, first, count, weights, sums, stride);
     }
   }
   const int64_t inside = work.columns / kTileRows * kTileRows;

@@ -62,23 +62,11 @@ template <int bits>
 void groups_of_floats(const FloatWork& work) {
   alignas(64) float weights[kFloatChunk * kTileRows];
   alignas(64) float sums[kBlockRows * kTileRows];
-  const int64_t panels = (work.rows + kFloatPanel - 1) / kFloatPanel, panel = (work.rows + panels - 1) / panels;
   for (int64_t tile = 0; tile < work.tiles; ++tile) {
     for (int64_t first = 0; first < work.K; first += kFloatChunk) {
       const int64_t count = work.K - first < kFloatChunk ? work.K - first : kFloatChunk;
       unpack_groups<bits>(work, tile, first, count, weights);
-      for (int64_t row = 0; row < work.rows; row += panel) {
-        const float* x = work.x + row * work.x_stride + first;
-        float* to = sums + row * kTileRows;
-        switch (work.rows - row < panel ? work.rows - row : panel) {
-          case 1: multiply_floats<1>(x, work.x_stride, weights, count, first > 0, to, kTileRows); break;
-          case 2: multiply_floats<2>(x, work.x_stride, weights, count, first > 0, to, kTileRows); break;
-          case 3: multiply_floats<3>(x, work.x_stride, weights, count, first > 0, to, kTileRows); break;
-          case 4: multiply_floats<4>(x, work.x_stride, weights, count, first > 0, to, kTileRows); break;
-          case 5: multiply_floats<5>(x, work.x_stride, weights, count, first > 0, to, kTileRows); break;
-          default: multiply_floats<6>(x, work.x_stride, weights, count, first > 0, to, kTileRows);
-        }
-      }
+      multiply_rows(work, first, count, weights, sums, kTileRows);
     }
     for (int64_t row = 0; row < work.rows; ++row)
       for (int h = 0; h < 2; ++h) write_half(work, row, tile, h, _mm256_load_ps(sums + row * kTileRows + 8 * h));

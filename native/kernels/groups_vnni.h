@@ -9,20 +9,13 @@
 namespace hybridkit {
 namespace {
 
-// Where a group of one tile or several begins, and how many granules it has.
+// The scales of a tile's rows, or of the part of them that a vector holds.
 template <class V>
-struct GroupPlace {
-  const Int8Work& work;
-  int64_t tile, group;
-
-  int64_t granules(int64_t left) const { return work.groups.granules < left ? work.groups.granules : left; }
-  typename V::Float scale(int vector) const {
-    constexpr int parts = kTileRows / V::lanes;
-    const int64_t first = ((tile + vector / parts) * work.groups.count + group) * kTileRows + vector % parts * V::lanes;
-    if (work.groups.half) return V::widened(static_cast<const uint16_t*>(work.groups.scale) + first);
-    return V::load(static_cast<const float*>(work.groups.scale) + first);
-  }
-};
+inline typename V::Float scales_of(const Groups& groups, int64_t tile, int64_t group, int part = 0) {
+  const int64_t first = (tile * groups.count + group) * kTileRows + part * V::lanes;
+  if (groups.half) return V::widened(static_cast<const uint16_t*>(groups.scale) + first);
+  return V::load(static_cast<const float*>(groups.scale) + first);
+}
 
 // `rows` rows of a panel times `tiles` tiles. What a digit counts more than its code, 2^(bits - 1) times the sum of the
 // activations, is where a group's sums begin. One row masks digits in place instead of shifting them down: the digit p
@@ -40,12 +33,11 @@ void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_
     for (auto& part : of_row) part = V::nothing();
   int64_t left = work.blocks / blocks;
   for (int64_t group = 0; group < count; ++group) {
-    const GroupPlace<V> place{work, tile, group};
     typename V::Int sum[rows][places][vectors];
     for (int m = 0; m < rows; ++m)
       for (int p = 0; p < places; ++p)
         for (int v = 0; v < vectors; ++v) sum[m][p][v] = p == 0 ? V::all(x_sum[m * count + group]) : V::zero();
-    const int64_t granules = place.granules(left);
+    const int64_t granules = work.groups.granules < left ? work.groups.granules : left;
     left -= granules;
     for (int64_t g = 0; g < granules; ++g, x += rows * kGranule) {
 #pragma GCC unroll 4
@@ -77,7 +69,7 @@ void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_
       }
     }
     for (int v = 0; v < vectors; ++v) {
-      const typename V::Float scale = place.scale(v);
+      const typename V::Float scale = scales_of<V>(work.groups, tile + v / parts, group, v % parts);
 #pragma GCC unroll 16
       for (int m = 0; m < rows; ++m) {
         typename V::Int digits = sum[m][0][v];

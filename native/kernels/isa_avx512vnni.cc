@@ -210,9 +210,7 @@ void tiles_of_groups(const FloatWork& work, int64_t tile) {
       }
     }
     for (int t = 0; t < tiles; ++t) {
-      const int64_t first = ((tile + t) * work.groups.count + group) * kTileRows;
-      const __m512 scale = work.groups.half ? Vector::widened(static_cast<const uint16_t*>(work.groups.scale) + first)
-                                            : Vector::load(static_cast<const float*>(work.groups.scale) + first);
+      const __m512 scale = scales_of<Vector>(work.groups, tile + t, group);
       for (int m = 0; m < rows; ++m) {
         for (int c = 1; c < chains; ++c) sum[0][m][t] = _mm512_add_ps(sum[0][m][t], sum[c][m][t]);
         total[m][t] = _mm512_fmadd_ps(sum[0][m][t], scale, total[m][t]);
@@ -255,19 +253,29 @@ int64_t one_tile(const FloatWork& work, int64_t tile) {
   return 1;
 }
 
-// Some rows share their activations among two tiles; how many tiles that were.
+// From four rows on two tiles share their activations; how many tiles that were.
+template <int bits, int rows>
+int64_t tiles_of_rows(const FloatWork& work, int64_t tile) {
+  constexpr int most = rows < 4 ? 1 : 2;
+  if (tile + most <= work.tiles) {
+    tiles_of_groups<bits, rows, most>(work, tile);
+    return most;
+  }
+  tiles_of_groups<bits, rows, 1>(work, tile);
+  return 1;
+}
+
 template <int bits>
 int64_t tiles_with_groups(const FloatWork& work, int64_t tile) {
-  const bool two = tile + 2 <= work.tiles;
   switch (work.rows) {
-    case 1: return tiles_of_groups<bits, 1, 1>(work, tile), 1;
-    case 2: return tiles_of_groups<bits, 2, 1>(work, tile), 1;
-    case 3: return tiles_of_groups<bits, 3, 1>(work, tile), 1;
-    case 4: return two ? (tiles_of_groups<bits, 4, 2>(work, tile), 2) : (tiles_of_groups<bits, 4, 1>(work, tile), 1);
-    case 5: return two ? (tiles_of_groups<bits, 5, 2>(work, tile), 2) : (tiles_of_groups<bits, 5, 1>(work, tile), 1);
-    case 6: return two ? (tiles_of_groups<bits, 6, 2>(work, tile), 2) : (tiles_of_groups<bits, 6, 1>(work, tile), 1);
-    case 7: return two ? (tiles_of_groups<bits, 7, 2>(work, tile), 2) : (tiles_of_groups<bits, 7, 1>(work, tile), 1);
-    default: return two ? (tiles_of_groups<bits, 8, 2>(work, tile), 2) : (tiles_of_groups<bits, 8, 1>(work, tile), 1);
+    case 1: return tiles_of_rows<bits, 1>(work, tile);
+    case 2: return tiles_of_rows<bits, 2>(work, tile);
+    case 3: return tiles_of_rows<bits, 3>(work, tile);
+    case 4: return tiles_of_rows<bits, 4>(work, tile);
+    case 5: return tiles_of_rows<bits, 5>(work, tile);
+    case 6: return tiles_of_rows<bits, 6>(work, tile);
+    case 7: return tiles_of_rows<bits, 7>(work, tile);
+    default: return tiles_of_rows<bits, 8>(work, tile);
   }
 }
 
@@ -280,9 +288,7 @@ void unpack_groups(const FloatWork& work, int64_t tile, int64_t first, int64_t c
   constexpr int64_t granule_bytes = kGranule / block_columns(bits) * kBlockBytes;
   const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes + first / kGranule * granule_bytes;
   for (int64_t k = first; k < first + count; k += kGranule, codes += granule_bytes) {
-    const int64_t group = k / kGranule / work.groups.granules, at = (tile * work.groups.count + group) * kTileRows;
-    const __m512 scale = work.groups.half ? Vector::widened(static_cast<const uint16_t*>(work.groups.scale) + at)
-                                          : Vector::load(static_cast<const float*>(work.groups.scale) + at);
+    const __m512 scale = scales_of<Vector>(work.groups, tile, k / kGranule / work.groups.granules);
 #pragma GCC unroll 16
     for (int i = 0; i < kGranule; ++i, out += 2 * kTileRows) {
       _mm512_store_ps(out, _mm512_mul_ps(nbit_column<bits>(codes, i), scale));

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hybridkit.massive import relative_error
-from hybridkit.quant.calibration import Tuning, Unseen, calibrate_, joint
+from hybridkit.quant.calibration import Batches, Tuning, calibrate_, joint
 from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.convert import convert
 from hybridkit.quant.layers import qat_layers
@@ -109,12 +109,12 @@ def test_it_is_nearer_on_other_data_and_what_is_packed_computes_the_same(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_data_that_no_block_has_seen_are_what_it_is_tuned_on(name):
     make, data = NETWORKS[name]
-    unseen = Unseen(data(2)[:5], [None] * 5)  # all of them are looked at, before and after
+    unseen = Batches(data(2)[:5], [None] * 5)  # all of them are looked at, before and after
     alone, together = (prepare_qat_(make(), CONFIG) for _ in range(2))
     calibrate_(alone, data(0), tuning=ALONE)
     report = calibrate_(together, data(0), unseen=unseen, tuning=TOGETHER).joint
-    assert report.before == pytest.approx(error(alone, make(), unseen.batches), rel=0.02)  # bfloat16
-    assert report.after == pytest.approx(error(together, make(), unseen.batches), rel=0.02)
+    assert report.before == pytest.approx(error(alone, make(), unseen.inputs), rel=0.02)  # bfloat16
+    assert report.after == pytest.approx(error(together, make(), unseen.inputs), rel=0.02)
     assert report.after < report.before
 
 

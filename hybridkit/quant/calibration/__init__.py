@@ -18,6 +18,7 @@ hidden states between two blocks, four times, and of unseen data once.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,12 +45,12 @@ from hybridkit.quant.prepare import full_precision_copy
 from hybridkit.quant.protocol import QuantizedTensor, Statistics, quantize_weight, takes_statistics
 
 __all__ = [
+    "Batches",
     "BlockReport",
     "Calibration",
     "JointReport",
     "Kept",
     "Tuning",
-    "Unseen",
     "calibrate_",
     "fingerprint",
 ]
@@ -68,10 +69,10 @@ class BlockReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Unseen:
-    """Batches that no block was tuned on, and the positions that count in each."""
+class Batches:
+    """Arguments of a network, and the positions that count in each, as `calibrate_` takes both."""
 
-    batches: Sequence[Inputs]
+    inputs: Sequence[Inputs]
     counted: Sequence[Tensor | None]
 
 
@@ -88,7 +89,7 @@ def calibrate_(
     batches: Sequence[Inputs],
     *,
     counted: Sequence[Tensor | None] | None = None,
-    unseen: Unseen | None = None,
+    unseen: Batches | None = None,
     tuning: Tuning = DEFAULT,
     kept: Kept | None = None,
     progress: Progress = lambda doing, done, of: None,
@@ -113,7 +114,7 @@ def calibrate_(
     set_ramp(network, 0.0)  # full precision
     found = record(network, blocks, batches)
     steps = (JOINT if found.logits else 0) if tuning.joint is None else tuning.joint
-    last = outputs_of(network, blocks[-1], unseen.batches) if unseen and steps else None
+    last = outputs_of(network, blocks[-1], unseen.inputs) if unseen and steps else None
     set_ramp(network, 1.0)
     network.eval()
     if any(len(calls) != len(batches) for calls in found.calls):
@@ -155,21 +156,28 @@ def calibrate_(
     joint = None
     if steps:
         if unseen is None or last is None:
-            unseen, last = Unseen(batches, counted), goals  # which the last block of the original gave
+            unseen, last = Batches(batches, counted), goals  # which the last block of the original gave
         del ours, original, targets, goals
-        inside = {module for block in blocks for module in block.modules()}
-        around = [layer for layer in qat_layers(network).values() if layer not in inside]
-        for layer in around:
-            layer.ramp = 0.0  # in full precision as yet, as in the original
         stepped = partial(progress, "Tuning all blocks")
-        joint = tune_jointly_(
-            network, blocks, found, unseen.batches, last, unseen.counted, steps, tuning, stepped
-        )
-        for layer in around:
-            layer.ramp = 1.0
+        with _full_precision_around(network, blocks):
+            joint = tune_jointly_(
+                network, blocks, found, unseen.inputs, last, unseen.counted, steps, tuning, stepped
+            )
         give_back_memory()
     _fit_rest(network, blocks, batches, counted)
     return Calibration(reports, joint)
+
+
+@contextlib.contextmanager
+def _full_precision_around(network: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """In this context layers outside the blocks are what they are in the original."""
+    inside = {module for block in blocks for module in block.modules()}
+    around = [layer for layer in qat_layers(network).values() if layer not in inside]
+    for layer in around:
+        layer.ramp = 0.0
+    yield
+    for layer in around:
+        layer.ramp = 1.0
 
 
 def _fit(
