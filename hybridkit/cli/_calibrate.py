@@ -45,7 +45,7 @@ def calibrated(
 ) -> tuple[nn.Module, Calibration, Kept]:
     """The network of `found`, quantised in its blocks on `data`, what that did, and what keeps blocks.
 
-    A calibration that was killed goes on at its block. Raises UsageError for a network whose data nobody
+    A calibration that was killed goes on where it was. Raises UsageError for a network whose data nobody
     knows how to read, and what reading data raises.
     """
     from hybridkit.quant.calibration import Batches, Kept, calibrate_, fingerprint
@@ -56,7 +56,8 @@ def calibrated(
     task = task_of(found, network, data)
     samples = draw(task, data.samples)
     others = None if tuning.joint == 0 else draw_others(task, data.samples)
-    how = [samples.told, config.to_json(), dataclasses.asdict(tuning), fingerprint(network)]
+    each = dataclasses.replace(tuning, joint=None)  # blocks are the same whatever follows
+    how = [samples.told, config.to_json(), dataclasses.asdict(each), fingerprint(network)]
     key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
     kept = Kept(output.with_name(output.name + SUFFIX), key)
     prepare_qat_(network, config, example_inputs=samples.inputs[0])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hybridkit.massive import relative_error
-from hybridkit.quant.calibration import Batches, Tuning, calibrate_, joint
+from hybridkit.quant.calibration import Batches, Kept, Tuning, calibrate_, joint
 from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.convert import convert
 from hybridkit.quant.layers import qat_layers
@@ -104,6 +104,29 @@ def test_it_is_nearer_on_other_data_and_what_is_packed_computes_the_same(name):
     with torch.no_grad():
         packed = load_packed(make(), convert(together))
         torch.testing.assert_close(packed(*data(1)[0]), together(*data(1)[0]), rtol=1e-4, atol=1e-5)
+
+
+class Killed(Exception):  # noqa: N818 - stands for one from outside
+    pass
+
+
+def test_one_that_was_killed_goes_on_where_it_was(tmp_path):
+    whole, _ = calibrated("logits", TOGETHER)
+    kept, seen = Kept(tmp_path / "kept", "a"), []
+
+    def killed(doing, done, of):
+        if (doing, done) == ("Tuning all blocks", 21):
+            raise Killed
+
+    with pytest.raises(Killed):
+        calibrate_(prepare_qat_(Speaks(), CONFIG), tokens(0), tuning=TOGETHER, kept=kept, progress=killed)
+    resumed = prepare_qat_(Speaks(), CONFIG)
+    note = lambda doing, done, of: seen.append(done)  # noqa: E731
+    found = calibrate_(resumed, tokens(0), tuning=TOGETHER, kept=kept, progress=note)
+    assert seen == list(range(17, 61))
+    assert found.joint == calibrated("logits", TOGETHER)[1].joint
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -99,8 +99,8 @@ def calibrate_(
     network: prepared by `prepare_qat_`; afterwards its codes are frozen and `convert` packs it. batches: the
     network's arguments. counted: for each batch the positions that count, bool [batch, positions], or None
     for all. unseen: other data to tune all blocks together on; without, the same. kept: where finished blocks
-    are kept, and found again. `progress` is called after each block that was not, and after each step on all
-    blocks together.
+    are kept, and how far all together are, and found again. `progress` is called after each block that was
+    not, and after each step on all blocks together.
 
     A quantizer that takes statistics gets those of its layer; for any other one codes and scales are fitted,
     starting from its own. Raises UsageError where there is no block with such a layer.
@@ -159,10 +159,10 @@ def calibrate_(
             unseen, last = Batches(batches, counted), goals  # which the last block of the original gave
         del ours, original, targets, goals
         stepped = partial(progress, "Tuning all blocks")
+        descent = kept.descent(steps) if kept else None
+        data = (unseen.inputs, last, unseen.counted)
         with _full_precision_around(network, blocks):
-            joint = tune_jointly_(
-                network, blocks, found, unseen.inputs, last, unseen.counted, steps, tuning, stepped
-            )
+            joint = tune_jointly_(network, blocks, found, *data, steps, tuning, stepped, descent)
         give_back_memory()
     _fit_rest(network, blocks, batches, counted)
     return Calibration(reports, joint)

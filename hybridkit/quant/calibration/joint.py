@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from hybridkit.calls import Inputs, call, without_caches
 from hybridkit.massive import relative_error
 from hybridkit.precision import autocast, computed_again, faster_precision
+from hybridkit.quant.calibration.keeping import KeptDescent
 from hybridkit.quant.calibration.streams import Hidden, Recording
 from hybridkit.quant.calibration.tuning import TUNED, Tuning, descend
 from hybridkit.quant.frozen import train_only
@@ -67,11 +68,12 @@ def tune_jointly_(
     steps: int,
     tuning: Tuning,
     progress: Callable[[int, int], None],
+    kept: KeptDescent | None = None,
 ) -> JointReport:
     """Tune in place, on a batch a step; undone where the error has not become less.
 
     found: of the blocks. last: what the original's last block gave, by batch. `progress(done, steps)` is
-    called after each step.
+    called after each step. kept: where it stands is kept, and found again.
     """
     network.requires_grad_(False)
     trained = train_only(nn.ModuleList(blocks), TUNED)
@@ -92,7 +94,7 @@ def tune_jointly_(
 
     with computing_as_given(network), autocast(faster_precision(device), device), without_caches(network):
         first = mean_error()
-        descend([{"params": trained}], error, len(batches), steps, tuning, progress)
+        descend([{"params": trained}], error, len(batches), steps, tuning, progress, kept)
         reached = mean_error()
     if not reached < first:
         with torch.no_grad():

@@ -1,4 +1,7 @@
-"""Calibrated blocks in a folder, one file each, so that a killed calibration goes on at its block."""
+"""What a calibration has done, in a folder, so that one that was killed goes on where it was.
+
+A file for each block that is finished, and one for the tuning of all blocks together, while it runs.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from hybridkit.quant.frozen import freeze_layer_
 from hybridkit.quant.layers import qat_layers
 
 LOOKED_AT: Final = 1_000  # numbers of a tensor
+EVERY: Final = 8  # steps on all blocks together
 _CODES, _SCALE = ".weight", ".quantizer_parameters.scale"
 
 
@@ -60,12 +64,9 @@ class Kept:
 
     def load_(self, place: int, block: nn.Module) -> bool:
         """Freeze the codes of a block as they were kept, in place; False where they were not."""
-        try:
-            state = load(self._file(place).read_bytes())
-        except FileNotFoundError:
+        state = _read(self._file(place))
+        if state is None:
             return False
-        except (OSError, safetensors.SafetensorError) as error:
-            raise FileError(f"{self._file(place)} is damaged ({error}); remove {self.folder}") from None
         for name, layer in qat_layers(block).items():
             if name + _SCALE not in state:  # it does not run, and kept its latent weight
                 continue
@@ -77,9 +78,60 @@ class Kept:
             block.load_state_dict(state)
         return True
 
+    def descent(self, steps: int) -> KeptDescent:
+        """Where that of so many steps on all blocks together is kept."""
+        return KeptDescent(self.folder / f"together-{steps}.safetensors")
+
     def end(self) -> None:
         """Remove the folder."""
         remove(self.folder)
 
     def _file(self, place: int) -> Path:
         return self.folder / f"block-{place:04}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptDescent:
+    """Where an optimizer stands: `file` holds its parameters, its state of each, and the steps done."""
+
+    file: Path
+
+    def save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Keep what it is after so many steps; every `EVERY`th is."""
+        if step % EVERY:
+            return
+        tensors = {"step": torch.tensor(step)}
+        for place, parameter in enumerate(_parameters(optimizer)):
+            tensors[f"{place}"] = parameter.detach().contiguous()
+            tensors |= {f"{place}.{name}": value for name, value in optimizer.state[parameter].items()}
+        with atomic_file(self.file) as file:
+            file.write(save(tensors))
+
+    def load_(self, optimizer: torch.optim.Optimizer) -> int:
+        """Set it and its parameters to what was kept, in place; how many steps it had done, 0 of no file."""
+        tensors = _read(self.file)
+        if tensors is None:
+            return 0
+        with torch.no_grad():
+            for place, parameter in enumerate(_parameters(optimizer)):
+                parameter.copy_(tensors[f"{place}"])
+                state = {name: value for name, value in tensors.items() if name.startswith(f"{place}.")}
+                optimizer.state[parameter] = {
+                    name.split(".")[1]: value.to(parameter.device) if value.dim() else value
+                    for name, value in state.items()
+                }
+        return int(tensors["step"])
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _read(path: Path) -> dict[str, torch.Tensor] | None:
+    """A file's tensors, None without one. Raises FileError where it is damaged."""
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise FileError(f"{path} is damaged ({error}); remove {path.parent}") from None

@@ -14,6 +14,7 @@ go from block to block suffer from its rounding where one position is a thousand
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from hybridkit.massive import relative_error
 from hybridkit.precision import autocast, faster_precision
+from hybridkit.quant.calibration.keeping import KeptDescent
 from hybridkit.quant.calibration.streams import Behind, Call, Hidden
 from hybridkit.quant.frozen import parse_trainable, train_only
 from hybridkit.quant.layers import QATLayer, computing_as_given
@@ -101,22 +103,29 @@ def descend(
     steps: int,
     tuning: Tuning,
     progress: Callable[[int, int], None] = lambda done, steps: None,
+    kept: KeptDescent | None = None,
 ) -> None:
     """Adam on the parameters in `groups`, on the error of a batch, by its number, a step.
 
-    Rates rise at first and fall to the end. `progress(done, steps)` after each step.
+    Rates rise at first and fall to the end. `progress(done, steps)` after each step. kept: where it stands is
+    kept from time to time, and gone on from.
     """
     optimizer = torch.optim.Adam(groups, lr=tuning.lr, betas=(0.9, 0.98))
+    peaks = [group["lr"] for group in optimizer.param_groups]
     warm = max(1, round(WARM_UP * steps))
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, 1 - step / steps))
     generator = torch.Generator().manual_seed(tuning.seed)
+    orders = (torch.randperm(batches, generator=generator).tolist() for _ in itertools.count())
+    begun = kept.load_(optimizer) if kept else 0
     with torch.enable_grad():
-        for step in range(steps):
-            if step % batches == 0:
-                order = torch.randperm(batches, generator=generator).tolist()
-            loss = error(order[step % batches])
+        for step, place in enumerate(itertools.islice(itertools.chain.from_iterable(orders), steps)):
+            if step < begun:
+                continue
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * min((step + 1) / warm, 1 - step / steps)
+            loss = error(place)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
-            rate.step()
             progress(step + 1, steps)
+            if kept:
+                kept.save(step + 1, optimizer)
