@@ -27,6 +27,7 @@ HUB: Final = "hf:"
 HELD_OUT: Final = 0.1  # of the training rows, for each part that the data do not bring
 CUT_SEED: Final = 17
 BLOCK: Final = 4_096  # rows looked at at once
+CHUNK: Final = 500  # rows of text read at once
 
 Table = Any  # datasets.Dataset
 Indices = NDArray[np.int64]
@@ -87,8 +88,7 @@ def open_tables(where: str, subset: str = "", files: DataFiles | None = None) ->
             loaded = datasets.load_dataset("imagefolder", data_files=_named(files), drop_labels=False)
         elif files is not None:
             # one by one: a test part often lacks the labels
-            options = {"sep": "\t"} if files.files[0].suffix.lower() == ".tsv" else {}
-            builder = builder_of(files.files)
+            builder, options = builder_of(files.files), _reader_options(files.files[0])
             loaded = {
                 part: datasets.load_dataset(builder, data_files=paths, split="train", **options)
                 for part, paths in _named(files).items()
@@ -107,6 +107,19 @@ def open_tables(where: str, subset: str = "", files: DataFiles | None = None) ->
     if "train" not in parts:
         raise FileError(f"{where} holds no training data; its parts are {', '.join(map(str, loaded))}")
     return parts
+
+
+def _reader_options(file: Path) -> dict[str, Any]:
+    """What keeps memory small while a table is read; as they come readers hold 10,000 rows or all of them."""
+    match file.suffix.lower():
+        case ".csv" | ".tsv" as suffix:
+            return {"sep": "\t" if suffix == ".tsv" else ",", "chunksize": CHUNK}
+        case ".parquet":
+            from pyarrow.dataset import ParquetFragmentScanOptions
+
+            return {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
+        case _:
+            return {}
 
 
 def is_saved(where: str) -> bool:

@@ -24,7 +24,6 @@ from hybridkit.tasks.labels import LABELS, Labels, with_head
 from hybridkit.tasks.pretrained_task import PretrainedOptions, PretrainedTask
 from hybridkit.tasks.protocol import Splits
 from hybridkit.tasks.rows import (
-    BLOCK,
     Rows,
     Table,
     column,
@@ -37,6 +36,7 @@ from hybridkit.tasks.rows import (
 )
 
 IMAGES: Final = ("image", "img", "pixel_values")
+AT_ONCE: Final = 64  # images looked at undecoded
 THUMBNAIL: Final = 8  # pixels along each side of what images are clustered by
 
 
@@ -98,7 +98,7 @@ class ImageClassification(ByClass, PretrainedTask):
         name = column(self._tables["train"], self.options.image_column, IMAGES, "image_column", self._where)
         parts: dict[Part, Rows] = {}
         for part, labels in self.labels.parts.items():
-            table = renamed(self._tables[part], {name: "image"})
+            table = _decoding(renamed(self._tables[part], {name: "image"}))
             parts[part] = Rows(table, np.arange(len(table)), labels=labels)
         return with_all_parts(parts, cut_by_class, self._where)
 
@@ -141,13 +141,24 @@ class ImageClassification(ByClass, PretrainedTask):
         return {"data": sha.hexdigest(), "processor": hashlib.sha256(settings.encode()).hexdigest()}
 
 
+def _decoding(table: Table) -> Table:
+    """The table with its images as such, where it does not say that files' bytes are images."""
+    import datasets
+
+    kind = table.features["image"]
+    encoded = isinstance(kind, dict) and "bytes" in kind
+    if encoded or (isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")):
+        return table.cast_column("image", datasets.Image())
+    return table
+
+
 def _undecoded(rows: Rows) -> Iterator[bytes]:
     """What tells each image from others: its bytes, or of a file its name and size."""
     import datasets
 
     raw = rows.table.cast_column("image", datasets.Image(decode=False))
-    for start in range(0, len(rows), BLOCK):
-        for image in raw[rows.places[start : start + BLOCK].tolist()]["image"]:
+    for start in range(0, len(rows), AT_ONCE):
+        for image in raw[rows.places[start : start + AT_ONCE].tolist()]["image"]:
             if image["bytes"] is not None:
                 yield hashlib.sha256(image["bytes"]).digest()
             else:

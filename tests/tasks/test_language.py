@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -307,49 +303,6 @@ def test_a_network_of_ones_own_takes_another_ones_tokenizer(tiny, story):
     network = make_model(task, "tiny_networks:network")
     batch = first(task.splits().train, 2, task.collate)
     assert math.isfinite(task.loss(network(**task.inputs(batch)), batch).item())
-
-
-LARGE = textwrap.dedent("""
-    import resource, sys
-    from pathlib import Path
-    from hybridkit.tasks.language import documents
-    from hybridkit.tasks.resolve import make_task
-
-    documents.PIECE = 1 << 12
-
-    def data_memory():
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
-
-    model, small, large, room = sys.argv[1:]
-    def epoch(where):
-        task = make_task("causal-lm", {"model": model, "data_dir": where, "sequence_length": 64})
-        splits = task.splits()
-        for start in range(0, len(splits.train), max(1, len(splits.train) // 50)):
-            task.collate([splits.train[start]])
-        return task.provenance()
-    epoch(small)  # what is imported and allocated once
-    limit = data_memory() + int(room)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    print(epoch(large)["bytes"]["train"])
-""")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mapped memory on Linux")
-def test_a_corpus_larger_than_memory(tiny, tmp_path):
-    """The process may allocate a quarter of the corpus, over what it has after a small one."""
-    line = STORY[:4000].replace("\n", " ")
-    size, room = 6 << 20, 3 << 19
-    (tmp_path / "small.txt").write_text(line * 60)
-    with (tmp_path / "large.txt").open("w") as file:
-        file.writelines(line + "\n" for _ in range(size // len(line)))
-    arguments = [tiny("gpt2"), *(str(tmp_path / f"{name}.txt") for name in ("small", "large")), str(room)]
-    alone = os.environ | {"TOKENIZERS_PARALLELISM": "false"}  # no late threads
-    done = subprocess.run(
-        [sys.executable, "-c", LARGE, *arguments], capture_output=True, text=True, check=False, env=alone
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout.split()[-1]) > 3.9 * room
 
 
 def test_the_digest_depends_on_content_and_tokenizer(tiny, story, tmp_path):
