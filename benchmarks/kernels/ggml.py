@@ -33,6 +33,7 @@ FEATURES: Final = {
     "avx2": _X86,
     "avxvnni": (*_X86, "AVX_VNNI"),
     "avx512vnni": (*_X86, *_AVX512),
+    "amx": (*_X86, *_AVX512, "AMX_TILE", "AMX_INT8"),
 }
 
 

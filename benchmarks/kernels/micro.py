@@ -103,7 +103,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--m", type=_integers, default=[1, 8, 128], help="rows of activations")
     parser.add_argument("--threads", type=_integers, default=[1])
     parser.add_argument(
-        "--isa", help="scalar, avx2, avxvnni, avx512vnni or neon (default: the library's choice)"
+        "--isa", help="scalar, avx2, avxvnni, avx512vnni, amx or neon (default: the library's choice)"
     )
     parser.add_argument("--codec", choices=list(CODECS), default="ternary")
     parser.add_argument(

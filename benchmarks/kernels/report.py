@@ -118,6 +118,8 @@ def verdict_table(results: Results) -> TextTable:
     ]
     if results.isa != "avx512vnni":
         notes.append("The floors' ratios are stated for AVX-512 VNNI; here they are taken with what ran.")
+    if results.isa == "amx":
+        notes.append("The peak is that of AMX for every M, also where AVX-512 VNNI runs.")
     title = f"The numbers, on {results.isa}"
     return TextTable(title, ("regime", "must be", "worst", "where", "cases within", "verdict"), rows, notes)
 

@@ -162,7 +162,7 @@ class Native:
 
     @property
     def isa(self) -> str:
-        """The instruction set in use: scalar, avx2, avxvnni, avx512vnni or neon."""
+        """The instruction set in use: scalar, avx2, avxvnni, avx512vnni, amx or neon."""
         return _text(self._call["isa"]())
 
     @property

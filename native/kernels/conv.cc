@@ -101,7 +101,8 @@ struct Call {
   const Shape& shape;
   int32_t dtype;
   int bits;
-  int64_t panel, block;  // rows of a panel, of a task
+  Panels panels;
+  int64_t block;  // rows of a task
   int64_t rows() const { return matrix.N / shape.group; }
   int64_t tiles() const { return tiles_of(rows()); }
   int64_t blocks() const { return blocks_of(bits, matrix.K); }
@@ -174,12 +175,12 @@ bool float_sample(const Call& call, const void* x, int64_t sample, float* image)
 void gather_panels(const Call& call, const int8_t* image, int64_t first, int64_t rows, int64_t group, int8_t* panels,
                    int32_t* sum, int8_t* patch) {
   const int64_t K = call.matrix.K, padded = call.padded_K();
-  for (int64_t start = 0; start < rows; start += call.panel) {
-    const int64_t height = at_most(call.panel, rows - start);
+  for (int64_t start = 0; start < rows; start += call.panels.rows) {
+    const int64_t height = at_most(call.panels.rows, rows - start);
     for (int64_t r = 0; r < height; ++r) {
       gather(call.shape, image, first + start + r, group, patch);
       std::memset(patch + K, 0, static_cast<size_t>(padded - K));
-      int8_t* to = panels + start * padded + r * kGranule;
+      int8_t* to = panels + start * call.panels.row_bytes + r * kGranule;
       sum[start + r] = call.isa.place(patch, padded, to, height * kGranule);
     }
   }
@@ -187,10 +188,10 @@ void gather_panels(const Call& call, const int8_t* image, int64_t first, int64_t
 
 bool int8_block(const Call& call, const int8_t* image, float s, int64_t first, int64_t rows, void* y, int64_t base) {
   const int64_t padded = call.padded_K(), columns = call.rows();
-  Scratch scratch(Scratch::size<int8_t>(rows * padded) + Scratch::size<int8_t>(padded + kPiece) +
+  Scratch scratch(Scratch::size<int8_t>(call.panels.bytes(rows)) + Scratch::size<int8_t>(padded + kPiece) +
                   Scratch::size<int32_t>(rows) + Scratch::size<float>(rows) + 2 * Scratch::size<float>(rows * columns));
   if (!scratch) return false;
-  int8_t* panels = scratch.take<int8_t>(rows * padded);
+  int8_t* panels = scratch.take<int8_t>(call.panels.bytes(rows));
   int8_t* patch = scratch.take<int8_t>(padded + kPiece);
   int32_t* sum = scratch.take<int32_t>(rows);
   float* scale = scratch.take<float>(rows);
@@ -201,7 +202,8 @@ bool int8_block(const Call& call, const int8_t* image, float s, int64_t first, i
     gather_panels(call, image, first, rows, g, panels, sum, patch);
     auto work = call.work<Int8Work>(g, rows, output);
     work.x = panels;
-    work.panel = call.panel;
+    work.panel = call.panels.rows;
+    work.row_bytes = call.panels.row_bytes;
     work.x_scale = scale;
     work.x_sum = sum;
     call.isa.int8(work);
@@ -433,11 +435,13 @@ const char* hybridkit_conv(const hybridkit_matrix* matrix, const hybridkit_geome
   const bool int8 = matrix->activations == HYBRIDKIT_INT8;
   const Isa& chosen = isa();
   const int64_t rows = at_most(shape.positions(), kBlockRows);
-  const int64_t panel = int8 ? panel_of(chosen, false, rows) : at_most(chosen.panel_rows, rows);
+  const int bits = bits_of(matrix->codec);
+  const int64_t least = at_most(chosen.panel_rows, rows), padded = blocks_of(bits, matrix->K) * block_columns(bits);
+  const Panels panels = int8 ? panels_of(chosen, false, rows, padded) : Panels{least, least, 0};
   // Large blocks share the unpacked weights; small ones give every thread something to do.
   const int64_t wanted = divide_up(batch * shape.positions(), kLeastTasks);
-  const int64_t block = at_most(at_least(round_up(wanted, panel), panel), kBlockRows / panel * panel);
-  const Call call{chosen, *matrix, shape, dtype, bits_of(matrix->codec), panel, block};
+  const int64_t block = at_most(at_least(round_up(wanted, panels.step), panels.step), kBlockRows / panels.step * panels.step);
+  const Call call{chosen, *matrix, shape, dtype, bits, panels, block};
   const bool done = is_depthwise(call) ? convolve_depthwise(call, int8, x, batch, y, parallel)
                     : int8             ? convolve_int8(call, x, batch, y, parallel)
                                        : convolve_floats(call, x, batch, y, parallel);

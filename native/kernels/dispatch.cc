@@ -10,6 +10,9 @@ namespace hybridkit {
 namespace {
 
 const Isa* const kBuilt[] = {  // best first
+#ifdef HYBRIDKIT_AMX
+    &kAmx,
+#endif
 #ifdef HYBRIDKIT_AVX512VNNI
     &kAvx512Vnni,
 #endif

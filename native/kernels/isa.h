@@ -49,6 +49,7 @@ struct Int8Work : Work {
   const int8_t* x;       // panels of `panel` rows, the last may have fewer, each [Kp / 16][rows][16] with
                          // Kp = blocks * block_columns, zeros beyond K
   int64_t panel;
+  int64_t row_bytes;     // from row to row, where panels have one
   const float* x_scale;  // [rows] or [rows][groups], s_x; NaN where it is of numbers that are not finite
   const int32_t* x_sum;  // [rows], the sum of the row's codes, or [rows][groups], the group's times -2^(bits - 1)
 };
@@ -76,6 +77,8 @@ struct Isa {
   int group_panel_rows;
   int stream_rows;   // up to so many rows int8 is one pass over the packed weights
   int stream_rows_float;
+  int matrix_rows;   // from so many rows on int8 takes panels of one row (Panels in work.h); 0: never
+  int group_matrix_rows;
   void (*int8)(const Int8Work&);
   void (*floats)(const FloatWork&);
   void (*group_int8)(const Int8Work&);
@@ -92,7 +95,7 @@ struct Isa {
   void (*depthwise)(const DepthwiseWork&);
 };
 
-extern const Isa kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kNeon;
+extern const Isa kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kAmx, kNeon;
 
 const Isa& isa();  // the one in use
 

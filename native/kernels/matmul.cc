@@ -95,20 +95,20 @@ void quantize_groups(const Product& p, const float* x, int8_t* codes, int64_t st
 }
 
 // The panel that begins at row `first`, of `rows` rows; `offset` is the first row of x.
-void quantize_panel(const Product& p, int64_t offset, int64_t first, int64_t rows, const Activations& to,
-                    float* buffer) {
+void quantize_panel(const Product& p, const Panels& panels, int64_t offset, int64_t first, int64_t rows,
+                    const Activations& to, float* buffer) {
   const int64_t stride = rows * kGranule, granules = p.padded_K() / kGranule;
   const int64_t used = divide_up(p.matrix.K, kGranule);
   for (int64_t r = 0; r < rows; ++r) {
     const float* x = row_of(p, offset + first + r, buffer);
     if (p.grouped()) {
       const int64_t place = (first + r) * p.groups();
-      int8_t* codes = to.codes + first * p.padded_K() + r * kGranule;
+      int8_t* codes = to.codes + first * panels.row_bytes + r * kGranule;
       quantize_groups(p, x, codes, stride, to.scale + place, to.sum + place);
       continue;
     }
     const float s = scale_of(p.isa.magnitude(x, p.matrix.K));
-    int8_t* codes = to.codes + first * p.padded_K() + r * kGranule;
+    int8_t* codes = to.codes + first * panels.row_bytes + r * kGranule;
     to.scale[first + r] = s;
     int64_t done = 0;
     to.sum[first + r] = 0;
@@ -121,26 +121,28 @@ void quantize_panel(const Product& p, int64_t offset, int64_t first, int64_t row
 }
 
 bool int8_rows(const Product& p, int64_t first_row, int64_t rows) {
-  const int64_t panel = panel_of(p.isa, p.grouped(), rows), panels = divide_up(rows, panel);
-  const int64_t scales = rows * p.groups();
-  const Grid grid = grid_of(rows, tiles_of(p.matrix.N), p.matrix.K, panel);
-  Scratch scratch(Scratch::size<int8_t>(rows * p.padded_K()) + Scratch::size<float>(scales) +
+  const Panels panels = panels_of(p.isa, p.grouped(), rows, p.padded_K());
+  const int64_t panel = panels.rows, count = divide_up(rows, panel), scales = panels.padded(rows) * p.groups();
+  const Grid grid = grid_of(rows, tiles_of(p.matrix.N), p.matrix.K, panels.step);
+  Scratch scratch(Scratch::size<int8_t>(panels.bytes(rows)) + Scratch::size<float>(scales) +
                   Scratch::size<int32_t>(scales));
   if (!scratch) return false;
   Activations a;
-  a.codes = scratch.take<int8_t>(rows * p.padded_K());
+  a.codes = scratch.take<int8_t>(panels.bytes(rows));
   a.scale = scratch.take<float>(scales);
   a.sum = scratch.take<int32_t>(scales);
+  // Rows that do not exist are multiplied, too, and numbers that are not normal would take their time.
+  for (int64_t i = rows * p.groups(); i < scales; ++i) a.scale[i] = 0;
 
   std::atomic<bool> complete{true};  // tasks that lack memory say so
   const int64_t panels_of_task = at_least(65536 / (panel * p.matrix.K), 1);
-  for_each_task(p.parallel, divide_up(panels, panels_of_task), [&](int64_t task) {
+  for_each_task(p.parallel, divide_up(count, panels_of_task), [&](int64_t task) {
     Scratch converted(p.dtype == HYBRIDKIT_F32 ? 0 : Scratch::size<float>(p.matrix.K));
     if (p.dtype != HYBRIDKIT_F32 && !converted) return void(complete = false);
-    const int64_t end = at_most((task + 1) * panels_of_task, panels);
+    const int64_t end = at_most((task + 1) * panels_of_task, count);
     for (int64_t i = task * panels_of_task; i < end; ++i) {
       const int64_t first = i * panel;
-      quantize_panel(p, first_row, first, at_most(panel, rows - first), a, converted.take<float>(0));
+      quantize_panel(p, panels, first_row, first, at_most(panel, rows - first), a, converted.take<float>(0));
     }
   });
   if (!complete) return false;
@@ -151,8 +153,9 @@ bool int8_rows(const Product& p, int64_t first_row, int64_t rows) {
     const int64_t row = task % grid.row_blocks * grid.rows;
     float* buffer = p.dtype == HYBRIDKIT_F32 ? nullptr : converted.take<float>(0);
     auto work = work_of<Int8Work>(p, grid, task, first_row, rows, buffer);
-    work.x = a.codes + row * p.padded_K();
+    work.x = a.codes + row * panels.row_bytes;
     work.panel = panel;
+    work.row_bytes = panels.row_bytes;
     work.x_scale = a.scale + row * p.groups();
     work.x_sum = a.sum + row * p.groups();
     p.grouped() ? p.isa.group_int8(work) : p.isa.int8(work);
@@ -237,8 +240,8 @@ int64_t hybridkit_tasks(const hybridkit_matrix* matrix, int64_t M) {
   if (M == 0) return 1;
   const int64_t rows = at_most(M, most_rows(*matrix));
   const bool int8 = matrix->activations != HYBRIDKIT_FLOAT;
-  const int64_t panel = int8 ? panel_of(isa(), is_nbit(matrix->codec), rows) : 1;
-  return grid_of(rows, tiles_of(matrix->N), matrix->K, panel).tasks();
+  const int64_t step = int8 ? panels_of(isa(), is_nbit(matrix->codec), rows, matrix->K).step : 1;
+  return grid_of(rows, tiles_of(matrix->N), matrix->K, step).tasks();
 }
 
 }  // extern "C"

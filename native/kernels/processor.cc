@@ -4,6 +4,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -15,7 +19,7 @@ namespace {
 
 // Intel's manual, volume 2, CPUID: leaf 1, and leaf 7 with subleaves 0 and 1.
 struct Cpuid {
-  unsigned ecx1 = 0, ebx7 = 0, ecx7 = 0, eax7_1 = 0;
+  unsigned ecx1 = 0, ebx7 = 0, ecx7 = 0, edx7 = 0, eax7_1 = 0;
   uint64_t saved = 0;  // XCR0: which registers the operating system keeps for each thread
 
   Cpuid() {
@@ -30,6 +34,7 @@ struct Cpuid {
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return;
     ebx7 = ebx;
     ecx7 = ecx;
+    edx7 = edx;
     if (eax >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) eax7_1 = eax;
   }
 
@@ -54,6 +59,7 @@ bool has_avx2() {
 #if defined(HYBRIDKIT_EMULATED)
 bool has_avxvnni() { return true; }
 bool has_avx512vnni() { return true; }
+bool has_amx() { return true; }
 #else
 bool has_avxvnni() { return has_avx2() && Cpuid::bit(cpuid().eax7_1, 4); }
 
@@ -63,6 +69,20 @@ bool has_avx512vnni() {
   const bool f_dq_bw_vl = Cpuid::bit(c.ebx7, 16) && Cpuid::bit(c.ebx7, 17) && Cpuid::bit(c.ebx7, 30) &&
                           Cpuid::bit(c.ebx7, 31);
   return has_avx2() && c.saves(zmm) && f_dq_bw_vl && Cpuid::bit(c.ecx7, 11);
+}
+
+bool has_amx() {
+#if defined(__linux__)
+  constexpr uint64_t tiles = 0x60000;
+  const Cpuid& c = cpuid();
+  const bool tiles_of_int8 = Cpuid::bit(c.edx7, 24) && Cpuid::bit(c.edx7, 25);
+  if (!has_avx512vnni() || !c.saves(tiles) || !tiles_of_int8) return false;
+  constexpr int request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM: for all threads of the process
+  static const bool granted = syscall(SYS_arch_prctl, request, tile_data) == 0;
+  return granted;
+#else
+  return false;
+#endif
 }
 #endif
 #endif

@@ -114,9 +114,27 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 constexpr int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Rows of one int8 panel, so that the panels of M rows are nearly equal.
-inline int64_t panel_of(const Isa& isa, bool grouped, int64_t M) {
-  return divide_up(M, divide_up(M, grouped ? isa.group_panel_rows : isa.panel_rows));
+// How the rows of int8 activations lie: in panels that are nearly equal, or one after the other in whole cache lines.
+struct Panels {
+  int64_t rows;       // of a panel
+  int64_t step;       // what the rows of a task are a multiple of
+  int64_t row_bytes;  // from row to row of panels' first rows
+
+  // Rows of which there is memory, and bytes of their codes: where one row follows the other, 16 are read at a time,
+  // and 64 columns.
+  int64_t padded(int64_t count) const { return step == rows ? count : round_up(count, kTileRows); }
+  int64_t bytes(int64_t count) const { return padded(count) * row_bytes + (step == rows ? 0 : kBlockBytes); }
+};
+
+inline Panels panels_of(const Isa& isa, bool grouped, int64_t M, int64_t padded_K) {
+  constexpr int64_t page = 4096;  // rows that are whole pages apart would share places in the cache
+  const int matrix_rows = grouped ? isa.group_matrix_rows : isa.matrix_rows;
+  if (matrix_rows != 0 && M >= matrix_rows) {
+    const int64_t bytes = round_up(padded_K, kBlockBytes);
+    return {1, 2 * kTileRows, bytes % (page / 8) == 0 ? bytes + kBlockBytes : bytes};
+  }
+  const int64_t rows = divide_up(M, divide_up(M, grouped ? isa.group_panel_rows : isa.panel_rows));
+  return {rows, rows, padded_K};
 }
 
 // The scale of activations whose magnitude bits are `largest`: NaN where they are not all finite.
@@ -130,23 +148,23 @@ inline float scale_of(uint32_t largest) {
 
 // A product cut into row_blocks x tile_groups tasks.
 struct Grid {
-  int64_t row_blocks, rows;    // `rows` of each block but the last, a multiple of the panel
+  int64_t row_blocks, rows;    // `rows` of each block but the last
   int64_t tile_groups, tiles;  // `tiles` of each group but the last
   int64_t tasks() const { return row_blocks * tile_groups; }
 };
 
 // A task is some microseconds of work, and there are a few dozen at most, so that both few and many threads end
-// together. Row blocks beyond what kBlockRows asks for cost unpacking again: only where there are too few tiles.
-inline Grid grid_of(int64_t M, int64_t tiles, int64_t K, int64_t panel) {
+// together; those of rows are multiples of `step`. Row blocks beyond what kBlockRows asks for cost unpacking again: only where there are too few tiles.
+inline Grid grid_of(int64_t M, int64_t tiles, int64_t K, int64_t step) {
   constexpr int64_t task_macs = 400'000, most_tasks = 64;
   const int64_t macs_of_tile = at_least(at_most(M, kBlockRows) * K * kTileRows, 1);
   const int64_t macs = M * tiles * K * kTileRows;
   const int64_t wanted = at_least(at_most(macs / task_macs, most_tasks), 1);
-  const int64_t block = kBlockRows / panel * panel;
+  const int64_t block = kBlockRows / step * step;
   int64_t row_blocks = divide_up(M, block);
-  if (row_blocks * tiles < wanted) row_blocks = at_most(divide_up(wanted, tiles), divide_up(M, panel));
+  if (row_blocks * tiles < wanted) row_blocks = at_most(divide_up(wanted, tiles), divide_up(M, step));
   Grid grid;
-  grid.rows = round_up(divide_up(M, row_blocks), panel);
+  grid.rows = round_up(divide_up(M, row_blocks), step);
   grid.row_blocks = divide_up(M, grid.rows);
   const int64_t groups = at_least(at_most(divide_up(wanted, grid.row_blocks), tiles), 1);
   const int64_t least_tiles = at_least(divide_up(task_macs / 4, macs_of_tile), 1);

@@ -1,4 +1,6 @@
 // n-bit codes in groups under every instruction set against the naive product.
+#include <array>
+
 #include "products.h"
 
 namespace {
@@ -67,15 +69,18 @@ TEST(groups_every_row_count) {
 
 TEST(groups_every_column_count) {
   test::Random random(43);
-  for (int64_t K = 1; K <= 80; ++K) check_random(random, random.between(1, 6), random.between(1, 40), K);
+  for (int64_t K = 1; K <= 80; ++K) check_random(random, random.one_of<int64_t>({1, 2, 4, 6, 17}), random.between(1, 40), K);
 }
 
 TEST(groups_large) {  // several tasks, panels and blocks of rows
   test::Random random(44);
   for (const int32_t activations : {HYBRIDKIT_INT8, HYBRIDKIT_INT8_BLOCKS, HYBRIDKIT_FLOAT}) {
     for (const int32_t codec : {HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT4, HYBRIDKIT_NBIT8}) {
-      const Case c{codec, activations, HYBRIDKIT_F32, HYBRIDKIT_F16, 205, 100, 333, 64};
-      check_case(random, c, random_activations(random, c.M * c.K, c.K), hybridkit_thread_pool(2));
+      for (const auto& [M, N, K, group_size] : std::vector<std::array<int64_t, 4>>{
+               {205, 100, 333, 64}, {40, 40, 1300, 32}, {40, 50, 1300, 576}, {23, 20, 2100, 65536}}) {
+        const Case c{codec, activations, HYBRIDKIT_F32, HYBRIDKIT_F16, M, N, K, group_size};
+        check_case(random, c, random_activations(random, c.M * c.K, c.K), hybridkit_thread_pool(2));
+      }
     }
   }
 }
@@ -83,7 +88,7 @@ TEST(groups_large) {  // several tasks, panels and blocks of rows
 TEST(groups_extremes_are_exact) {  // the largest sums there are
   test::Random random(45);
   for (const int32_t codec : {HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT4, HYBRIDKIT_NBIT8}) {
-    for (const int64_t M : {1, 5}) {
+    for (const int64_t M : {1, 5, 17}) {
       const Case c{codec, HYBRIDKIT_INT8, HYBRIDKIT_F32, HYBRIDKIT_F32, M, 3, 65536 + 40, HYBRIDKIT_MAX_GROUP};
       check_case(random, c, std::vector<float>(static_cast<size_t>(M * c.K), -3.0f), nullptr);
     }

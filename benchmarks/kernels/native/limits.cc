@@ -101,6 +101,17 @@ __attribute__((target("avx512f"))) void vnni_zmm(long rounds) {
   for (long i = 0; i < rounds; ++i) asm volatile(HK_TWELVE(HK_VNNI_Z)::: HK_CLOBBER);
 }
 
+// Four sums, three times. The library has asked the system for the tiles by now.
+#define HK_TDP(i) "tdpbsud %%tmm6, %%tmm5, %%tmm" #i "\n"
+#define HK_FOUR(OP) OP(0) OP(1) OP(2) OP(3)
+void amx(long rounds) {
+  struct alignas(64) { uint8_t palette = 1, rest[15] = {}; uint16_t bytes[16] = {}; uint8_t rows[16] = {}; } config;
+  for (int i = 0; i < 8; ++i) config.bytes[i] = 64, config.rows[i] = 16;
+  asm volatile("ldtilecfg %0" ::"m"(config));
+  for (long i = 0; i < rounds; ++i) asm volatile(HK_FOUR(HK_TDP) HK_FOUR(HK_TDP) HK_FOUR(HK_TDP)::: "memory");
+  asm volatile("tilerelease");
+}
+
 #define HK_FMA_Y(i) "vfmadd231ps %%ymm15, %%ymm14, %%ymm" #i "\n"
 __attribute__((target("avx2,fma"))) void fma_ymm(long rounds) {
   asm volatile("vzeroall" ::: HK_CLOBBER);
@@ -149,7 +160,7 @@ struct Peak {
 
 const Peak kIntegerPeaks[] = {
 #if defined(__x86_64__)
-    {"avx2", maddubs, 64}, {"avxvnni", vnni_ymm, 64}, {"avx512vnni", vnni_zmm, 128},
+    {"avx2", maddubs, 64}, {"avxvnni", vnni_ymm, 64}, {"avx512vnni", vnni_zmm, 128}, {"amx", amx, 32768},
 #elif defined(__aarch64__)
     {"neon", sdot, 32},
 #endif
@@ -157,7 +168,7 @@ const Peak kIntegerPeaks[] = {
 
 const Peak kFloatPeaks[] = {
 #if defined(__x86_64__)
-    {"avx2", fma_ymm, 16}, {"avxvnni", fma_ymm, 16}, {"avx512vnni", fma_zmm, 32},
+    {"avx2", fma_ymm, 16}, {"avxvnni", fma_ymm, 16}, {"avx512vnni", fma_zmm, 32}, {"amx", fma_zmm, 32},
 #elif defined(__aarch64__)
     {"neon", fmla, 8},
 #endif

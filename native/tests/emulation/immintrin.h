@@ -1,4 +1,4 @@
-// Stands in for the compiler's header where AVX-512 VNNI and AVX-VNNI are emulated: SIMDe's portable functions under
+// Stands in for the compiler's header where AMX, AVX-512 VNNI and AVX-VNNI are emulated: SIMDe's portable functions under
 // the names of the intrinsics, so that the kernels' logic can be tested on any processor. Added, lane by lane: what
 // SIMDe 0.7.4 lacks, and masked loads, since SIMDe reads the lanes that the mask leaves out.
 #ifndef HYBRIDKIT_EMULATION_H
@@ -25,6 +25,7 @@
 #include <simde/x86/avx512/store.h>
 #include <simde/x86/avx512/storeu.h>
 #include <simde/x86/avx512/sub.h>
+#include <simde/x86/avx512/xor.h>
 #include <simde/x86/fma.h>
 
 #include <cstdint>
@@ -106,6 +107,51 @@ Floats cvtph_ps(Halves vector) {
   return lanes.template to<Floats>();
 }
 
+// AMX. A tile is what was loaded into it; memory is read and written only where the configuration says.
+struct Amx {
+  uint8_t config[64];
+  uint8_t tiles[8][16][64];
+  int rows(int t) const { return config[48 + t]; }
+  int bytes(int t) const { return config[16 + 2 * t] | config[17 + 2 * t] << 8; }
+};
+
+inline Amx& amx() {
+  thread_local Amx state;
+  return state;
+}
+
+inline void tile_loadconfig(const void* config) { std::memcpy(amx().config, config, 64); }
+inline void tile_zero(int t) { std::memset(amx().tiles[t], 0, sizeof amx().tiles[t]); }
+
+inline void tile_loadd(int t, const void* from, int64_t stride) {
+  tile_zero(t);
+  for (int row = 0; row < amx().rows(t); ++row) {
+    std::memcpy(amx().tiles[t][row], static_cast<const char*>(from) + row * stride, amx().bytes(t));
+  }
+}
+
+inline void tile_stored(int t, void* to, int64_t stride) {
+  for (int row = 0; row < amx().rows(t); ++row) {
+    std::memcpy(static_cast<char*>(to) + row * stride, amx().tiles[t][row], amx().bytes(t));
+  }
+}
+
+// Signed a times b, whose numbers are of the type B.
+template <class B>
+void tile_dpbs(int sum, int a, int b) {
+  Amx& state = amx();
+  for (int m = 0; m < state.rows(sum); ++m)
+    for (int n = 0; n < state.bytes(sum) / 4; ++n) {
+      int32_t total;
+      std::memcpy(&total, state.tiles[sum][m] + 4 * n, sizeof total);
+      for (int k = 0; k < state.bytes(a); ++k) {
+        const auto left = static_cast<int8_t>(state.tiles[a][m][k]);
+        total += left * static_cast<B>(state.tiles[b][k / 4][4 * n + k % 4]);
+      }
+      std::memcpy(state.tiles[sum][m] + 4 * n, &total, sizeof total);
+    }
+}
+
 inline __m256 mm256_cvtph_ps(__m128i vector) { return cvtph_ps<8, __m128i, __m256>(vector); }
 inline __m512 mm512_cvtph_ps(__m256i vector) { return cvtph_ps<16, __m256i, __m512>(vector); }
 
@@ -122,6 +168,13 @@ using __mmask16 = uint16_t;
 #define _mm512_cvtepi32_ps(vector) emulation::mm512_cvtepi32_ps(vector)
 #define _mm256_cvtph_ps(vector) emulation::mm256_cvtph_ps(vector)
 #define _mm512_cvtph_ps(vector) emulation::mm512_cvtph_ps(vector)
+#define _tile_loadconfig(config) emulation::tile_loadconfig(config)
+#define _tile_release()
+#define _tile_zero(tile) emulation::tile_zero(tile)
+#define _tile_loadd(tile, from, stride) emulation::tile_loadd(tile, from, stride)
+#define _tile_stored(tile, to, stride) emulation::tile_stored(tile, to, stride)
+#define _tile_dpbsud(sum, a, b) emulation::tile_dpbs<uint8_t>(sum, a, b)
+#define _tile_dpbssd(sum, a, b) emulation::tile_dpbs<int8_t>(sum, a, b)
 #define _mm256_dpbusd_avx_epi32(sum, a, b) simde_mm256_dpbusd_epi32(sum, a, b)
 
 #endif

@@ -1,0 +1,19 @@
+// What AVX-512 VNNI has and instruction sets beyond it take over.
+#ifndef HYBRIDKIT_AVX512_H
+#define HYBRIDKIT_AVX512_H
+
+#include "isa.h"
+
+namespace hybridkit {
+constexpr int kFloatRows = 8;  // as many rows of floats share the unpacking of a weight
+
+namespace avx512 {
+
+void int8(const Int8Work& work);
+void group_int8(const Int8Work& work);
+void floats(const FloatWork& work);
+void group_floats(const FloatWork& work);
+
+}  // namespace avx512
+}  // namespace hybridkit
+#endif
