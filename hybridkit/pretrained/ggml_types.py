@@ -1,11 +1,13 @@
 """GGUF types that the package gguf does not read yet, and files that only look as if they had them.
 
 llama.cpp has Q1_0 and Q2_0 since 2026; gguf 0.19 knows the name of the first alone. A fork writes the number
-of Q2_0 with blocks of 128 weights, which anyone else reads as noise.
+of Q2_0 with blocks of 128 weights, which anyone else reads as noise. I2_S is bitnet.cpp's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,29 +22,59 @@ from hybridkit.packing.ggml import TYPES, BlockType, from_blocks
 LATE: Final = ("Q1_0", "Q2_0")
 Q2_0: Final = TYPES["Q2_0"]
 FORK_BYTES: Final = 17  # of the fork's for 64 weights
+I2_S: Final = 36
 
 
 def teach_gguf() -> None:
     """Let the package gguf read the types that it lacks; what it knows itself stays."""
     for kind in (TYPES[name] for name in LATE):
-        known: Any = gguf.GGMLQuantizationType
-        if kind.number not in known._value2member_map_:
-            member = int.__new__(known, kind.number)
-            member._name_, member._value_ = kind.name, kind.number
-            known._member_map_[kind.name] = known._value2member_map_[kind.number] = member
-        member = known(kind.number)
-        gguf.GGML_QUANT_SIZES.setdefault(member, (kind.size, kind.bytes))
-        gguf.quants._type_traits.setdefault(member, _reader(kind))
+        _teach(kind.name, kind.number, kind.size, kind.bytes, partial(_from_blocks, kind))
+    _teach("I2_S", I2_S, 4, 1, from_i2_s)
 
 
-def _reader(kind: BlockType) -> Any:
-    """What gguf looks up to dequantise a type: a class with this method."""
+def _teach(name: str, number: int, size: int, bytes_: int, dequantize: Callable[[Any], Any]) -> None:
+    known: Any = gguf.GGMLQuantizationType
+    if number not in known._value2member_map_:
+        member = int.__new__(known, number)
+        member._name_, member._value_ = name, number
+        known._member_map_[name] = known._value2member_map_[number] = member
+    member = known(number)
+    gguf.GGML_QUANT_SIZES.setdefault(member, (size, bytes_))
+    reader: Any = type(name, (), {"dequantize": staticmethod(dequantize)})  # what gguf looks up
+    gguf.quants._type_traits.setdefault(member, reader)
 
-    def dequantize(tensor: NDArray[np.uint8]) -> NDArray[np.float32]:
-        rows = tensor.reshape(-1, tensor.shape[-1])
-        return from_blocks(kind, rows).reshape(*tensor.shape[:-1], -1)
 
-    return type(kind.name, (), {"dequantize": staticmethod(dequantize)})
+def _from_blocks(kind: BlockType, tensor: NDArray[np.uint8]) -> NDArray[np.float32]:
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return from_blocks(kind, rows).reshape(*tensor.shape[:-1], -1)
+
+
+def from_i2_s(tensor: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Weights of bitnet.cpp's I2_S, float32 [N, K], of codes uint8 [N, K / 4] as they lie in a mapped file.
+
+    32 bytes hold 128 weights in the order of the rows, weight 32 p + i in byte i from bit 6 - 2 p on, q + 1.
+    Behind all of them is the one scale, float32, beyond what `tensor` shows of the file. What llama-quantize
+    of bitnet.cpp writes with four rows in a byte looks the same, and is not read right.
+    Raises FileError for a digit that is no code, and a scale that is no number or beyond the file.
+    """
+    digits = tensor.reshape(-1, 1, 32) >> np.array([6, 4, 2, 0], np.uint8)[:, None] & 3
+    scale = _behind(tensor, 4).view(np.float32)
+    if not np.isfinite(scale).all() or (digits == 3).any():
+        raise FileError("a tensor of the type I2_S holds the digit 3, or its scale is no finite number")
+    weights: NDArray[np.float32] = (digits.astype(np.float32) - 1) * scale
+    return weights.reshape(*tensor.shape[:-1], -1)
+
+
+def _behind(tensor: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """The bytes of the file that follow those of a tensor in it."""
+    whole: Any = tensor
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    end = tensor.ctypes.data - whole.ctypes.data + tensor.nbytes
+    found: NDArray[np.uint8] = np.asarray(whole).reshape(-1).view(np.uint8)[end : end + count]
+    if len(found) < count:
+        raise FileError("a tensor of the type I2_S ends before its scale")
+    return found.copy()
 
 
 def refuse_fork(file: Path, text: str) -> None:

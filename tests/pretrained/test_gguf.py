@@ -22,7 +22,7 @@ from hybridkit.packing.ggml import TYPES, from_blocks, to_blocks
 from hybridkit.packing.layers import LayerSpec
 from hybridkit.packing.model import PackedModel
 from hybridkit.pretrained import open_pretrained
-from hybridkit.pretrained.ggml_types import refuse_fork, teach_gguf
+from hybridkit.pretrained.ggml_types import from_i2_s, refuse_fork, teach_gguf
 from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.convert import convert
 from hybridkit.quant.prepare import prepare_qat_
@@ -395,11 +395,8 @@ def test_what_llama_cpp_does_not_compute_is_refused(tmp_path, capsys):
     assert not list(tmp_path.glob("*.gguf"))
 
 
-@pytest.mark.parametrize(
-    ("quantizer", "size", "wanted"), [("ternary-mse", 64, "Q2_0"), ("binary", 128, "Q1_0")]
-)
-def test_ternary_and_binary_files_are_sources(quantizer, size, wanted, tmp_path):
-    """The types that gguf does not read: what they hold is found again, to the last code."""
+def wide_llama(folder):
+    """Its rows are whole numbers of blocks."""
     config = transformers.LlamaConfig(
         hidden_size=128,
         num_hidden_layers=1,
@@ -410,8 +407,16 @@ def test_ternary_and_binary_files_are_sources(quantizer, size, wanted, tmp_path)
         tie_word_embeddings=False,
     )
     torch.manual_seed(0)
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "m")
-    letters_tokenizer().save_pretrained(tmp_path / "m")
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    letters_tokenizer().save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "size", "wanted"), [("ternary-mse", 64, "Q2_0"), ("binary", 128, "Q1_0")]
+)
+def test_ternary_and_binary_files_are_sources(quantizer, size, wanted, tmp_path):
+    """The types that gguf does not read: what they hold is found again, to the last code."""
+    wide_llama(tmp_path / "m")
     how = ["--quantizer", quantizer, "--granularity", f"group:{size}"]
     packed, file = quantized(tmp_path / "m", tmp_path, *how), tmp_path / "m.gguf"
     assert run(["export", str(file), "--from", str(packed)]) == 0
@@ -422,6 +427,72 @@ def test_ternary_and_binary_files_are_sources(quantizer, size, wanted, tmp_path)
         found, expected = state[layer.weight_name].numpy(), layer.dequantize()
         exact = wanted in ("Q1_0", "Q2_0") and layer.codec in ("two-bit", "one-bit")
         np.testing.assert_allclose(found, expected, rtol=1e-3 if exact else 1e-2, atol=1e-4)
+
+
+def i2_s(weights):
+    """As bitnet.cpp's README and converter describe it, weight by weight."""
+    scale, out = np.abs(weights).max(), np.zeros(weights.size // 4 + 32, np.uint8)
+    for place, weight in enumerate(weights.reshape(-1)):
+        block, within = divmod(place, 128)
+        digit = 1 + int(np.sign(weight)) * int(abs(weight) > 1e-6)
+        out[32 * block + within % 32] |= digit << 6 - 2 * (within // 32)
+    out[weights.size // 4 :][:4] = np.frombuffer(np.float32(scale).tobytes(), np.uint8)
+    return out
+
+
+def rewritten_as_i2_s(source, file):
+    """The same GGUF file with its layers' tensors in that type."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(file, "llama")
+    for field in reader.fields.values():
+        if not field.name.startswith(("GGUF.", "general.architecture")):
+            kind, *inner = field.types
+            writer.add_key_value(field.name, field.contents(), kind, inner[0] if inner else None)
+    written = []
+    for tensor in reader.tensors:
+        weights = gguf.dequantize(tensor.data, tensor.tensor_type)
+        if weights.ndim == 1 or "blk" not in tensor.name:
+            written.append(weights.astype(np.float32))
+            writer.add_tensor_info(tensor.name, weights.shape, np.dtype(np.float32), written[-1].nbytes)
+        else:
+            written.append(i2_s(weights))
+            writer.add_tensor_info(tensor.name, weights.shape, np.dtype(np.int8), written[-1].nbytes, 36)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for data in written:
+        writer.write_tensor_data(data)
+    writer.close()
+
+
+def test_files_of_bitnet_cpp_are_sources(tmp_path):
+    wide_llama(tmp_path / "m")
+    packed, file = quantized(tmp_path / "m", tmp_path, "--granularity", "tensor"), tmp_path / "m.gguf"
+    assert run(["export", str(file), "--from", str(packed)]) == 0
+    teach_gguf()
+    rewritten_as_i2_s(file, tmp_path / "i2_s.gguf")
+    original, found = (
+        open_pretrained(str(each)).network(head="causal-lm").state_dict()
+        for each in (file, tmp_path / "i2_s.gguf")
+    )
+    assert found.keys() == original.keys()
+    for name, tensor in original.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=0)
+
+
+@given(rows=st.integers(1, 5), blocks=st.integers(1, 3), seed=st.integers(0, 99))
+def test_i2_s_holds_ternary_weights(rows, blocks, seed):
+    random = np.random.default_rng(seed)
+    weights = random.integers(-1, 2, (rows, 128 * blocks)).astype(np.float32) * np.float32(0.37)
+    weights[0, 0] = 0.37
+    data = i2_s(weights)
+    codes = data[: weights.size // 4].reshape(rows, -1)
+    np.testing.assert_array_equal(from_i2_s(codes), weights)
+    data[0] |= 3 << 6
+    with pytest.raises(FileError, match="digit 3"):
+        from_i2_s(codes)
+    with pytest.raises(FileError, match="ends before its scale"):
+        from_i2_s(codes.copy())
 
 
 def write_blocks(file, bytes_per_weight):
