@@ -13,6 +13,7 @@ import transformers
 
 from hybridkit.cli import run
 from hybridkit.errors import FileError, UsageError
+from hybridkit.exporting.genai.decoder import Shape
 from hybridkit.packing.model import PackedModel
 from hybridkit.pretrained import open_pretrained
 from hybridkit.runtime.generation import LanguageModel, Sampling
@@ -182,6 +183,14 @@ def test_what_has_no_such_cache_is_refused(family, why, tmp_path, capsys):
     assert run(asked) == 2
     assert why in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_heads_that_the_operator_does_not_take_are_refused():
+    config = transformers.LlamaConfig(
+        hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=32
+    )
+    with pytest.raises(UsageError, match="heads of 12"):
+        Shape.of(transformers.LlamaForCausalLM(config))
 
 
 def test_a_folder_of_something_else_is_not_replaced(exported, tmp_path, capsys):

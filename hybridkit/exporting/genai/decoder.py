@@ -18,6 +18,7 @@ IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
 PAST: Final = "past_key_values.{}.{}"
 PRESENT: Final = "present.{}.{}"
 PARTS: Final = ("key", "value")
+HEAD_STEP: Final = 8  # what GroupQueryAttention wants sizes of heads to be a multiple of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,11 @@ class Shape:
             )
         heads: int = text.num_attention_heads
         size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        if size % HEAD_STEP:
+            raise UsageError(
+                f"its attention has heads of {size}, and ONNX Runtime's operator takes multiples of {HEAD_STEP}; "
+                "export NAME.onnx without --target for a network without cache"
+            )
         kv_heads = getattr(text, "num_key_value_heads", None) or heads
         return cls(text.num_hidden_layers, heads, kv_heads, size)
 
