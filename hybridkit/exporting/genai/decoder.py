@@ -50,8 +50,8 @@ class Shape:
         size = getattr(text, "head_dim", None) or text.hidden_size // heads
         if size % HEAD_STEP:
             raise UsageError(
-                f"its attention has heads of {size}, and ONNX Runtime's operator takes multiples of {HEAD_STEP}; "
-                "export NAME.onnx without --target for a network without cache"
+                f"its attention has heads of {size}, and ONNX Runtime's operator takes multiples of "
+                f"{HEAD_STEP}; export NAME.onnx without --target for a network without cache"
             )
         kv_heads = getattr(text, "num_key_value_heads", None) or heads
         return cls(text.num_hidden_layers, heads, kv_heads, size)
