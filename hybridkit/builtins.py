@@ -18,6 +18,10 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
             "optim.controllers.relative_step:RelativeStep",
             "warm-up and decay around a relative step, whatever the learning rate",
         ),
+        "trust-ratio": (
+            "optim.controllers.trust_ratio:TrustRatio",
+            "relative-step, times a factor that follows what steps did to the loss of their own batch",
+        ),
         "aux-nn": (
             "optim.controllers.aux_nn:AuxNN",
             "relative-step, times a network that learns online from what its decisions did",

@@ -19,10 +19,11 @@ from hybridkit.cli._shared import (
     emit_json,
     strategy_options,
 )
+from hybridkit.cli._sweep import Results, best_of, described, parse_steps, print_sweep, with_step
 from hybridkit.cli._train_report import document, print_result, watched
 from hybridkit.errors import UsageError
 from hybridkit.sources.protocol import Code
-from hybridkit.training.config import QUANT, RUN, TrainConfig, resolve
+from hybridkit.training.config import HYBRID, QUANT, RUN, TrainConfig, resolve
 
 if TYPE_CHECKING:
     from hybridkit.training.loop import TrainResult
@@ -42,6 +43,15 @@ def command(
         bool,
         typer.Option("--learnable-scale", help="Train the ternary weights' scale.", rich_help_panel=QUANT),
     ] = False,
+    relative_step: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="What a step changes of a matrix in 300 steps (0.06); several with commas, or sweep, train "
+            "one run each.",
+            rich_help_panel=HYBRID,
+        ),
+    ] = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(
@@ -87,30 +97,44 @@ def command(
     if resume is not None:
         _reject_with_resume(ctx)
         result = _resume(resume, from_, run_dir, flags, out)
+        results: Results = [(None, result)]
     else:
         if from_ is not None:
             raise UsageError("--from STEP says which checkpoint --resume RUN goes on from; give both")
-        resolved = resolve(**flags, options=strategy_options(ctx, set_))
+        steps, options = parse_steps(relative_step), strategy_options(ctx, set_)
+        configs = [resolve(**flags, options=with_step(options, step)) for step in steps]
         if dry_run:
-            _dry_run(resolved, json)
+            _dry_run(configs[0], json)
             return
-        from hybridkit.training.loop import train
-
-        result = watched(out, lambda listener: train(resolved, run_dir=run_dir, on_event=listener))
+        results = list(zip(steps, (_train(config, run_dir, out) for config in configs), strict=True))
+        result = best_of(results)
     if elsewhere:
         return
     written = _save_metrics(result, metrics_out) if save_metrics or metrics_out else []
     print_result(result, written, out)
+    print_sweep(results, out)
     if json:
-        emit_json("train", document(result, written))
+        emit_json("train", document(result, written) | _swept(results))
+
+
+def _train(config: TrainConfig, run_dir: Path | None, out: TextIO) -> TrainResult:
+    from hybridkit.training.loop import train
+
+    return watched(out, lambda listener: train(config, run_dir=run_dir, on_event=listener))
+
+
+def _swept(results: Results) -> dict[str, Any]:
+    return {"sweep": described(results)} if len(results) > 1 else {}
 
 
 def _signature() -> inspect.Signature:
     """The command's own parameters, and the declared fields of a run's configuration where they belong."""
-    context, learnable_scale, *own, _ = inspect.signature(command, eval_str=True).parameters.values()
-    declared = declared_options(TrainConfig)
-    place = 1 + next(i for i, option in enumerate(declared) if option.name == "quantizer")
-    return inspect.Signature([context, *declared[:place], learnable_scale, *declared[place:], *own])
+    context, learnable_scale, relative_step, *own, _ = inspect.signature(
+        command, eval_str=True
+    ).parameters.values()
+    beside = {"lr_controller": relative_step, "quantizer": learnable_scale}
+    declared = [(option, beside.get(option.name)) for option in declared_options(TrainConfig)]
+    return inspect.Signature([context, *(option for pair in declared for option in pair if option), *own])
 
 
 command.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -28,6 +28,7 @@ def hybrid_optimizer(
     momentum: float = 0.9,
     optimizer: str | Optimizer = "steepest",
     lr_controller: str | None = "relative-step",
+    relative_step: float | None = None,
     constraint: str | None = "l2",
     options: Options | None = None,
     parameter_clusters: int | Mapping[Tensor, int] = 4,
@@ -53,6 +54,8 @@ def hybrid_optimizer(
             ten times too small or too large for `steepest`.
         optimizer: the base optimizer: a registered name, `package.module:attribute`, or one that was made.
         lr_controller, constraint: likewise by name; None: multiplier 1, no trust region.
+        relative_step: what a step changes of a matrix in a run of 300 steps, for controllers that plan it;
+            None: theirs.
         options: options of these three, by kind: `{"optimizer": {"reach": 30.0}}`.
         parameter_clusters: how many at most, or the cluster of each parameter.
         initial_trust_radius, adapt_radius, measure_updates: see `HybridOptimizer`.
@@ -65,7 +68,10 @@ def hybrid_optimizer(
     Raises:
         UsageError: where a name or an option does not exist, or nothing is to be trained.
     """
-    given = options or {}
+    given: Options = options or {}
+    if relative_step is not None:
+        own = {**given.get("lr_controller", {}), "relative_step": relative_step}
+        given = {**given, "lr_controller": own}
     if isinstance(optimizer, Optimizer):
         base = optimizer
     else:

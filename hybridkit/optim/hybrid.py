@@ -31,6 +31,8 @@ from hybridkit.optim.record import Metrics, StepRecord, describe
 from hybridkit.optim.snapshot import Snapshot
 from hybridkit.optim.statistics import Statistics
 
+Evaluate = Callable[[], Tensor | float]
+
 
 class HybridOptimizer(Optimizer):
     """One step: the controller decides, the base optimizer moves, the constraint projects the whole change.
@@ -92,12 +94,14 @@ class HybridOptimizer(Optimizer):
                 part for g in base.param_groups for part in split_by_cluster(g, self.cluster_of)
             ]
         self._constrained = not isinstance(self.constraint, Unconstrained)
-        self._measures = self._constrained or measure_updates or self.announced.uses_update_alignment
+        needed = self.announced.uses_update_alignment or self.announced.uses_reduction_ratio
+        self._measures = self._constrained or measure_updates or needed
         balls = 1 + max(self.cluster_of.values(), default=0) if announced(self.constraint).per_cluster else 1
         self.radius = RadiusRule(initial_radius, balls=balls, adapt=adapt_radius)
         self._observed = Observed()
         self._last: StepRecord | None = None
         self._pending: Tensor | None = None  # what the last step did, still on the device
+        self._reduced: Tensor | None = None  # the loss after it, and by what it should have fallen, likewise
         self._collect()
 
     # --- an ordinary torch.optim.Optimizer
@@ -153,7 +157,7 @@ class HybridOptimizer(Optimizer):
         self.statistics.load_state_dict(hybrid["statistics"])
         self.controller.load_state_dict(hybrid["controller"])
         self._last = StepRecord.restored(hybrid["last"]) if hybrid["last"] else None
-        self._pending = None
+        self._pending = self._reduced = None
         self._observed = Observed()
         if self._snapshot is not None and "last_update" in hybrid:
             torch._foreach_copy_(self._snapshot.updates, list(hybrid["last_update"]))
@@ -170,11 +174,16 @@ class HybridOptimizer(Optimizer):
         self._observed.add(loss, cluster_id, histogram)
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, *, evaluate: Evaluate | None = None) -> None: ...
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float], *, evaluate: Evaluate | None = None) -> float: ...
+    def step(
+        self, closure: Callable[[], float] | None = None, *, evaluate: Evaluate | None = None
+    ) -> float | None:
         """Take one step; returns the closure's loss, which is observed where no loss has been yet.
+
+        evaluate: the loss of the step's own batch again, as it was observed (the same mode and dropout),
+        without gradients. It is called after steps whose controller wants to know what they did to it.
 
         Raises NotFiniteError, before anything is changed, if the loss or a gradient is not finite.
         """
@@ -187,7 +196,7 @@ class HybridOptimizer(Optimizer):
             again = _replay(loss, closure)
         with torch.no_grad():
             if any(p.grad is not None for p in self._parameters):
-                self._step(again)
+                self._step(again, evaluate)
         return loss
 
     @property
@@ -196,13 +205,14 @@ class HybridOptimizer(Optimizer):
 
         `loss`, `learning_rate`, `lr_multiplier`, `trust_radius`, `constraint_active`, `gradient_magnitude`,
         `loss_trend`, `gradient_variance`, `update_alignment` and, where updates are measured,
-        `update_magnitude` (as applied, l2) and `unconstrained_norm` (before, in the constraint's norm).
+        `update_magnitude` (as applied, l2) and `unconstrained_norm` (before, in the constraint's norm), and
+        `reduction_ratio` (`Outcome`) where the controller wanted it.
         Reading it waits for the device where the step has not been followed by another one yet.
         """
         self._settle()
         return dict(self._last.metrics) if self._last else {}
 
-    def _step(self, closure: Any) -> None:
+    def _step(self, closure: Any, evaluate: Evaluate | None) -> None:
         state = self._look()
         proposal = self.controller.propose(state)
         check_proposal(self.controller, proposal, self._members.shape[1] if self._splits else 0)
@@ -215,6 +225,8 @@ class HybridOptimizer(Optimizer):
         if self._snapshot is not None:
             scale = 1.0 if proposal.trust_radius is None else proposal.trust_radius / self.radius.total
             self._pending = self._project(self._snapshot, [r * scale for r in self.radius.radii])
+            if proposal.wants_ratio and evaluate is not None:
+                self._reduced = self._reduction(self._snapshot, evaluate)
         self._last = StepRecord(state, proposal, metrics)
         self._observed = Observed()
         self.step_number += 1
@@ -231,12 +243,14 @@ class HybridOptimizer(Optimizer):
             readout.add("product", foreach.gradient_dot(self._parameters, self._snapshot.updates))
         if self._pending is not None:
             readout.add("pending", self._pending)
+        if self._reduced is not None:
+            readout.add("reduced", self._reduced)
         read = readout.read()
         per_cluster = read["gradients"]
         gradient = math.hypot(*per_cluster)
         loss = self._observed.mean(read["loss"][0] if "loss" in read else float(self._observed.total))
         self._check_finite(loss, gradient)
-        self._settle(read.get("pending"))
+        self._settle(read.get("pending"), read.get("reduced"))
         self._tell(loss)
         self.statistics.update(self.statistics.loss if math.isnan(loss) else loss, gradient)
         return TrainingState(
@@ -278,6 +292,7 @@ class HybridOptimizer(Optimizer):
             proposal=self._last.proposal,
             update_magnitude=metrics.get("update_magnitude", math.nan),
             constraint_active=bool(metrics["constraint_active"]),
+            reduction_ratio=metrics.get("reduction_ratio", math.nan),
         )
         self.controller.feedback(self._last.state, outcome)
 
@@ -294,12 +309,23 @@ class HybridOptimizer(Optimizer):
         applied = foreach.norm(updates)
         return torch.cat([report.norm.reshape(-1), torch.stack([applied, report.active.any().float()])])
 
-    def _settle(self, values: list[float] | None = None) -> None:
-        """Complete the last step's record, from `values` where they have been read already."""
+    def _reduction(self, snapshot: Snapshot, evaluate: Evaluate) -> Tensor:
+        """The loss after the step, and by what the gradient says that it falls, fp32 [2]."""
+        after = torch.as_tensor(evaluate(), dtype=torch.float32, device=self._zero.device)
+        promised = -foreach.gradient_dot(self._parameters, snapshot.updates)
+        return torch.stack([after.reshape(()), promised.reshape(()).float()])
+
+    def _settle(self, values: list[float] | None = None, reduced: list[float] | None = None) -> None:
+        """Complete the last step's record, from what has been read already."""
         if self._pending is None or self._last is None:
             return
         *norms, applied, active = values or self._pending.tolist()
         self._pending = None
+        if self._reduced is not None:
+            after, promised = reduced or self._reduced.tolist()
+            self._reduced = None
+            ratio = (self._last.state.current_loss - after) / promised if promised > 0 else math.nan
+            self._last.metrics["reduction_ratio"] = ratio
         self._last.metrics |= {
             "update_magnitude": applied,
             "unconstrained_norm": math.hypot(*norms),

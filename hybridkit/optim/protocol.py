@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -42,11 +43,13 @@ class Proposal:
     """A controller's decision for one step.
 
     `lr_multiplier` scales every group's learning rate for this step alone; a tuple holds one multiplier
-    per parameter cluster. `trust_radius` None leaves the radius to the adaptation rule.
+    per parameter cluster. `trust_radius` None leaves the radius to the adaptation rule. `wants_ratio` asks
+    for the `reduction_ratio` of the step's outcome, which costs a forward pass.
     """
 
     lr_multiplier: float | tuple[float, ...] = 1.0
     trust_radius: float | None = None
+    wants_ratio: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,9 @@ class Outcome:
     proposal: Proposal
     update_magnitude: float  # ||delta||_2 as applied
     constraint_active: bool
+    # what the loss of the step's own batch fell by, over what its gradient promised, -<g, delta>; nan where
+    # it was not asked for, or nobody evaluates the loss again
+    reduction_ratio: float = math.nan
 
 
 class LRController(Protocol):
@@ -66,8 +72,8 @@ class LRController(Protocol):
     `bounds` holds the least and the largest multiplier it may propose. `uses_update_alignment` True asks
     for `TrainingState.update_alignment`, which costs one pass over the parameters. `learns` True says that
     the multiplier is found out in the run, so that one that never moves is worth a warning. `per_cluster`
-    True announces tuples of multipliers wherever there are parameter clusters. The last two may be left out
-    and are then False (`announced`).
+    True announces tuples of multipliers wherever there are parameter clusters. `uses_reduction_ratio` True
+    says that proposals may want that. The last three may be left out and are then False (`announced`).
     """
 
     bounds: tuple[float, float]
@@ -99,6 +105,7 @@ class Announced:
     uses_update_alignment: bool = False
     learns: bool = False
     per_cluster: bool = False
+    uses_reduction_ratio: bool = False
 
 
 def announced(strategy: object) -> Announced:

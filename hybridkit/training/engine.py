@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -76,6 +77,26 @@ class Engine:
         mean = sum(share * float(loss) for share, loss in zip(shares, losses, strict=True))
         return self.world.sums([mean])[0]
 
+    @torch.no_grad()
+    def loss(
+        self,
+        fed: Sequence[Fed],
+        objective: Callable[[Any, Batch], Tensor],
+        run: Callable[[Batch], Any] | None = None,
+    ) -> float:
+        """What `gradients` would give now, without gradients; the network's buffers stay as they are."""
+        samples = sum(one.samples for one in fed)
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        mean = 0.0
+        for one in fed:
+            batch = on(one.batch, self.config.device)
+            with autocast(self.config.precision, self.config.device):
+                loss = objective((run or self._forward)(batch), batch)
+            mean += one.own / samples * float(loss)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        return self.world.sums([mean])[0]
+
     def _backward(self, loss: Tensor, share: float) -> None:
         weight = share * self.world.size  # the processes' gradients are averaged
         if weight != 1:
@@ -96,8 +117,10 @@ class Engine:
         with self._network.no_sync():
             yield
 
-    def update(self, optimizer: Optimizer) -> dict[str, float]:
+    def update(self, optimizer: Optimizer, evaluate: Callable[[], float] | None = None) -> dict[str, float]:
         """Clip the gradients where that is asked for, and take the step; returns what there is to log.
+
+        evaluate: for a HybridOptimizer, which may want to know the step's loss again.
 
         Raises NotFiniteError, before anything is changed, where clipping or the optimizer sees a gradient
         that is not finite. With a loss scale such a step is left out.
@@ -109,11 +132,12 @@ class Engine:
             values["gradient_norm"] = norm = self._clip(optimizer, self.config.clip_norm)
             if self.scaler is None and not math.isfinite(norm):
                 raise NotFiniteError(f"the gradient's norm is {norm}")
+        more: dict[str, Any] = {} if evaluate is None else {"evaluate": evaluate}
         if self.scaler is None:
-            optimizer.step()
+            optimizer.step(**more)
             return values
         scale = self.scaler.get_scale()
-        self.scaler.step(optimizer)
+        self.scaler.step(optimizer, **more)
         self.scaler.update()
         return {**values, "loss_scale": scale, "left_out": float(self.scaler.get_scale() < scale)}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -171,6 +171,7 @@ class Trainer:
             self.engine.compile_once()
         self.optimizer.zero_grad()
         stage = self.objective.stage(self.model, self.progress.step)
+        evaluate = self._evaluation_of(fed, stage)
         value = self.engine.gradients(fed, self.objective, stage)
         cluster_id, histogram = origin(fed)
         where = f"at step {self.progress.step + 1} (data cluster {cluster_id})"
@@ -179,7 +180,7 @@ class Trainer:
         if isinstance(self.optimizer, HybridOptimizer):
             self.optimizer.observe(value, cluster_id, histogram)
         try:
-            measured = self.engine.update(self.optimizer)
+            measured = self.engine.update(self.optimizer, evaluate)
         except NotFiniteError:
             raise DivergedError(f"the gradient is not finite {where}") from None
         values = {
@@ -192,6 +193,25 @@ class Trainer:
         values |= self._workload(fed)
         self.progress.count(values, first_of_epoch=self.progress.step % self.steps_per_epoch == 0)
         return {"epoch": self.epoch, **values, "seconds": time.perf_counter() - started}
+
+    def _evaluation_of(self, fed: Sequence[Fed], stage: Any) -> Callable[[], float] | None:
+        """What gives the loss of these batches again, with the same dropout, where the optimizer may ask."""
+        optimizer = self.optimizer
+        wanted = isinstance(optimizer, HybridOptimizer) and optimizer.announced.uses_reduction_ratio
+        if not wanted or self.engine.sharded:
+            return None
+        device = torch.device(self.config.device)
+        cuda = device.type == "cuda"
+        before, there = torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None
+
+        def evaluate() -> float:
+            with torch.random.fork_rng([device] if cuda else []):
+                torch.set_rng_state(before)
+                if there is not None:
+                    torch.cuda.set_rng_state(there, device)
+                return self.engine.loss(fed, self.objective.again, stage)
+
+        return evaluate
 
     def _workload(self, fed: Sequence[Fed]) -> dict[str, int]:
         """Samples and tokens of the step's batches, in all processes."""

@@ -169,3 +169,23 @@ def test_help_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "--initial-trust-radius" in done.stdout
+
+
+def test_a_sweep_of_relative_steps_says_which_ended_best(tmp_path: Path, capsys) -> None:
+    brief = ["train", "--hybrid", "--max-steps", "4", "--batch-size", "64"]
+    assert run([*brief, "--relative-step", "0.05,0.0005", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    steps = [json.loads((Path(one["run"]) / "config.json").read_text()) for one in said["sweep"]]
+    found = [about["config"]["options"]["lr_controller"]["relative_step"] for about in steps]
+    assert found == [one["relative_step"] for one in said["sweep"]] == [0.05, 0.0005]
+    losses = [one["validation"]["loss"] for one in said["sweep"]]
+    assert said["run"] == said["sweep"][losses.index(min(losses))]["run"]
+    assert losses[0] != losses[1]
+    assert run([*brief, "--relative-step", "0.01"]) == 0
+    assert "Relative step" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps", ["0", "a", "0.1,0.1", "0.1,,", "inf", ""])
+def test_relative_steps_that_are_none_are_refused(steps: str, capsys) -> None:
+    assert run(["train", "--hybrid", "--relative-step", steps]) == 2
+    assert "a positive number, several with commas, or sweep" in capsys.readouterr().err

@@ -90,6 +90,14 @@ def test_everything_can_be_chosen():
         hybridkit.hybrid_optimizer(model, constraint="l3")
 
 
+def test_the_relative_step_is_its_controllers():
+    model, options = mlp(), {"lr_controller": {"warmup": 0.2}}
+    planned = hybridkit.hybrid_optimizer(model, relative_step=0.02, options=options).controller.options
+    assert (planned.relative_step, planned.warmup) == (0.02, 0.2)
+    with pytest.raises(UsageError, match="relative_step"):
+        hybridkit.hybrid_optimizer(model, relative_step=0.02, lr_controller="cosine")
+
+
 def test_nothing_around_it_is_the_base_optimizer():
     alone = {"lr_controller": None, "constraint": None}
     results = []

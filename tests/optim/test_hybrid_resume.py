@@ -31,7 +31,9 @@ def make(model, name="adamw", controller="constant", constraint="l2", clusters=2
 @example(name="muon", controller="aux-nn", constraint="l2", cut=2, watched=False)
 @given(
     name=st.sampled_from(["adamw", "sgd"]),
-    controller=st.sampled_from(["constant", "cosine", "wsd", "hypergradient", "relative-step", "aux-nn"]),
+    controller=st.sampled_from(
+        ["constant", "cosine", "wsd", "hypergradient", "relative-step", "trust-ratio", "aux-nn"]
+    ),
     constraint=st.sampled_from(["none", "l2", "per-cluster", "per-layer", "spectral"]),
     cut=st.integers(0, 4),
     watched=st.booleans(),
