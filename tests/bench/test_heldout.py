@@ -17,7 +17,7 @@ from hybridkit.tasks.resolve import make_model, make_task
 
 sys.path.append(str(Path(__file__).parents[2]))
 
-from benchmarks.heldout import austen, data, letters, mlbench, satellite
+from benchmarks.heldout import austen, data, letters, mlbench, satellite, second
 
 
 def loaded(module, package):
@@ -97,6 +97,34 @@ def test_satellite():
     assert task.provenance()["sha256"].startswith("f7fcb6b31dd92c2b")
     are_standardised_parts(task.splits(), measured, targets, part=1 / 6)
     assert network_fits(task) == (4, 6)
+
+
+SECOND = {
+    "vehicle": "4a34f0c652956635",
+    "boston": "d79df75865a234c2",
+    "dna": "4f664ff5eb48c77b",
+    "vowel": "ecf3ab358674da37",
+    "shuttle": "c05c9b8fe4c8a6d5",
+    "reviews": "2cc700a370f6aac7",
+}
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", SECOND)
+def test_the_second_six(name):
+    try:
+        data.fetch(second.REVIEWS if name == "reviews" else mlbench.PACKAGE)
+    except FileError as error:
+        pytest.skip(str(error))
+    task = make_task(f"benchmarks.heldout.second:{name}")
+    splits = task.splits()
+    assert task.provenance()["sha256"].startswith(SECOND[name])
+    sizes = [len(targets) for _, targets in parts_of(splits)]
+    assert sizes[1] == pytest.approx(sum(sizes) / 6, abs=7)
+    assert network_fits(task)[0] == 4
+    if name == "boston":
+        mean = splits.train[1].mean()
+        torch.testing.assert_close(mean, torch.zeros(()), atol=1e-4, rtol=0)
 
 
 def are_standardised_parts(splits, measured, targets, part):
