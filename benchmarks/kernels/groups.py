@@ -66,6 +66,7 @@ PEERS: Final = (
 PACKED: Final = tuple(peer for peer in PEERS if peer not in (INT8, FP32))
 # Ours, what it is compared with, and how many times as long it may take.
 CLAIMS: Final = (
+    (OURS.name, INT8.name, 1.0),
     ("2 bits, groups of 64, int8", OURS.name, 1.10),
     ("2 bits, groups of 128, int8", OURS.name, 1.10),
     ("4 bits, 32, int8 in blocks", "MatMulNBits 4 bits, 32, int8 in blocks", 1.0),
