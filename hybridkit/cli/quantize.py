@@ -252,12 +252,12 @@ def _calibrate(
 ) -> tuple[FileReport, Calibration]:
     from hybridkit.cli._calibrate import calibrated
     from hybridkit.pretrained.assets import travelling
-    from hybridkit.quant.config import config_from
+    from hybridkit.quant.config import config_from, parse_layers
     from hybridkit.quant.post_training import AFTERWARDS, quantize_to_file
 
     given = flags.given("quantizer", *_HOW)
     given |= {"options": options["quantizer"]} if "quantizer" in options else {}
-    given["overrides"] = _overrides(given.pop("layer", []))
+    given["overrides"] = parse_layers(given.pop("layer", []))
     if (bits := flags.embeddings) and bits.isdecimal():
         given["embeddings"] = int(bits)
     data, tuning = _data(flags, options), _tuning(flags)
@@ -282,7 +282,7 @@ def _to_budget(
     from hybridkit.budget import Budget, Storage
     from hybridkit.cli._budget import budgeted, check_drawing, draw_frontier, refuse_idle
     from hybridkit.pretrained.assets import travelling
-    from hybridkit.quant.config import config_from
+    from hybridkit.quant.config import config_from, parse_layers
     from hybridkit.quant.post_training import AFTERWARDS
 
     refuse_idle(
@@ -294,7 +294,7 @@ def _to_budget(
     if flags.frontier:
         check_drawing(flags.frontier)
     budget = Budget.parse(flags.within, flags.max_size)
-    given = flags.given("activations") | {"overrides": _overrides(flags.layer or [])}
+    given = flags.given("activations") | {"overrides": parse_layers(flags.layer or [])}
     config = config_from(None, AFTERWARDS, **given)
     with travelling(found.assets, output) as assets:
         storage = Storage({**found.metadata, **assets}, flags.codec, flags.float_dtype, flags.compress)
@@ -319,7 +319,7 @@ def _tuning(flags: Flags) -> Tuning:
 
 def _quantize(found: Source, output: Path, flags: Flags, options: Mapping[str, Any] | None) -> FileReport:
     from hybridkit.pretrained.assets import travelling
-    from hybridkit.quant.config import config_from
+    from hybridkit.quant.config import config_from, parse_layers
     from hybridkit.quant.layers import qat_layers
     from hybridkit.quant.post_training import AFTERWARDS, quantize_to_file
     from hybridkit.quant.prepare import quantize_spared_
@@ -335,7 +335,7 @@ def _quantize(found: Source, output: Path, flags: Flags, options: Mapping[str, A
         _reject_idle(found.text, given)
         if spared is not None:
             quantize_spared_(network, spared)
-    given["overrides"] = _overrides(given.pop("layer", []))
+    given["overrides"] = parse_layers(given.pop("layer", []))
     with travelling(found.assets, output) as assets:
         metadata = {name: value for name, value in found.metadata.items() if name != "metrics"}  # of before
         return quantize_to_file(
@@ -355,17 +355,6 @@ def _example_inputs(task: Task | None) -> Sequence[Tensor] | Mapping[str, Tensor
     from hybridkit.training.network import example_batch
 
     return None if task is None else task.inputs(example_batch(task, size=64))
-
-
-def _overrides(texts: Sequence[str]) -> dict[str, str]:
-    """`["head=fp32"]` as `{"head": "fp32"}`. Raises UsageError for another form."""
-    found = {}
-    for text in texts:
-        pattern, equals, name = text.rpartition("=")
-        if not (equals and name):
-            raise UsageError(f"--layer {text}: expected PATTERN=QUANTIZER, as in head=fp32")
-        found[pattern] = name
-    return found
 
 
 def _reject_idle(source: str, given: Mapping[str, Any]) -> None:

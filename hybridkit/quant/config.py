@@ -6,7 +6,7 @@ QuantConfig(weights="ternary-mse", granularity=Group(64), layers={"head": "fp32"
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -72,6 +72,17 @@ def parse_granularity(text: object) -> Granularity:
         if kind == "group" and size.isascii() and size.isdigit() and len(size) < 10:
             return Group(int(size))
     raise UsageError(f"{text!r} is no granularity; say tensor, channel or group:SIZE, as in group:64")
+
+
+def parse_layers(texts: Iterable[str]) -> dict[str, QuantizerSpec]:
+    """`["head=fp32"]` as `{"head": "fp32"}`. Raises UsageError for another form."""
+    found: dict[str, QuantizerSpec] = {}
+    for text in texts:
+        pattern, equals, name = text.rpartition("=")
+        if not (equals and name and pattern):
+            raise UsageError(f"--layer {text}: expected PATTERN=QUANTIZER, as in head=fp32")
+        found[pattern] = name
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

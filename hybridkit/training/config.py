@@ -14,7 +14,7 @@ from hybridkit.errors import FileError, UsageError
 from hybridkit.hookspecs import KINDS, Kind
 from hybridkit.options import Flag, nearest
 from hybridkit.pretrained import PREFIX, is_pretrained
-from hybridkit.quant.config import QuantConfig, parse_granularity
+from hybridkit.quant.config import FP32, QuantConfig, parse_granularity, parse_layers
 from hybridkit.training.distillation.terms import parse_layer_map, parse_terms
 
 HYBRID_DEFAULTS = {
@@ -135,6 +135,14 @@ class TrainConfig:
         ),
     ] = 0.0
 
+    layer: Annotated[
+        list[str],
+        Flag(
+            QUANT,
+            "Another quantizer, or fp32, for layers, as 'features.0=fp32'; repeatable.",
+            "PATTERN=NAME",
+        ),
+    ] = field(default_factory=list)
     granularity: Annotated[
         str, Flag(QUANT, "What has a scale: tensor, {default} (default), group:SIZE.", "NAME")
     ] = "channel"
@@ -210,6 +218,7 @@ class TrainConfig:
         if self.epochs is None and self.max_steps is None:
             raise UsageError("a run needs an end: give epochs or max_steps")
         parse_granularity(self.granularity)
+        parse_layers(self.layer)
         if self.trainable is not None:
             from hybridkit.quant.frozen import parse_trainable
 
@@ -239,6 +248,7 @@ class TrainConfig:
             activations=self.activations,
             quantize_all=self.quantize_all,
             insert_norms=self.insert_norms,
+            layers=parse_layers(self.layer),
         )
 
     def total_steps(self, steps_per_epoch: int) -> int:
@@ -358,6 +368,9 @@ def named_targets(config: TrainConfig) -> dict[str, str]:
     for i, value in enumerate(config.sink):
         if ":" in value and not _is_registered("metric_sink", value):
             found[f"sink[{i}]"] = value
+    for i, name in enumerate(map(str, parse_layers(config.layer).values())):
+        if ":" in name and not _is_registered("quantizer", name):
+            found[f"layer[{i}]"] = name
     return found
 
 
@@ -409,6 +422,8 @@ def _reject_idle(given: Mapping[str, Any], *, qat: bool, ternary: bool) -> None:
     """A flag that would change nothing is a mistake worth a line."""
     if given.get("quantize_all") and not (qat or ternary):
         raise UsageError("--quantize-all needs --qat or --ternary")
+    if given.get("layer") and not (qat or ternary):
+        raise UsageError("--layer needs --qat or --ternary")
     if given.get("ramp") and not qat:
         raise UsageError("--ramp needs --qat")
     if given.get("insert_norms") and not qat:
@@ -437,6 +452,9 @@ def _check_strategies(config: TrainConfig) -> None:
         name = getattr(config, kind, None)
         if name is not None:
             registry().load(kind, name)
+    for name in parse_layers(config.layer).values():
+        if name != FP32:
+            registry().load("quantizer", str(name))
     for kind in config.options:
         if kind != "metric_sink" and getattr(config, kind, None) is None:
             raise UsageError(f"options were set for the {kind.replace('_', '-')}, but the run has none")

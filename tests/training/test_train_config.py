@@ -8,7 +8,9 @@ import pytest
 
 from hybridkit.cli import load_verb
 from hybridkit.errors import FileError, UsageError
+from hybridkit.quant.layers import QATLayer
 from hybridkit.training.config import TrainConfig, named_targets, resolve
+from hybridkit.training.trainer import Trainer
 
 
 def quantized(**flags: Any) -> tuple[str | None, bool, str]:
@@ -28,11 +30,27 @@ def test_what_the_quantisation_flags_mean() -> None:
     assert quantized(qat=True, activations="float")[2] == "float"
 
 
+def test_layers_have_quantizers_of_their_own() -> None:
+    config = TrainConfig(qat=True, layer=["hidden.0=fp32", "hidden.2=mine:Quantizer"])
+    assert config.quantization.layers == {"hidden.0": "fp32", "hidden.2": "mine:Quantizer"}
+    assert named_targets(config) == {"layer[1]": "mine:Quantizer"}
+    again = TrainConfig.from_json(json.loads(json.dumps(config.to_json())))
+    assert again == config
+    chosen = resolve(ternary=True, qat=True, layer=["hidden.0=fp32", "*.2=binary"])
+    layers = Trainer.seeded(dataclasses.replace(chosen, max_steps=1)).model.hidden
+    assert not isinstance(layers[0], QATLayer)
+    assert layers[2].quantizer.levels == (-1, 1)
+    assert layers[4].quantizer.levels == (-1, 0, 1)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ({"ternary": True, "qat": True, "quantizer": "binary"}, "not ternary"),
         ({"quantizer": "binary"}, "needs --qat"),
+        ({"layer": ["hidden.0=fp32"]}, "--layer needs --qat"),
+        ({"qat": True, "layer": ["hidden.0"]}, "expected PATTERN=QUANTIZER"),
+        ({"qat": True, "layer": ["hidden.0=nothing"]}, "no quantizer is called 'nothing'"),
         ({"learnable_scale": True, "qat": True}, "add --ternary --qat"),
         (
             {"learnable_scale": True, "qat": True, "ternary": True, "quantizer": "ternary-mse"},
