@@ -31,7 +31,7 @@ def test_what_the_quantisation_flags_mean() -> None:
 
 
 def test_layers_have_quantizers_of_their_own() -> None:
-    config = TrainConfig(qat=True, layer=["hidden.0=fp32", "hidden.2=mine:Quantizer"])
+    config = TrainConfig(qat=True, quantizer="binary", layer=["hidden.0=fp32", "hidden.2=mine:Quantizer"])
     assert config.quantization.layers == {"hidden.0": "fp32", "hidden.2": "mine:Quantizer"}
     assert named_targets(config) == {"layer[1]": "mine:Quantizer"}
     again = TrainConfig.from_json(json.loads(json.dumps(config.to_json())))
