@@ -424,6 +424,8 @@ def _reject_idle(given: Mapping[str, Any], *, qat: bool, ternary: bool) -> None:
         raise UsageError("--quantize-all needs --qat or --ternary")
     if given.get("layer") and not (qat or ternary):
         raise UsageError("--layer needs --qat or --ternary")
+    if given.get("layer") and "target_bits" in given:
+        raise UsageError("--target-bits chooses the quantizer of every layer; drop --layer")
     if given.get("ramp") and not qat:
         raise UsageError("--ramp needs --qat")
     if given.get("insert_norms") and not qat:

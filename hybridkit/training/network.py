@@ -158,7 +158,8 @@ def quantized(config: TrainConfig, task: Task, model: nn.Module, allocation: Map
         return model
     from hybridkit.quant.prepare import prepare_qat_
 
-    how = dataclasses.replace(config.quantization, layers=dict(allocation))
+    how = config.quantization
+    how = dataclasses.replace(how, layers={**allocation, **how.layers})
     return prepare_qat_(model, how, example_inputs=task.inputs(example_batch(task)))
 
 

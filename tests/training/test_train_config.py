@@ -36,11 +36,10 @@ def test_layers_have_quantizers_of_their_own() -> None:
     assert named_targets(config) == {"layer[1]": "mine:Quantizer"}
     again = TrainConfig.from_json(json.loads(json.dumps(config.to_json())))
     assert again == config
-    chosen = resolve(ternary=True, qat=True, layer=["hidden.0=fp32", "*.2=binary"])
+    chosen = resolve(ternary=True, qat=True, layer=["hidden.0=fp32", "*.3=binary"])
     layers = Trainer.seeded(dataclasses.replace(chosen, max_steps=1)).model.hidden
     assert not isinstance(layers[0], QATLayer)
-    assert layers[2].quantizer.levels == (-1, 1)
-    assert layers[4].quantizer.levels == (-1, 0, 1)
+    assert layers[3].quantizer.levels == (-1, 1)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +48,7 @@ def test_layers_have_quantizers_of_their_own() -> None:
         ({"ternary": True, "qat": True, "quantizer": "binary"}, "not ternary"),
         ({"quantizer": "binary"}, "needs --qat"),
         ({"layer": ["hidden.0=fp32"]}, "--layer needs --qat"),
+        ({"qat": True, "target_bits": 2.0, "layer": ["hidden.0=fp32"]}, "drop --layer"),
         ({"qat": True, "layer": ["hidden.0"]}, "expected PATTERN=QUANTIZER"),
         ({"qat": True, "layer": ["hidden.0=nothing"]}, "no quantizer is called 'nothing'"),
         ({"learnable_scale": True, "qat": True}, "add --ternary --qat"),
