@@ -76,7 +76,7 @@ KINDS = {
     # task: network, data, their bytes, bytes that the process may allocate over what it has after few data
     "causal-lm": ("gpt2", corpus, 6 << 20, 3 << 19),
     "text-classification": ("bert", table, 32 << 20, 16 << 20),
-    "image-classification": ("vit", images, 48 << 20, 16 << 20),
+    "image-classification": ("vit", images, 32 << 20, 13 << 20),
 }
 
 
