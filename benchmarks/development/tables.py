@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from benchmarks.heldout.mlbench import SOURCE, read_table, regression, table_task
+from benchmarks.heldout.mlbench import class_table, regression, table_task
 from hybridkit.tasks.models.mlp import MLP
 from hybridkit.tasks.supervised import SupervisedTask
 
@@ -38,27 +38,22 @@ def diabetes() -> SupervisedTask:
 
 def sonar() -> SupervisedTask:
     """208 x 60, two classes."""
-    return _mlbench("Sonar", "Class", 60, 2)
+    return class_table("Sonar", "Class", 60, 2)
 
 
 def glass() -> SupervisedTask:
     """214 x 9, six classes."""
-    return _mlbench("Glass", "Type", 9, 6)
+    return class_table("Glass", "Type", 9, 6)
 
 
 def ionosphere() -> SupervisedTask:
     """351 x 34, two classes."""
-    return _mlbench("Ionosphere", "Class", 33, 2, ["V2"])  # which is constant
+    return class_table("Ionosphere", "Class", 33, 2, drop=["V2"])  # which is constant
 
 
 def pima() -> SupervisedTask:
     """768 x 8, two classes."""
-    return _mlbench("PimaIndiansDiabetes", "diabetes", 8, 2)
-
-
-def _mlbench(table: str, target: str, columns: int, classes: int, drop: list[str] | None = None) -> Any:
-    read = partial(read_table, table, target, drop or [])
-    return table_task(table.lower(), read, partial(MLP, columns, (128, 128), classes), SOURCE)
+    return class_table("PimaIndiansDiabetes", "diabetes", 8, 2)
 
 
 def _bundled(name: str) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.heldout.data import Package, read_files, read_r
+from hybridkit.tasks.models.mlp import MLP
 from hybridkit.tasks.protocol import Batch, Splits
 from hybridkit.tasks.splits import fixed_permutation, stratified_splits
 from hybridkit.tasks.supervised import SupervisedTask
@@ -66,7 +68,7 @@ def _standardised(splits: Splits, *which: int) -> Iterator[Batch]:
 def table_task(
     name: str, read: Callable[[], tuple[Tensor, Tensor]], network: Callable[[], nn.Module], source: str
 ) -> SupervisedTask:
-    """A sixth of a table for validation and for test each. Numbers as targets make it a regression."""
+    """A sixth of a table for validation and for test each, at random where targets are numbers."""
 
     def load() -> Splits:
         inputs, targets = read()
@@ -74,6 +76,14 @@ def table_task(
         return cut(inputs, targets, part=1 / 6, seed=len(inputs))
 
     return SupervisedTask(name=name, load=load, models={"mlp": network}, source=source)
+
+
+def class_table(
+    table: str, target: str, columns: int, classes: int, *, width: int = 128, drop: Sequence[str] = ()
+) -> SupervisedTask:
+    """A table's classes, by two hidden layers."""
+    network = partial(MLP, columns, (width, width), classes)
+    return table_task(table.lower(), partial(read_table, table, target, drop), network, SOURCE)
 
 
 def regression(task: SupervisedTask) -> SupervisedTask:

@@ -15,10 +15,10 @@ from functools import partial
 from typing import Final
 
 import torch
-from torch import Tensor, nn
 
-from benchmarks.heldout.data import Source, fetch
-from benchmarks.heldout.mlbench import SOURCE, read_table, regression, table_task
+from benchmarks.distillation.sentences import REVIEWS
+from benchmarks.heldout.data import fetch
+from benchmarks.heldout.mlbench import SOURCE, class_table, read_table, regression, table_task
 from hybridkit.tasks.models.mlp import MLP
 from hybridkit.tasks.protocol import Splits
 from hybridkit.tasks.splits import stratified_splits
@@ -32,16 +32,12 @@ STEPS: Final = {  # and the size of batches
     "shuttle": (600, 128),
     "reviews": (300, 32),
 }
-REVIEWS: Final = Source(
-    "https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/corpora/movie_reviews.zip",
-    "a41211ae685019137410268134db6a1a14428c89b671eb83056151a878539008",
-)
 WORDS: Final = 4_096  # places that words are hashed into
 
 
 def vehicle() -> SupervisedTask:
     """Silhouettes of four vehicles, 846 x 18 (Siebert 1987)."""
-    return _classes("Vehicle", "Class", 18, 4)
+    return class_table("Vehicle", "Class", 18, 4)
 
 
 def boston() -> SupervisedTask:
@@ -52,17 +48,17 @@ def boston() -> SupervisedTask:
 
 def dna() -> SupervisedTask:
     """Where genes are spliced, 3,186 sequences of 60 bases in 180 bits, 3 classes; layers of 1,024."""
-    return _classes("DNA", "Class", 180, 3, width=1_024)
+    return class_table("DNA", "Class", 180, 3, width=1_024)
 
 
 def vowel() -> SupervisedTask:
     """Eleven vowels of 15 speakers, 990 x 10 (Deterding 1989), in a run of 3,200 steps."""
-    return _classes("Vowel", "Class", 10, 11)
+    return class_table("Vowel", "Class", 10, 11)
 
 
 def shuttle() -> SupervisedTask:
     """The state of a space shuttle's radiators, 58,000 x 9 in 7 classes, four fifths of them one."""
-    return _classes("Shuttle", "Class", 9, 7)
+    return class_table("Shuttle", "Class", 9, 7)
 
 
 def reviews() -> SupervisedTask:
@@ -84,16 +80,6 @@ def load_reviews() -> Splits:
     return stratified_splits(
         torch.stack(rows), torch.tensor(classes), validation=1 / 6, test=1 / 6, seed=2_000
     )
-
-
-def _classes(table: str, target: str, columns: int, classes: int, width: int = 128) -> SupervisedTask:
-    def network() -> nn.Module:
-        return MLP(columns, (width, width), classes)
-
-    def read() -> tuple[Tensor, Tensor]:
-        return read_table(table, target)
-
-    return table_task(table.lower(), read, network, SOURCE)
 
 
 for _task in (vehicle, boston, dna, vowel, shuttle, reviews):

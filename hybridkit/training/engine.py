@@ -63,8 +63,7 @@ class Engine:
 
         run: runs the network in place of the task's forward.
         """
-        samples = sum(one.samples for one in fed)
-        shares = [one.own / samples for one in fed]
+        shares = _shares(fed)
         losses = []
         with compiling() if self.config.compile else nullcontext():
             for one, share in zip(fed, shares, strict=True):
@@ -74,28 +73,46 @@ class Engine:
                         loss = objective((run or self._network)(batch), batch)
                     self._backward(loss, share)
                 losses.append(loss.detach())
-        mean = sum(share * float(loss) for share, loss in zip(shares, losses, strict=True))
-        return self.world.sums([mean])[0]
+        return self._mean(losses, shares)
 
-    @torch.no_grad()
-    def loss(
+    def loss_again(
         self,
         fed: Sequence[Fed],
         objective: Callable[[Any, Batch], Tensor],
         run: Callable[[Batch], Any] | None = None,
-    ) -> float:
-        """What `gradients` would give now, without gradients; the network's buffers stay as they are."""
-        samples = sum(one.samples for one in fed)
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        mean = 0.0
-        for one in fed:
-            batch = on(one.batch, self.config.device)
-            with autocast(self.config.precision, self.config.device):
-                loss = objective((run or self._forward)(batch), batch)
-            mean += one.own / samples * float(loss)
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        return self.world.sums([mean])[0]
+    ) -> Callable[[], float] | None:
+        """What gives the loss that `gradients` gives, of other weights: without gradients, with the dropout
+        that it has from here on. The network's buffers and the generators stay as they are.
+
+        None under FSDP2.
+        """
+        if self.sharded:
+            return None
+        device = torch.device(self.config.device)
+        cuda = device.type == "cuda"
+        before, there = torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None
+
+        @torch.no_grad()
+        def evaluate() -> float:
+            buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+            losses = []
+            with torch.random.fork_rng([device] if cuda else []):
+                torch.set_rng_state(before)
+                if there is not None:
+                    torch.cuda.set_rng_state(there, device)
+                for one in fed:
+                    batch = on(one.batch, self.config.device)
+                    with autocast(self.config.precision, self.config.device):
+                        losses.append(objective((run or self._forward)(batch), batch))
+            for buffer, values in buffers:
+                buffer.copy_(values)
+            return self._mean(losses, _shares(fed))
+
+        return evaluate
+
+    def _mean(self, losses: Sequence[Tensor], shares: Sequence[float]) -> float:
+        """Over the samples in all processes."""
+        return self.world.sums([sum(s * float(loss) for s, loss in zip(shares, losses, strict=True))])[0]
 
     def _backward(self, loss: Tensor, share: float) -> None:
         weight = share * self.world.size  # the processes' gradients are averaged
@@ -161,6 +178,12 @@ class Engine:
         """Go on with it."""
         if self.scaler is not None and state:
             self.scaler.load_state_dict({**state})
+
+
+def _shares(fed: Sequence[Fed]) -> list[float]:
+    """Of this process's part of each batch in the samples of all."""
+    samples = sum(one.samples for one in fed)
+    return [one.own / samples for one in fed]
 
 
 class _Forward(nn.Module):

@@ -198,20 +198,7 @@ class Trainer:
         """What gives the loss of these batches again, with the same dropout, where the optimizer may ask."""
         optimizer = self.optimizer
         wanted = isinstance(optimizer, HybridOptimizer) and optimizer.announced.uses_reduction_ratio
-        if not wanted or self.engine.sharded:
-            return None
-        device = torch.device(self.config.device)
-        cuda = device.type == "cuda"
-        before, there = torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None
-
-        def evaluate() -> float:
-            with torch.random.fork_rng([device] if cuda else []):
-                torch.set_rng_state(before)
-                if there is not None:
-                    torch.cuda.set_rng_state(there, device)
-                return self.engine.loss(fed, self.objective.again, stage)
-
-        return evaluate
+        return self.engine.loss_again(fed, self.objective.again, stage) if wanted else None
 
     def _workload(self, fed: Sequence[Fed]) -> dict[str, int]:
         """Samples and tokens of the step's batches, in all processes."""

@@ -140,7 +140,8 @@ HYBRIDKIT_API const char* hybridkit_conv(const hybridkit_matrix* matrix, const h
                                          const hybridkit_parallel* parallel);
 
 /* The instruction set in use: "scalar", "avx2", "avxvnni", "avx512vnni", "amx" or "neon". The best that the
- * processor has, unless the environment variable HYBRIDKIT_ISA named another one that it has when the library was first used. */
+ * processor has, unless the environment variable HYBRIDKIT_ISA named another one that it has when the library was first
+ * used. */
 HYBRIDKIT_API const char* hybridkit_isa(void);
 
 /* The instruction sets of this build that this processor has, best first; NULL beyond the last. */

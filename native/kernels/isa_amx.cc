@@ -214,9 +214,11 @@ inline void multiply_groups(const Int8Work& work, int64_t tile, int64_t row, int
   const int64_t size = work.groups.granules * kGranule, stride = work.groups.count;
   const int8_t* x = work.x + row * work.row_bytes + first * size;
   const float* x_scale = work.x_scale + row * stride + first;
+  const int64_t columns = work.blocks * block_columns(work.bits) - first * size;
   const auto multiply_one = [&](int64_t group) {
     _tile_zero(0);
-    for (int64_t s = 0; s < steps; ++s) {
+    const int64_t left = columns - group * size;  // fewer than a group's in the last one
+    for (int64_t s = 0; s < steps && s * kStepColumns < left; ++s) {
       _tile_loadd(6, weights + (group * steps + s) * kTileBytes, 64);
       _tile_loadd(4, x + group * size + s * kStepColumns, work.row_bytes);
       _tile_dpbssd(0, 4, 6);
