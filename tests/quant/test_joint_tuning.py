@@ -195,6 +195,24 @@ def test_positions_that_do_not_count_change_nothing():
         torch.testing.assert_close(tensor, found[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_batch_in_parts_has_the_same_error_and_slopes(masked, monkeypatch):
+    mask = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[2] = False  # a part without a position that counts
+    monkeypatch.setattr(joint, "faster_precision", lambda device: "fp32")  # bf16 rounds sums
+    found = []
+    for most in (joint.AT_ONCE, 1):
+        monkeypatch.setattr(joint, "AT_ONCE", most)
+        model = prepare_qat_(Speaks(), CONFIG)
+        given = [(torch.arange(24).reshape(4, 6) % 16,)] * 2
+        counted = [mask] * 2 if masked else None
+        report = calibrate_(model, given, counted=counted, tuning=Tuning(steps=0, joint=3, lr=5e-3)).joint
+        found.append((report, model.state_dict()))
+    assert found[0][0].before == pytest.approx(found[1][0].before, rel=1e-5)
+    for name, tensor in found[0][1].items():
+        torch.testing.assert_close(tensor, found[1][1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_what_does_not_help_is_undone():
     alone, _ = calibrated("logits", ALONE)
     together = prepare_qat_(Speaks(), CONFIG)
@@ -204,14 +222,21 @@ def test_what_does_not_help_is_undone():
         assert torch.equal(tensor, together.state_dict()[name]), name
 
 
-def test_the_error_of_logits_is_kl_per_position():
+@pytest.mark.parametrize("positions", [1, 5, 300])  # 300: more than are compared at once
+def test_the_error_of_logits_is_kl_per_position(positions):
     generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, 3, 5, 7, generator=generator)
-    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]).bool()
-    p, q = b.softmax(-1), a.softmax(-1)
-    want = (p * (p / q).log()).sum(-1)[mask].mean()
-    found = joint.output_error({"logits": a}, {"logits": b}, mask)
-    torch.testing.assert_close(found, want)
+    a, b = torch.randn(2, 3, positions, 7, generator=generator)
+    a.requires_grad_()
+    mask = torch.rand(3, positions, generator=generator) < 0.6
+    mask[0, 0] = True
+    for counted in (mask, None):
+        p, q = b.softmax(-1), a.softmax(-1)
+        each = (p * (p / q).log()).sum(-1)
+        want = (each[mask] if counted is mask else each).mean()
+        found = joint.output_error({"logits": a}, {"logits": b}, counted)
+        torch.testing.assert_close(found, want)
+        slopes = [torch.autograd.grad(error, a)[0] for error in (found, want)]
+        torch.testing.assert_close(*slopes)
 
 
 def test_one_logit_is_an_estimate():

@@ -6,7 +6,8 @@ memory of the network.
 
 What stands around the blocks stays as it is, so that the original's answer is what this makes of the hidden
 states that the original's last block gave. Blocks are computed a second time on the way back (Chen et al.
-2016, arXiv 1604.06174): in memory are a block's activations, and the hidden states between all of them.
+2016, arXiv 1604.06174), and a batch goes in parts where its logits are many: in memory are a block's
+activations and the hidden states between all of them, both of a part, and the original's logits of a batch.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from hybridkit.quant.calibration.streams import Hidden, Recording
 from hybridkit.quant.calibration.tuning import TUNED, Tuning, descend
 from hybridkit.quant.frozen import train_only
 from hybridkit.quant.layers import computing_as_given
-from hybridkit.trees import MAIN, floating, main_output
+from hybridkit.trees import MAIN, floating, main_output, map_tensors
 
 LOOKED_AT: Final = 16  # batches, before and after
+AT_ONCE: Final = 1 << 25  # logits of a part of a batch, about; on the way back they are there five times
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +82,23 @@ def tune_jointly_(
     before = [parameter.detach().clone() for parameter in trained]
     device = last[0].device.type
 
-    def error(place: int) -> Tensor:
+    def errors(place: int) -> Iterator[Tensor]:
+        inputs, mask = batches[place], counted[place]
         with torch.no_grad(), found.passing(blocks, last[place]):
-            original = call(network, batches[place])
-        with _computed_twice(blocks):
-            ours = call(network, batches[place])
-        return output_error(ours, original, counted[place])
+            original = call(network, inputs)
+        for part in _parts(inputs, original, mask):
+            with _computed_twice(blocks):
+                ours = call(network, part.inputs)
+            yield part.share * output_error(ours, part.original, part.counted)
 
     def mean_error() -> float:
         some = range(0, len(batches), -(-len(batches) // LOOKED_AT))
         with torch.no_grad():
-            return sum(float(error(place)) for place in some) / len(some)
+            return sum(float(error) for place in some for error in errors(place)) / len(some)
 
     with computing_as_given(network), autocast(faster_precision(device), device), without_caches(network):
         first = mean_error()
-        descend([{"params": trained}], error, len(batches), steps, tuning, progress, kept)
+        descend([{"params": trained}], errors, len(batches), steps, tuning, progress, kept)
         reached = mean_error()
     if not reached < first:
         with torch.no_grad():
@@ -105,6 +109,45 @@ def tune_jointly_(
     for parameter in trained:
         parameter.grad = None
     return JointReport(first, reached)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some samples of a batch, what the original gives for them, and their share of the batch's error."""
+
+    inputs: Inputs
+    original: Any
+    counted: Tensor | None
+    share: float
+
+
+def _parts(inputs: Inputs, original: Any, counted: Tensor | None) -> Iterator[_Part]:
+    """A batch in parts of about AT_ONCE logits; whole where there are none, as its error is no sum then."""
+    logits = floating(original).get(MAIN)
+    if logits is None or logits.numel() <= AT_ONCE:
+        yield _Part(inputs, original, counted, 1.0)
+        return
+    samples = len(logits)
+    at_once = max(samples * AT_ONCE // logits.numel(), 1)
+    weights = torch.ones(logits.shape[:-1])
+    if counted is not None and counted.shape == weights.shape:
+        weights = counted.float()
+    for start in range(0, samples, at_once):
+        rows = slice(start, start + at_once)
+        share = float(weights[rows].sum() / weights.sum())
+        if share:
+            mask = None if counted is None else counted[rows]
+            yield _Part(_rows(inputs, rows, samples), {MAIN: logits[rows]}, mask, share)
+
+
+def _rows(inputs: Inputs, rows: slice, samples: int) -> Inputs:
+    """These samples out of the arguments of a network; what does not go by samples stays."""
+
+    def some(x: Tensor) -> Tensor:
+        return x[rows] if x.dim() and len(x) == samples else x
+
+    taken: Inputs = map_tensors(some, inputs)
+    return taken
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ go from block to block suffer from its rounding where one position is a thousand
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -84,12 +84,12 @@ def tune_(
     if groups and tuning.steps:
         device = hidden[0].device.type
 
-        def error(place: int) -> Tensor:
+        def errors(place: int) -> Iterator[Tensor]:
             output = behind.run(place, calls[place].run(block, hidden[place]))
-            return block_error(output, targets[place], counted[place])
+            yield block_error(output, targets[place], counted[place])
 
         with computing_as_given(block), autocast(faster_precision(device), device):
-            descend(groups, error, len(calls), tuning.steps, tuning)
+            descend(groups, errors, len(calls), tuning.steps, tuning)
     for layer in loose:
         settle_(layer)
     for parameter in block.parameters():
@@ -98,17 +98,18 @@ def tune_(
 
 def descend(
     groups: list[dict[str, Any]],
-    error: Callable[[int], Tensor],
+    errors: Callable[[int], Iterable[Tensor]],
     batches: int,
     steps: int,
     tuning: Tuning,
     progress: Callable[[int, int], None] = lambda done, steps: None,
     kept: KeptDescent | None = None,
 ) -> None:
-    """Adam on the parameters in `groups`, on the error of a batch, by its number, a step.
+    """Adam on the parameters in `groups`, on the error of a batch a step.
 
-    Rates rise at first and fall to the end. `progress(done, steps)` after each step. kept: where it stands is
-    kept from time to time, and gone on from.
+    errors: what adds up to the error of a batch, by its number; one is computed after the way back from the
+    other. Rates rise at first and fall to the end. `progress(done, steps)` after each step. kept: where it
+    stands is kept from time to time, and gone on from.
     """
     optimizer = torch.optim.Adam(groups, lr=tuning.lr, betas=(0.9, 0.98))
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -122,9 +123,9 @@ def descend(
                 continue
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * min((step + 1) / warm, 1 - step / steps)
-            loss = error(place)
             optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            for error in errors(place):
+                torch.autograd.backward(error)
             optimizer.step()
             progress(step + 1, steps)
             if kept:
