@@ -46,6 +46,10 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
         "ternary-absmean": ("quant.ternary:TernaryAbsmean", "ternary, scale = mean |w| (BitNet b1.58)"),
         "ternary-mse": ("quant.ternary:TernaryMSE", "ternary, threshold and scale of least squared error"),
         "ternary-learned": ("quant.ternary:TernaryLearned", "ternary, learned step (LSQ, ParetoQ)"),
+        "ternary-sparse": (
+            "quant.ternary:TernarySparse",
+            "ternary, one of every four weights 0: 1.25 bits (Sherry)",
+        ),
         "ternary-softmax": (
             "quant.annealed:TernarySoftmax",
             "ternary at the end of a ramp, by a softmax that cools down (Hestia)",

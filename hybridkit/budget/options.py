@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from hybridkit.packing.codecs import codec, codec_for
+from hybridkit.packing.codecs import codec, codec_for, holds_levels
 from hybridkit.quant.plan import make_quantizer
 from hybridkit.quant.protocol import Quantizer
 
@@ -39,7 +39,7 @@ class Option:
         N, K = shape
         levels = self.quantizer.levels
         used = codec_for(levels)
-        if wanted and set(levels) <= set(codec(wanted).levels):
+        if wanted and holds_levels(codec(wanted), levels):
             used = min(used, codec(wanted), key=lambda each: each.bits_per_weight)
         groups = -(-K // self.group_size) if self.group_size else 1
         numbers = 2 if self.spec.get("offset") else 1

@@ -1,29 +1,57 @@
 """Codecs: integer weight codes [N, K] <-> packed bytes [N, B].
 
-Every codec is a positional number system: a byte holds `per_byte` digits of base `base`, the first code in
+All but one are positional number systems: a byte holds `per_byte` digits of base `base`, the first code in
 the lowest digit, and a code's digit is its index in the codec's levels. Rows are padded to a whole byte
-with digits 0, which readers ignore.
+with digits 0, which readers ignore. The other one is that of 3:4-sparse codes (sparse.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybridkit.errors import FileError, UsageError
 from hybridkit.options import nearest
+from hybridkit.packing.blocks import AT_ONCE, check_codes, check_packed, row_blocks
+from hybridkit.packing.sparse import SparseCodec
 
-_BLOCK = 1 << 20  # codes handled at a time: bounds the temporary arrays
+
+class Codec(Protocol):
+    """How codes from `levels` (ascending) are stored."""
+
+    @property
+    def name(self) -> str:
+        """What files call it."""
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The codes that there are, ascending."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per code, padding of the rows aside."""
+
+    def row_bytes(self, K: int) -> int:
+        """Bytes B of a packed row of K codes."""
+
+    def pack(self, codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+        """Codes int8 [N, K] -> packed uint8 [N, B]. Raises UsageError for codes that it does not store."""
+
+    def unpack(self, packed: NDArray[np.uint8], K: int) -> NDArray[np.int8]:
+        """Packed uint8 [N, B] -> codes int8 [N, K]. Raises FileError for a byte that no code gives."""
+
+    def count_zeros(self, packed: NDArray[np.uint8], K: int) -> int:
+        """How many of K codes in each row of a packed array are 0; raises FileError as `unpack` does."""
 
 
 @dataclass(frozen=True)
-class Codec:
+class Digits:
     """How codes from `levels` (ascending) are stored: `per_byte` digits of base `base` in each byte."""
 
     name: str
@@ -42,11 +70,10 @@ class Codec:
 
     def pack(self, codes: NDArray[np.int8]) -> NDArray[np.uint8]:
         """Codes int8 [N, K] -> packed uint8 [N, B]. Raises UsageError for a code that is not a level."""
-        if codes.ndim != 2 or codes.dtype != np.int8:
-            raise UsageError(f"{self.name} packs int8 codes [N, K], not {codes.dtype} {list(codes.shape)}")
+        check_codes(self.name, codes)
         N, K = codes.shape
         packed = np.zeros((N, self.row_bytes(K)), np.uint8)
-        for rows in _row_blocks(N, K):
+        for rows in row_blocks(N, K):
             block = np.ascontiguousarray(codes[rows]).view(np.uint8)
             if not self._is_level[block].all():
                 wrong = block[~self._is_level[block]].view(np.int8)[0]
@@ -61,28 +88,24 @@ class Codec:
 
     def unpack(self, packed: NDArray[np.uint8], K: int) -> NDArray[np.int8]:
         """Packed uint8 [N, B] -> codes int8 [N, K]. Raises FileError for a byte that no code gives."""
-        if packed.ndim != 2 or packed.dtype != np.uint8 or packed.shape[1] != self.row_bytes(K):
-            raise FileError(
-                f"{self.name} codes of {K} columns are uint8 [N, {self.row_bytes(K)}], "
-                f"not {packed.dtype} {list(packed.shape)}"
-            )
+        check_packed(self.name, packed, self.row_bytes(K), K)
         N = packed.shape[0]
         codes = np.empty((N, K), np.int8)
-        for rows in _row_blocks(N, K):
+        for rows in row_blocks(N, K):
             block = packed[rows]
             self._refuse(np.bincount(block[~self._is_byte[block]], minlength=256))
             codes[rows] = self._decoded[block].reshape(len(block), -1)[:, :K]
         return codes
 
-    def count_zeros(self, packed: NDArray[np.uint8]) -> int:
-        """How many codes of a packed array are 0 (padding never decodes to 0).
+    def count_zeros(self, packed: NDArray[np.uint8], K: int) -> int:
+        """How many of K codes in each row of a packed array are 0 (padding never decodes to 0).
 
         Raises FileError for a byte that no code gives, without unpacking.
         """
         flat = packed.reshape(-1)
         histogram = np.zeros(256, np.int64)
-        for start in range(0, flat.size, _BLOCK):
-            histogram += np.bincount(flat[start : start + _BLOCK], minlength=256)
+        for start in range(0, flat.size, AT_ONCE):
+            histogram += np.bincount(flat[start : start + AT_ONCE], minlength=256)
         self._refuse((histogram > 0) & ~self._is_byte)
         return int(histogram @ self._zeros)
 
@@ -122,36 +145,33 @@ class Codec:
         return zeros
 
 
-def _row_blocks(N: int, K: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // max(K, 1))
-    return (slice(start, start + step) for start in range(0, N, step))
-
-
 def _describe(levels: Sequence[int]) -> str:
     return (
         f"levels {', '.join(map(str, levels))}" if len(levels) < 5 else f"levels {levels[0]} to {levels[-1]}"
     )
 
 
-def _nbit(bits: int) -> Codec:
+def _nbit(bits: int) -> Digits:
     levels = tuple(range(-(1 << bits - 1), 1 << bits - 1))
-    return Codec(f"nbit{bits}", levels, base=1 << bits, per_byte=8 // bits)
+    return Digits(f"nbit{bits}", levels, base=1 << bits, per_byte=8 // bits)
 
 
-_CODECS = {
+_DIGITS = {
     c.name: c
     for c in (
-        Codec("two-bit", (-1, 0, 1), base=4, per_byte=4),
-        Codec("base3", (-1, 0, 1), base=3, per_byte=5),
-        Codec("one-bit", (-1, 1), base=2, per_byte=8),
-        Codec("base6", (-3, -2, -1, 0, 1, 2), base=6, per_byte=3),
+        Digits("two-bit", (-1, 0, 1), base=4, per_byte=4),
+        Digits("base3", (-1, 0, 1), base=3, per_byte=5),
+        Digits("one-bit", (-1, 1), base=2, per_byte=8),
+        Digits("base6", (-3, -2, -1, 0, 1, 2), base=6, per_byte=3),
         _nbit(2),
         _nbit(4),
         _nbit(8),
     )
 }
+SPARSE: Final = SparseCodec()
+_CODECS: Final[dict[str, Codec]] = {**_DIGITS, SPARSE.name: SPARSE}
 CODECS: tuple[str, ...] = tuple(_CODECS)
-_OPERATORS: Final = {"base3": "two-bit", "base6": "nbit4"}
+_OPERATORS: Final = {"base3": "two-bit", "sparse34": "two-bit", "base6": "nbit4"}
 
 
 def codec(name: str) -> Codec:
@@ -167,15 +187,20 @@ def operator_codec(name: str) -> str:
 
 
 def codec_for(levels: Sequence[int]) -> Codec:
-    """The default codec for a code book: the smallest that holds it, `two-bit` for ternary.
+    """The default codec for a code book: the smallest that holds any codes of it, `two-bit` for ternary.
 
     Raises UsageError if a level lies outside int8 or the code book is empty.
     """
     wanted = set(levels)
-    fitting = [c for c in _CODECS.values() if wanted and wanted <= set(c.levels) and c.name != "base3"]
+    fitting = [c for c in _DIGITS.values() if wanted and wanted <= set(c.levels) and c.name != "base3"]
     if not fitting:
         raise UsageError(f"no codec holds the levels {list(levels)}; they must be integers from -128 to 127")
     return min(fitting, key=lambda c: (c.base, len(c.levels)))
+
+
+def holds_levels(codec: Codec, levels: Sequence[int]) -> bool:
+    """Whether it stores any codes from these levels, in any order."""
+    return codec is not SPARSE and set(levels) <= set(codec.levels)
 
 
 def bits_of(levels: Sequence[int]) -> float:

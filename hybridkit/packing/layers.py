@@ -143,7 +143,7 @@ class PackedLayer(LayerSpec):
     @property
     def zeros(self) -> int:
         """Number of weights whose code is zero: that are zero, unless there is an offset."""
-        return self._codec.count_zeros(self.codes)
+        return self._codec.count_zeros(self.codes, self.matrix_shape[1])
 
     @property
     def zero_fraction(self) -> float:

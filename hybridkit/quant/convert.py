@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hybridkit.errors import UsageError
-from hybridkit.packing.codecs import Codec, codec_for
+from hybridkit.packing.codecs import Codec, holds_levels
 from hybridkit.packing.codecs import codec as codec_called
 from hybridkit.packing.layers import as_fp16
 from hybridkit.packing.model import (
@@ -31,7 +31,7 @@ from hybridkit.quant.config import QuantConfig
 from hybridkit.quant.groups import InGroups
 from hybridkit.quant.layers import QATLayer, full_precision_state, qat_layers
 from hybridkit.quant.prepare import prepared
-from hybridkit.quant.protocol import QuantizedTensor, Quantizer
+from hybridkit.quant.protocol import QuantizedTensor, Quantizer, codec_of
 
 FloatDtype = Literal["fp32", "fp16", "bf16"]
 Seen = Callable[[PackedLayer, Tensor], None]
@@ -135,7 +135,7 @@ def _weight_name(layer: str) -> str:
 
 
 def _holds(codec: Codec, quantizer: Quantizer) -> bool:
-    return set(quantizer.levels) <= set(codec.levels)
+    return codec == codec_of(quantizer) or holds_levels(codec, quantizer.levels)
 
 
 def layer_source(
@@ -152,7 +152,7 @@ def layer_source(
     `quantized` gives its latent weight, outputs first, or the codes that took its place, and what became of
     it. `half`: scales in fp16 where that is harmless. `known` are the other fields of its LayerSpec.
     """
-    codec = codec_for(made_by.levels)
+    codec = codec_of(made_by)
     if wanted and _holds(wanted, made_by) and wanted.bits_per_weight <= codec.bits_per_weight:
         codec = wanted
     # Only a quantised tensor tells the group size and whether there are offsets: that of one row of zeros.

@@ -111,7 +111,12 @@ def _held(layer: QATLayer, made: QuantizedTensor) -> _Held:
         parameters["offset"] = nn.Parameter(made.offset.flatten(), requires_grad=False)
         parameters["shift"] = nn.Parameter(torch.zeros_like(scale))
     frozen: Any = FrozenCodes(
-        quantizer.levels, quantizer.bits, made.group_size, layer.weight_dtype, made.offset is not None
+        quantizer.levels,
+        quantizer.bits,
+        made.group_size,
+        layer.weight_dtype,
+        made.offset is not None,
+        getattr(quantizer, "codec", None),
     )
     return stored, parameters, frozen
 

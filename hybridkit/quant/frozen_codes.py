@@ -17,7 +17,7 @@ class FrozenCodes:
 
     What is trained is the gain, from 1 on, and the shift, from 0 on: of these sizes whatever the layer, so
     that one learning rate suits all of them, also Adam's, which moves every parameter by the same amount.
-    `dtype` is that of the weight whose place the codes took.
+    `dtype` is that of the weight whose place the codes took, `codec` what the quantizer that made them names.
     """
 
     def __init__(
@@ -27,9 +27,10 @@ class FrozenCodes:
         group_size: int = 0,
         dtype: torch.dtype = torch.float32,
         has_offset: bool = False,
+        codec: str | None = None,
     ) -> None:
         self.levels, self.bits, self.group_size, self.dtype = tuple(levels), bits, group_size, dtype
-        self.has_offset = has_offset
+        self.has_offset, self.codec = has_offset, codec
 
     def parameters(self, weight: Tensor) -> dict[str, Tensor]:
         """`scale` and `gain`, float32, one per row of `weight` [N, K], or per group, row by row: ones.

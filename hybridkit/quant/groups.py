@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from array_api_compat import array_namespace, device
 
@@ -21,6 +21,7 @@ from hybridkit.quant.protocol import QuantizedTensor, Quantizer, Relaxed, relaxe
 if TYPE_CHECKING:
     from torch import Tensor
 
+PATTERN: Final = 4  # columns after which a pattern of codes begins again
 _REST = "_rest"  # ends the names of the learnable parameters of the groups that are shorter
 
 
@@ -42,6 +43,8 @@ class InGroups:
     def __init__(self, quantizer: Quantizer, size: int) -> None:
         self.quantizer, self.size = quantizer, size
         self.levels, self.bits = quantizer.levels, quantizer.bits
+        # a pattern of columns goes on from group to group where none is cut
+        self.codec = getattr(quantizer, "codec", None) if size % PATTERN == 0 else None
 
     def parameters(self, weight: Tensor) -> dict[str, Tensor]:
         """Those of the quantizer, for the whole groups and, ending in `_rest`, for the shorter ones."""

@@ -14,6 +14,8 @@ from array_api_compat import array_namespace
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hybridkit.packing.codecs import Codec
+
 Granularity = Literal["channel", "tensor"]
 
 
@@ -153,6 +155,21 @@ def takes_numpy(quantizer: object) -> bool:
     Where torch is not installed, such quantizers alone can quantise an ONNX file.
     """
     return bool(getattr(quantizer, "takes_numpy", False))
+
+
+def codec_of(quantizer: Quantizer) -> Codec:
+    """What stores its codes: the codec that it names as `codec`, as one whose codes have a pattern does, else
+    the default for its levels. Raises UsageError where there is none.
+    """
+    from hybridkit.packing.codecs import codec, codec_for
+
+    own = getattr(quantizer, "codec", None)
+    return codec(own) if own else codec_for(quantizer.levels)
+
+
+def has_pattern(quantizer: Quantizer) -> bool:
+    """Whether its codes have a pattern, so that not every change of one leaves codes of this quantizer."""
+    return getattr(quantizer, "codec", None) is not None
 
 
 def is_ternary(quantizer: Quantizer) -> bool:

@@ -93,6 +93,40 @@ def least_squares_ternary(rows: Array) -> tuple[Array, Array]:
     return xp.astype(nonzero & (rows > 0), xp.int8) - xp.astype(nonzero & (rows < 0), xp.int8), scale
 
 
+class TernarySparse(StraightThrough):
+    """3:4-sparse: of every four weights in a row the smallest is 0, the others are their signs; 1.25 bits.
+
+    From Sherry (arXiv 2601.07892). Whatever is left out, three codes in four are not 0, so
+    that the scale of least squared error is the mean magnitude of what is kept, and the smallest is best left
+    out: codes and scale are those of least error under the pattern. The gradient is straight through. What
+    the paper anneals beside the codes in training is the ramp from full precision here.
+
+    Convolution weights have their fours along C, kh, kw. Where a row ends with less than four, none is 0.
+    """
+
+    levels = LEVELS
+    bits = 5 / 4
+    codec: ClassVar = "sparse34"
+
+    def quantize(self, weight: Tensor) -> QuantizedTensor:
+        """Codes and scale of `weight` [N, K]; the scale of an all-zero row is 0."""
+        values = as_float32(weight)
+        xp = array_namespace(values)
+        N, K = values.shape
+        kept = xp.ones_like(values, dtype=xp.bool)
+        whole = K - K % 4
+        if N * whole:
+            fours = abs(values[:, :whole]).reshape(N, -1, 4)
+            least = xp.argmin(fours, axis=2, keepdims=True)
+            places = xp.arange(4, device=device(values))[None, None, :]
+            kept[:, :whole] = (places != least).reshape(N, whole)
+        codes = xp.where(values < 0, -1, 1) * kept
+        rows = scale_rows(xp.where(kept, abs(values), 0.0), self.options.granularity)
+        count = xp.sum(scale_rows(xp.astype(kept, xp.float32), self.options.granularity), axis=1)
+        scale = xp.sum(rows, axis=1) / xp.clip(count, 1)
+        return QuantizedTensor(xp.astype(codes, xp.int8), per_channel(scale, N))
+
+
 class TernaryLearned:
     """A learned step per channel: LSQ (arXiv 1902.08153) with ParetoQ's bins (arXiv 2502.02631).
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridkit.packing.codecs import codec_for
 from hybridkit.quant.config import Group
 from hybridkit.quant.groups import with_granularity
 from hybridkit.quant.protocol import (
     Quantizer,
     anneals,
+    codec_of,
+    has_pattern,
     relaxed,
     takes_numpy,
     takes_statistics,
@@ -48,7 +49,10 @@ class QuantizerContract(ABC):
         quantizer = self.make()
         assert list(quantizer.levels) == sorted(set(quantizer.levels))
         assert all(-128 <= level <= 127 for level in quantizer.levels)
-        assert quantizer.bits == pytest.approx(math.log2(len(quantizer.levels)))
+        most = math.log2(len(quantizer.levels))
+        assert quantizer.bits == pytest.approx(
+            codec_of(quantizer).bits_per_weight if has_pattern(quantizer) else most
+        )
 
     @pytest.mark.parametrize("case", _CASES)
     def test_codes_are_levels_and_scales_are_finite(self, case: str) -> None:
@@ -108,7 +112,7 @@ class QuantizerContract(ABC):
     def test_what_is_packed_is_what_training_saw(self, case: str) -> None:
         quantizer, weight = self.make(), example_weight(case)
         seen = quantizer.quantize(weight, **quantizer.parameters(weight))
-        codec = codec_for(quantizer.levels)
+        codec = codec_of(quantizer)
         unpacked = torch.from_numpy(codec.unpack(codec.pack(seen.codes.numpy()), weight.shape[1]))
         assert torch.equal(unpacked, seen.codes)
         assert torch.equal(replace(seen, codes=unpacked).dequantize(), seen.dequantize())

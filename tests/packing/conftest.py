@@ -11,11 +11,26 @@ from hybridkit.packing.codecs import bits_of, codec
 from hybridkit.packing.model import PackedLayer, PackedModel
 
 
+def _codes(name, N, K, rng):
+    if name != "sparse34":
+        return rng.choice(np.array(codec(name).levels, np.int8), (N, K))
+    blocks = -(-K // 4)
+    codes = rng.choice(np.array([-1, 1], np.int8), (N, blocks, 4))
+    np.put_along_axis(codes, rng.integers(0, 4, (N, blocks, 1)), 0, axis=2)
+    return codes.reshape(N, 4 * blocks)[:, :K]
+
+
+@pytest.fixture(scope="session")
+def make_codes():
+    """Random codes that a codec stores: make_codes(codec_name, N, K, rng), int8 [N, K]."""
+    return lambda name, N, K, seed: _codes(name, N, K, np.random.default_rng(seed))
+
+
 def _layer(name="fc", shape=(3, 7), codec_name="two-bit", kind="linear", group_size=0, seed=0, **fields):
     rng = np.random.default_rng(seed)
     N, K = shape[0], int(np.prod(shape[1:]))
     found = codec(codec_name)
-    codes = rng.choice(np.array(found.levels, np.int8), (N, K))
+    codes = _codes(codec_name, N, K, rng)
     groups = (N, -(-K // group_size)) if group_size else (N,)
     fields = {
         "bits": bits_of(found.levels),

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hybridkit.quant.ternary import TernaryAbsmean, TernaryLearned, TernaryMSE, least_squares_ternary
+from hybridkit.quant.groups import InGroups
+from hybridkit.quant.protocol import codec_of
+from hybridkit.quant.ternary import (
+    TernaryAbsmean,
+    TernaryLearned,
+    TernaryMSE,
+    TernarySparse,
+    least_squares_ternary,
+)
 
 weights = hnp.arrays(
     np.float32,
@@ -55,6 +63,42 @@ def test_mse_has_the_least_error_of_all_codes_and_scales(rows):
     errors = ((quantized.dequantize().double().numpy() - rows) ** 2).sum(axis=1)
     for error, row in zip(errors, rows.astype(float), strict=True):
         assert error == pytest.approx(best_ternary_error(row), rel=1e-5, abs=1e-6)
+
+
+def best_sparse_error(row):
+    """The least squared error over all codes with one zero in each whole four, and none behind them."""
+    best = math.inf
+    for codes in itertools.product((-1, 0, 1), repeat=len(row)):
+        fours = [codes[start : start + 4] for start in range(0, len(row), 4)]
+        if all(four.count(0) == (1 if len(four) == 4 else 0) for four in fours):
+            q = np.array(codes, float)
+            best = min(best, float((row**2).sum() - max(row @ q, 0) ** 2 / (q @ q)))
+    return best
+
+
+@given(
+    hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 3), st.integers(1, 8)), elements=st.floats(-3, 3, width=16)
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_sparse_has_the_least_error_of_all_codes_of_its_pattern(rows):
+    for array in (rows, torch.from_numpy(rows)):
+        quantized = TernarySparse().quantize(array)
+        errors = ((np.asarray(quantized.dequantize(), float) - rows) ** 2).sum(axis=1)
+        for error, row in zip(errors, rows.astype(float), strict=True):
+            assert error == pytest.approx(best_sparse_error(row), rel=1e-5, abs=1e-6)
+
+
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 1000), st.sampled_from([0, 4, 8, 16, 5]))
+@settings(max_examples=60, deadline=None)
+def test_sparse_codes_fit_the_codec_that_is_theirs(N, K, seed, size):
+    weight = torch.randn(N, K, generator=torch.Generator().manual_seed(seed))
+    quantizer = InGroups(TernarySparse(), size) if size else TernarySparse()
+    codes = quantizer.quantize(weight).codes.numpy()
+    stored = codec_of(quantizer)
+    assert stored.name == ("two-bit" if size == 5 else "sparse34")  # a group of 5 cuts fours
+    assert np.array_equal(stored.unpack(stored.pack(codes), K), codes)
 
 
 @given(weights)

@@ -42,7 +42,13 @@ from hybridkit.quant.frozen_codes import FrozenCodes
 from hybridkit.quant.layers import QATLayer, qat_layers, set_ramp
 from hybridkit.quant.output_fit import evenly_spaced, fit_output
 from hybridkit.quant.prepare import full_precision_copy
-from hybridkit.quant.protocol import QuantizedTensor, Statistics, quantize_weight, takes_statistics
+from hybridkit.quant.protocol import (
+    QuantizedTensor,
+    Statistics,
+    has_pattern,
+    quantize_weight,
+    takes_statistics,
+)
 
 __all__ = [
     "Batches",
@@ -249,8 +255,9 @@ def _fitted(layer: QATLayer, weight: Tensor, statistics: Statistics) -> Quantize
 
 
 def _movable(layer: QATLayer) -> bool:
-    """Whether codes can be fitted here: the quantizer has not seen the data itself, and levels are even."""
-    return not takes_statistics(layer.quantizer) and evenly_spaced(layer.quantizer.levels)
+    """Whether codes can be fitted here: the quantizer saw no data, levels are even, and any will do."""
+    quantizer = layer.quantizer
+    return not (takes_statistics(quantizer) or has_pattern(quantizer)) and evenly_spaced(quantizer.levels)
 
 
 def _together(block: nn.Module, hidden: Tensor, each: Call) -> Iterator[list[QATLayer]]:
