@@ -29,14 +29,19 @@ if TYPE_CHECKING:
     from hybridkit.packing.model import PackedModel
     from hybridkit.training.trainer import Trainer
 
-LOW_BITS: Final[tuple[Precision, ...]] = ("ternary", "1-bit")
+LOW_BITS: Final[tuple[Precision, ...]] = ("ternary", "3:4-sparse", "1-bit")
 TRAINED: Final = (TUNED, OURS)
 # Methods without training, by the precision they reach.
 AFTERWARDS: Final[dict[Precision, tuple[str, ...]]] = {
     "ternary": ("ternary-absmean", "ternary-mse"),
+    "3:4-sparse": ("ternary-sparse",),
     "1-bit": ("binary",),
 }
-CODECS: Final[dict[Precision, tuple[str, ...]]] = {"ternary": ("two-bit", "base3"), "1-bit": ("one-bit",)}
+CODECS: Final[dict[Precision, tuple[str, ...]]] = {
+    "ternary": ("two-bit", "base3"),
+    "3:4-sparse": ("sparse34",),
+    "1-bit": ("one-bit",),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ stock operators. Bodies are written in ONNX's textual syntax. The operators:
     {Ternary,Binary}Conv{Int8,Float}            x [B, C, ...], codes, scale [N], bias [N] -> y [B, N, ...]
     NBit{2,4,8}MatMul{Int8,Int8Blocks,Float}    x [..., K], codes, scale [N, groups], bias [N] -> y [..., N]
     {Ternary,Binary,NBit2,NBit4,NBit8}Unpack    codes [..., bytes] -> y float32 [..., K], integer-valued
-    Base3Repack                                 codes [N, ceil(K / 5)] -> y [N, ceil(K / 4)], layout 0
+    {Base3,Sparse34}Repack                      codes [N, bytes] -> y [N, ceil(K / 4)], layout 0
 
 Attributes K and N give the matrix and `layout` the order of the uint8 codes: 0 is row-major, [N, bytes] with
 rows padded to whole bytes, lowest bits first; products may also have 1 and convolutions 2, the tiles of
@@ -36,6 +36,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from hybridkit.packing.sparse import DECODED
 
 if TYPE_CHECKING:
     import onnx
@@ -75,12 +77,14 @@ STORAGES: Final = {  # by the name of the packing codec whose bytes are layout 0
     "nbit8": Storage("NBit8", 8, 1, -128, _NBIT_STEMS),
 }
 BASE3_REPACK: Final = "Base3Repack"
+SPARSE34_REPACK: Final = "Sparse34Repack"
+_SPARSE_BYTES: Final = [int(((DECODED[f] + 1) << (0, 2, 4, 6)).sum()) for f in range(len(DECODED))]
 _OPERATORS: Final = {s.prefix + stem: (s, stem) for s in STORAGES.values() for stem in s.stems}
 
 
 def attribute_names(operator: str) -> tuple[str, ...]:
     """The attributes of an operator, all of them required."""
-    if operator == BASE3_REPACK:
+    if operator in _REPACKS:
         return ("K", "first")
     storage, stem = _OPERATORS[operator]
     if stem == "Unpack":
@@ -91,7 +95,7 @@ def attribute_names(operator: str) -> tuple[str, ...]:
 
 def input_names(operator: str) -> tuple[str, ...]:
     """The inputs of an operator, all of them required."""
-    alone = operator == BASE3_REPACK or _OPERATORS[operator][1] == "Unpack"
+    alone = operator in _REPACKS or _OPERATORS[operator][1] == "Unpack"
     return ("codes",) if alone else ("x", "codes", "scale", "bias")
 
 
@@ -100,7 +104,7 @@ def function(operator: str, opset: int) -> onnx.FunctionProto:
     import onnx
 
     attributes, inputs = ", ".join(attribute_names(operator)), ", ".join(input_names(operator))
-    body = _BASE3 if operator == BASE3_REPACK else _body(*_OPERATORS[operator])
+    body = _REPACKS.get(operator) or _body(*_OPERATORS[operator])
     text = f"""
     <domain: "{DOMAIN}", opset_import: ["" : {opset}]>
     {operator} <{attributes}> ({inputs}) => (y) {{
@@ -194,6 +198,53 @@ _BASE3 = """
         bytes = ReduceSum <keepdims = 0> (placed, last_axis)
         y = Cast <to = 2> (bytes)
 """
+# Five bits are four codes, which are one byte of two-bit codes. `first` is added to each of its digits; those
+# of columns that are not there are 0.
+_SPARSE34 = f"""
+        last_axis = Constant <value_ints = [-1]> ()
+        whole = Unsqueeze (codes, last_axis)
+        shifts = Constant <value = uint8[8] {{0, 1, 2, 3, 4, 5, 6, 7}}> ()
+        lowest = Constant <value = uint8[1] {{1}}> ()
+        shifted = BitShift <direction = "RIGHT"> (whole, shifts)
+        bits = BitwiseAnd (shifted, lowest)
+        row_shape = Constant <value_ints = [0, -1]> ()
+        rows = Reshape (bits, row_shape)
+        width = Constant <value_int: int = @K> ()
+        width_1d = Reshape (width, last_axis)
+        zero = Constant <value_ints = [0]> ()
+        three = Constant <value_ints = [3]> ()
+        four = Constant <value_ints = [4]> ()
+        five = Constant <value_ints = [5]> ()
+        beyond = Add (width_1d, three)
+        blocks = Div (beyond, four)
+        used = Mul (blocks, five)
+        kept = Slice (rows, zero, used, last_axis)
+        field_shape = Concat <axis = 0> (zero, blocks, five)
+        fields = Reshape (kept, field_shape)
+        wide = Cast <to = 6> (fields)
+        places = Constant <value = int32[5] {{1, 2, 4, 8, 16}}> ()
+        placed = Mul (wide, places)
+        field = ReduceSum <keepdims = 0> (placed, last_axis)
+        table = Constant <value = int32[32] {{{", ".join(map(str, _SPARSE_BYTES))}}}> ()
+        ternary = Gather <axis = 0> (table, field)
+        first_digit = Constant <value_int: int = @first> ()
+        first_wide = Cast <to = 6> (first_digit)
+        ones = Constant <value = int32[1] {{85}}> ()
+        more = Mul (first_wide, ones)
+        sums = Add (ternary, more)
+        bytes = Cast <to = 2> (sums)
+        no_axes = Constant <value_int = 0> ()
+        step = Constant <value_int = 1> ()
+        count = Squeeze (blocks)
+        places_of_blocks = Range (no_axes, count, step)
+        before = Mul (places_of_blocks, four)
+        left = Sub (width_1d, before)
+        there = Min (left, four)
+        masks = Constant <value = uint8[5] {{0, 3, 15, 63, 255}}> ()
+        mask = Gather <axis = 0> (masks, there)
+        y = BitwiseAnd (bytes, mask)
+"""
+_REPACKS: Final = {BASE3_REPACK: _BASE3, SPARSE34_REPACK: _SPARSE34}
 # Row-major codes are tiles of one row and one column, in one group, with one position in the kernel.
 # So one text serves every layout. `tiled` is 0 or 1.
 _TILES = """

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hybridkit.exporting.functions import BASE3_REPACK, DOMAIN, ROW_MAJOR, STORAGES
+from hybridkit.exporting.functions import DOMAIN, ROW_MAJOR, STORAGES
 from hybridkit.packing.codecs import codec
 
 _CONV_ATTRIBUTES: Final = ("kernel_shape", "strides", "pads", "dilations", "group")
@@ -124,7 +124,7 @@ class PackedNode:
 def packed_nodes(model: ir.Model) -> Iterator[PackedNode]:
     """The packed layers of a graph, in order."""
     for node in list(model.graph.all_nodes()):
-        if node.domain == DOMAIN and not node.op_type.endswith(("Unpack", BASE3_REPACK)):
+        if node.domain == DOMAIN and not node.op_type.endswith(("Unpack", "Repack")):
             yield parse(node)
 
 

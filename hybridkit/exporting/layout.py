@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hybridkit.exporting.base3 import restore_two_bits
+from hybridkit.exporting.dense import restore_two_bits
 from hybridkit.exporting.functions import ROW_MAJOR, TILED
 from hybridkit.exporting.graph import PackedNode, array_of, initializer, packed_nodes
 from hybridkit.packing.tiles import tile, tiled_shape, untile

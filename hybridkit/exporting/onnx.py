@@ -23,7 +23,7 @@ from hybridkit.calls import evaluating
 from hybridkit.errors import FileError
 from hybridkit.exporting import files, lowering, verify
 from hybridkit.exporting.assembly import assemble, tidy
-from hybridkit.exporting.base3 import store_in_base3
+from hybridkit.exporting.dense import store_densely
 from hybridkit.exporting.folding import fold_batch_normalization
 from hybridkit.exporting.gelu import reorder_gelu
 from hybridkit.exporting.graph import PackedNode, packed_nodes
@@ -55,7 +55,9 @@ class OnnxExporter:
     class Options:
         """Options of the exporter."""
 
-        base3: bool = option(False, "ternary codes in 1.6 bits: a smaller file, repacked while it loads")
+        dense: bool = option(
+            False, "ternary codes in 1.6 bits, 3:4-sparse ones in 1.25: a smaller file, repacked as it loads"
+        )
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
@@ -69,8 +71,8 @@ class OnnxExporter:
     def lower(self, model: ir.Model) -> None:
         """Rewrite a graph whose codes are row-major."""
         lowering.portable(model)
-        if self.options.base3:
-            store_in_base3(model)
+        if self.options.dense:
+            store_densely(model)
 
 
 class Fp32Exporter:

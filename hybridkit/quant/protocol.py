@@ -63,7 +63,8 @@ class Quantizer(Protocol):
     """Quantises a weight seen as a matrix [N, K]: N output channels, K weights each.
 
     Convolution weights [N, C/g, kh, kw] come flattened to [N, C/g*kh*kw], embeddings as [entries, width].
-    `levels` is the code book in ascending order; `bits` = log2(len(levels)).
+    `levels` is the code book in ascending order; `bits` = log2(len(levels)). Codes with a pattern (of every
+    four one is 0) may say so: `codec` then names the packing codec that stores them, `bits` is what it takes.
     """
 
     levels: tuple[int, ...]

@@ -56,8 +56,8 @@ def test_every_claim_stands_beside_a_measurement(results):
     expected = {
         claims.CONVERGENCE: 4,  # steps and seconds, ternary and fp32
         claims.LOSS: 2,
-        claims.ERROR: 4,  # against AdamW's and against the best without training, ternary and 1-bit
-        claims.COMPRESSION: 6,  # whole file and layers: two-bit, base3, one-bit
+        claims.ERROR: 6,  # against AdamW's and against the best without training, ternary, 3:4-sparse, 1-bit
+        claims.COMPRESSION: 8,  # whole file and layers: two-bit, base3, sparse34, one-bit
         claims.OVERHEAD: 1,
         claims.CONSTRAINED: 2,
     }

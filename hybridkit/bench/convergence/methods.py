@@ -42,7 +42,7 @@ MUON: Final = "Muon, WSD"
 OURS: Final = "hybrid"
 BALANCED: Final = "with balanced data clusters"
 UNCONSTRAINED: Final = "without the trust region"
-_LOW_BITS: Final[tuple[Precision, ...]] = ("ternary", "1-bit")
+_LOW_BITS: Final[tuple[Precision, ...]] = ("ternary", "3:4-sparse", "1-bit")
 _WSD: Final = {"lr_controller": "wsd"}
 _CLIPPED: Final = {"optimizer": f"{RIVALS_FILE}:Clipped", **_WSD}
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-Precision = Literal["fp32", "ternary", "1-bit"]
+Precision = Literal["fp32", "ternary", "3:4-sparse", "1-bit"]
 QUANTISED: Final[dict[Precision, dict[str, Any]]] = {
     "fp32": {},
     "ternary": {"ternary": True, "qat": True},
+    "3:4-sparse": {"ternary": True, "qat": True, "quantizer": "ternary-sparse"},
     "1-bit": {"qat": True},
 }
 

@@ -40,7 +40,9 @@ class GenaiExporter:
         accuracy_level: Literal[1, 4] = option(
             1, "of n-bit products of float activations: 4 rounds those to int8 in blocks, faster"
         )
-        base3: bool = option(False, "ternary codes in 1.6 bits: a smaller file, repacked while it loads")
+        dense: bool = option(
+            False, "ternary codes in 1.6 bits, 3:4-sparse ones in 1.25: a smaller file, repacked as it loads"
+        )
         stock: bool = option(
             False, "MatMulNBits for n-bit products: slower, but for runtimes without hybridkit's library"
         )
@@ -53,7 +55,7 @@ class GenaiExporter:
     ) -> ExportReport:
         """Write the folder; see Exporter."""
         from hybridkit.exporting import lowering
-        from hybridkit.exporting.base3 import store_in_base3
+        from hybridkit.exporting.dense import store_densely
         from hybridkit.exporting.genai import attention, configuration, decoder
         from hybridkit.exporting.genai.rotary import fuse_rotations
         from hybridkit.exporting.onnx import write_onnx
@@ -84,8 +86,8 @@ class GenaiExporter:
         def lower(model: ir.Model) -> None:
             fuse_rotations(model)
             lowering.portable(model, lowering.Products(self.options.accuracy_level, self.options.stock))
-            if self.options.base3:
-                store_in_base3(model)
+            if self.options.dense:
+                store_densely(model)
 
         with folder_in_place(path) as new:
             report = write_onnx(

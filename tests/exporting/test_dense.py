@@ -1,4 +1,4 @@
-"""Ternary codes in base 3 in a file: the same layer from fewer bytes, and the way back."""
+"""Ternary codes in base 3 or 3:4-sparse in a file: the same layer from fewer bytes, and the way back."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ from hybridkit.packing.codecs import codec
 from hybridkit.runtime.session import session
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
+    dense=st.sampled_from(["base3", "sparse34"]),
     name=st.sampled_from(["two-bit", "nbit2"]),
     N=st.integers(1, 9),
     K=st.integers(1, 60),
     seed=st.integers(0, 999),
 )
-def test_the_body_repacks_to_the_bytes_of_the_codec(name, N, K, seed):
-    codes = np.random.default_rng(seed).integers(-1, 2, (N, K)).astype(np.int8)
-    packed = codec("base3").pack(codes)
-    node = helper.make_node("Base3Repack", ["x"], ["y"], domain="hybridkit", K=K, first=int(name == "nbit2"))
+def test_the_body_repacks_to_the_bytes_of_the_codec(dense, name, N, K, seed):
+    rng = np.random.default_rng(seed)
+    packed = rng.integers(0, 243 if dense == "base3" else 256, (N, codec(dense).row_bytes(K)), np.uint8)
+    codes = codec(dense).unpack(packed, K)
+    operator = f"{dense.capitalize()}Repack"
+    node = helper.make_node(operator, ["x"], ["y"], domain="hybridkit", K=K, first=int(name == "nbit2"))
     graph = helper.make_graph(
         [node],
         "one",
@@ -42,7 +45,7 @@ def test_the_body_repacks_to_the_bytes_of_the_codec(name, N, K, seed):
     model = helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("hybridkit", 1)],
-        functions=[function("Base3Repack", 18)],
+        functions=[function(operator, 18)],
         ir_version=10,
     )
     onnx.checker.check_model(model, full_check=True)
@@ -51,33 +54,37 @@ def test_the_body_repacks_to_the_bytes_of_the_codec(name, N, K, seed):
 
 
 class Network(nn.Module):
-    """A ternary product per row, one in groups, a convolution, and a layer that two products share."""
+    """Ternary products: per row, in groups, 3:4-sparse, a convolution, and a layer that two share."""
 
     def __init__(self):
         super().__init__()
         self.line = nn.Conv1d(16, 48, 3)
         self.rows = nn.Linear(48, 70)
         self.groups = nn.Linear(70, 64)
+        self.sparse = nn.Linear(64, 64)
         self.twice = nn.Linear(64, 64)
 
     def forward(self, x):
         x = torch.relu(self.rows(self.line(x).transpose(1, 2)))
-        return self.twice(torch.relu(self.twice(torch.relu(self.groups(x)))))
+        return self.twice(torch.relu(self.twice(self.sparse(torch.relu(self.groups(x))))))
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base3")
+    folder = tmp_path_factory.mktemp("dense")
     torch.manual_seed(0)
     network, x = Network(), torch.randn(2, 16, 9)
-    groups = {"groups": {"quantizer": "ternary-mse", "granularity": "group:32"}}
+    own = {
+        "groups": {"quantizer": "ternary-mse", "granularity": "group:32"},
+        "sparse": {"quantizer": "ternary-sparse", "granularity": "group:32"},
+    }
     packed = hybridkit.quantize(
-        network, quantizer="ternary-mse", overrides=groups, quantize_all=True, example_inputs=(x,)
+        network, quantizer="ternary-mse", overrides=own, quantize_all=True, example_inputs=(x,)
     ).packed
     found = {}
     for how in (False, True):
         path = folder / f"{how}.onnx"
-        export(network, packed, path, example_inputs=(x,), options={"base3": how})
+        export(network, packed, path, example_inputs=(x,), options={"dense": how})
         found[how] = path
     return found, x.numpy()
 
@@ -95,12 +102,18 @@ def stored(path):
     return codes, [node.op_type for node in graph.node]
 
 
-def test_codes_are_a_fifth_smaller_and_stored_once(files):
+def test_codes_are_smaller_and_stored_once(files):
     paths, _ = files
     codes, operators = stored(paths[True])
     assert operators.count("Base3Repack") == 3
-    rows = {name: array.shape for name, array in codes.items() if name.endswith("base3")}
-    assert rows == {"line.base3": (48, 10), "rows.base3": (70, 10), "groups.base3": (64, 14)}
+    assert operators.count("Sparse34Repack") == 1
+    rows = {name: array.shape for name, array in codes.items() if name.endswith(("base3", "sparse34"))}
+    assert rows == {
+        "line.base3": (48, 10),
+        "rows.base3": (70, 10),
+        "groups.base3": (64, 14),
+        "sparse.sparse34": (64, 10),
+    }
     # what two products read stays as it was
     assert [name for name in codes if name.startswith("twice")] == ["twice.codes"]
 
@@ -123,4 +136,4 @@ def test_what_reads_such_a_file_gets_two_bits_back(files, tmp_path):
         np.testing.assert_array_equal(codes, found[True][name])
     made = [tmp_path / f"{how}.twin.onnx" for how in paths]
     counts = [twin.write_twin(path, to) for path, to in zip(paths.values(), made, strict=True)]
-    assert counts[0] == counts[1] == 5
+    assert counts[0] == counts[1] == 6
