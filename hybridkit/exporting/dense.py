@@ -1,32 +1,38 @@
-"""Ternary codes of a file in fewer than two bits, repacked while the file loads.
+"""Ternary codes of a file in fewer than two bits.
 
-In base 3 five are a byte, 1.6 bits each; 3:4-sparse ones take 1.25. A node in front of the product makes
-row-major two-bit codes of them, out of constants, so that a runtime does it once.
+3:4-sparse ones take 1.25 bits, and products of them are operators of their own. Others, in groups and of
+convolutions, can be repacked while the file loads: in base 3 five are a byte, 1.6 bits each. A node in front
+of the product makes row-major two-bit codes of them, out of constants, so that a runtime does it once.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from hybridkit.exporting.functions import BASE3_REPACK, DOMAIN, ROW_MAJOR, SPARSE34_REPACK
+from hybridkit.exporting.functions import BASE3_REPACK, DOMAIN, ROW_MAJOR, SPARSE34, SPARSE34_REPACK
 from hybridkit.exporting.graph import PackedNode, array_of, initializer, packed_nodes
 from hybridkit.packing.codecs import SPARSE, Codec, codec
 
-_FIRST: Final = {"Ternary": 0, "NBit2": 1}  # the digit of -1, by the prefix of the operators that read it
+_TERNARY: Final = "Ternary"
+_FIRST: Final = {_TERNARY: 0, "NBit2": 1}  # the digit of -1, by the prefix of the operators that read it
 _KINDS: Final = ("MatMul", "Conv")
 _REPACKS: Final[dict[str, Codec]] = {BASE3_REPACK: codec("base3"), SPARSE34_REPACK: SPARSE}
 
 
+def use_sparse_products(model: ir.Model) -> None:
+    """Rewrite ternary matrix products whose codes, which are row-major, are 3:4-sparse."""
+    for layer in _ternary(model):
+        if layer.prefix == _TERNARY and layer.kind == "MatMul" and SPARSE.holds(layer.integers()):
+            _exchange(model, layer, SPARSE.pack(layer.integers()), _TERNARY, SPARSE34)
+
+
 def store_densely(model: ir.Model) -> None:
-    """Rewrite the codes of ternary products, which are row-major, where nothing else reads them."""
-    for layer in list(packed_nodes(model)):
-        if layer.prefix not in _FIRST or layer.kind not in _KINDS or not layer.has_layout:
-            continue
-        codes = layer.codes
-        if codes.const_value is None or len(codes.uses()) != 1 or layer.layout != ROW_MAJOR:
-            continue
+    """Rewrite the codes of other ternary products."""
+    for layer in _ternary(model):
         integers = layer.integers()
         if SPARSE.holds(integers):
             _rewrite(model, layer, SPARSE34_REPACK)
@@ -34,8 +40,25 @@ def store_densely(model: ir.Model) -> None:
             _rewrite(model, layer, BASE3_REPACK)
 
 
+def _ternary(model: ir.Model) -> list[PackedNode]:
+    """The ternary products of a graph with row-major codes that nothing else reads."""
+    return [
+        layer
+        for layer in packed_nodes(model)
+        if layer.prefix in _FIRST
+        and layer.kind in _KINDS
+        and layer.has_layout
+        and layer.codes.const_value is not None
+        and len(layer.codes.uses()) == 1
+        and layer.layout == ROW_MAJOR
+    ]
+
+
 def restore_two_bits(model: ir.Model) -> None:
-    """The inverse: two-bit codes as initializers."""
+    """The inverse of both: two-bit codes as initializers."""
+    for layer in list(packed_nodes(model)):
+        if layer.prefix == SPARSE34:
+            _exchange(model, layer, codec("two-bit").pack(layer.integers()), SPARSE34, _TERNARY)
     for node in list(model.graph.all_nodes()):
         if node.domain != DOMAIN or node.op_type not in _REPACKS:
             continue
@@ -50,6 +73,14 @@ def restore_two_bits(model: ir.Model) -> None:
         value = initializer(model.graph, name, rows)
         ir.convenience.replace_all_uses_with(repacked, value)
         node.graph.remove(node, safe=True)
+
+
+def _exchange(model: ir.Model, layer: PackedNode, rows: NDArray[np.uint8], old: str, new: str) -> None:
+    """Other codes for a product, whose operator reads them under another prefix."""
+    name = layer.codes.name or "codes"
+    del model.graph.initializers[name]
+    layer.node.replace_input_with(1, initializer(model.graph, name, rows))
+    layer.node.op_type = layer.node.op_type.replace(old, new)
 
 
 def _rewrite(model: ir.Model, layer: PackedNode, operator: str) -> None:

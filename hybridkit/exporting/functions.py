@@ -4,6 +4,7 @@ A runtime that knows an operator runs its own kernel; every other one inlines th
 stock operators. Bodies are written in ONNX's textual syntax. The operators:
 
     {Ternary,Binary}MatMul{Int8,Float}          x [..., K], codes, scale [N], bias [N] -> y [..., N]
+    Sparse34MatMul{Int8,Float}                  the same, of 3:4-sparse codes (packing/sparse.py)
     {Ternary,Binary}Conv{Int8,Float}            x [B, C, ...], codes, scale [N], bias [N] -> y [B, N, ...]
     NBit{2,4,8}MatMul{Int8,Int8Blocks,Float}    x [..., K], codes, scale [N, groups], bias [N] -> y [..., N]
     {Ternary,Binary,NBit2,NBit4,NBit8}Unpack    codes [..., bytes] -> y float32 [..., K], integer-valued
@@ -11,7 +12,8 @@ stock operators. Bodies are written in ONNX's textual syntax. The operators:
 
 Attributes K and N give the matrix and `layout` the order of the uint8 codes: 0 is row-major, [N, bytes] with
 rows padded to whole bytes, lowest bits first; products may also have 1 and convolutions 2, the tiles of
-packing/tiles.py. Convolutions add ONNX's own attributes and flatten the weight [N, C/group, ...] to [N, K].
+packing/tiles.py; 3:4-sparse codes have no other. Convolutions add ONNX's own attributes and flatten the
+weight [N, C/group, ...] to [N, K].
 Scale and bias are float32. x may be float32, float16 or bfloat16; the arithmetic is float32 and y has the
 type of x:
 
@@ -79,6 +81,8 @@ STORAGES: Final = {  # by the name of the packing codec whose bytes are layout 0
 BASE3_REPACK: Final = "Base3Repack"
 SPARSE34_REPACK: Final = "Sparse34Repack"
 _SPARSE_BYTES: Final = [int(((DECODED[f] + 1) << (0, 2, 4, 6)).sum()) for f in range(len(DECODED))]
+SPARSE34: Final = "Sparse34"
+_SPARSE34_MODES: Final = {f"{SPARSE34}MatMul{mode}": mode for mode in ("Int8", "Float")}
 _OPERATORS: Final = {s.prefix + stem: (s, stem) for s in STORAGES.values() for stem in s.stems}
 
 
@@ -86,6 +90,8 @@ def attribute_names(operator: str) -> tuple[str, ...]:
     """The attributes of an operator, all of them required."""
     if operator in _REPACKS:
         return ("K", "first")
+    if operator in _SPARSE34_MODES:
+        return ("K", "N", "layout")
     storage, stem = _OPERATORS[operator]
     if stem == "Unpack":
         return ("K", "layout")
@@ -95,7 +101,7 @@ def attribute_names(operator: str) -> tuple[str, ...]:
 
 def input_names(operator: str) -> tuple[str, ...]:
     """The inputs of an operator, all of them required."""
-    alone = operator in _REPACKS or _OPERATORS[operator][1] == "Unpack"
+    alone = operator in _REPACKS or operator.endswith("Unpack")
     return ("codes",) if alone else ("x", "codes", "scale", "bias")
 
 
@@ -104,7 +110,10 @@ def function(operator: str, opset: int) -> onnx.FunctionProto:
     import onnx
 
     attributes, inputs = ", ".join(attribute_names(operator)), ", ".join(input_names(operator))
-    body = _REPACKS.get(operator) or _body(*_OPERATORS[operator])
+    if operator in _SPARSE34_MODES:
+        body = _SPARSE34_CODES + _MATMUL[_SPARSE34_MODES[operator]]
+    else:
+        body = _REPACKS.get(operator) or _body(*_OPERATORS[operator])
     text = f"""
     <domain: "{DOMAIN}", opset_import: ["" : {opset}]>
     {operator} <{attributes}> ({inputs}) => (y) {{
@@ -198,13 +207,12 @@ _BASE3 = """
         bytes = ReduceSum <keepdims = 0> (placed, last_axis)
         y = Cast <to = 2> (bytes)
 """
-# Five bits are four codes, which are one byte of two-bit codes. `first` is added to each of its digits; those
-# of columns that are not there are 0.
-_SPARSE34 = f"""
+# `codes` [N, bytes] to the `field`s of five bits in them, int32 [N, blocks]
+_SPARSE34_FIELDS = """
         last_axis = Constant <value_ints = [-1]> ()
         whole = Unsqueeze (codes, last_axis)
-        shifts = Constant <value = uint8[8] {{0, 1, 2, 3, 4, 5, 6, 7}}> ()
-        lowest = Constant <value = uint8[1] {{1}}> ()
+        shifts = Constant <value = uint8[8] {0, 1, 2, 3, 4, 5, 6, 7}> ()
+        lowest = Constant <value = uint8[1] {1}> ()
         shifted = BitShift <direction = "RIGHT"> (whole, shifts)
         bits = BitwiseAnd (shifted, lowest)
         row_shape = Constant <value_ints = [0, -1]> ()
@@ -222,9 +230,21 @@ _SPARSE34 = f"""
         field_shape = Concat <axis = 0> (zero, blocks, five)
         fields = Reshape (kept, field_shape)
         wide = Cast <to = 6> (fields)
-        places = Constant <value = int32[5] {{1, 2, 4, 8, 16}}> ()
+        places = Constant <value = int32[5] {1, 2, 4, 8, 16}> ()
         placed = Mul (wide, places)
         field = ReduceSum <keepdims = 0> (placed, last_axis)
+"""
+_SPARSE34_CODES = f"""
+        {_SPARSE34_FIELDS}
+        table = Constant <value = float[32, 4] {{{", ".join(map(str, DECODED.flatten().astype(float)))}}}> ()
+        fours = Gather <axis = 0> (table, field)
+        in_rows = Reshape (fours, row_shape)
+        q = Slice (in_rows, zero, width_1d, last_axis)
+"""
+# Four codes are one byte of two-bit codes. `first` is added to each of its digits; those of columns that are
+# not there are 0.
+_SPARSE34 = f"""
+        {_SPARSE34_FIELDS}
         table = Constant <value = int32[32] {{{", ".join(map(str, _SPARSE_BYTES))}}}> ()
         ternary = Gather <axis = 0> (table, field)
         first_digit = Constant <value_int: int = @first> ()

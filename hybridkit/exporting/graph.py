@@ -11,11 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hybridkit.exporting.functions import DOMAIN, ROW_MAJOR, STORAGES
-from hybridkit.packing.codecs import codec
+from hybridkit.exporting.functions import DOMAIN, ROW_MAJOR, SPARSE34, STORAGES
+from hybridkit.packing.codecs import SPARSE, codec
 
 _CONV_ATTRIBUTES: Final = ("kernel_shape", "strides", "pads", "dilations", "group")
-_CODECS: Final = {storage.prefix: name for name, storage in STORAGES.items()}
+_CODECS: Final = {storage.prefix: name for name, storage in STORAGES.items()} | {SPARSE34: SPARSE.name}
 _BITS: Final = {storage.prefix: storage.bits for storage in STORAGES.values()}
 
 
@@ -23,8 +23,8 @@ _BITS: Final = {storage.prefix: storage.bits for storage in STORAGES.values()}
 class PackedNode:
     """A node that stands for one packed layer, as translation writes it.
 
-    prefix is Ternary, Binary, NBit2, NBit4 or NBit8; kind MatMul, Conv or Embedding; int8 says whether
-    activations are quantised. `group_size` 0 means one scale per row.
+    prefix is Ternary, Binary, NBit2, NBit4, NBit8 or, in a file, Sparse34; kind MatMul, Conv or Embedding;
+    int8 says whether activations are quantised. `group_size` 0 means one scale per row.
     """
 
     node: ir.Node

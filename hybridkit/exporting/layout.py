@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hybridkit.exporting.dense import restore_two_bits
-from hybridkit.exporting.functions import ROW_MAJOR, TILED
+from hybridkit.exporting.functions import ROW_MAJOR, SPARSE34, TILED
 from hybridkit.exporting.graph import PackedNode, array_of, initializer, packed_nodes
 from hybridkit.packing.tiles import tile, tiled_shape, untile
 
@@ -39,6 +39,8 @@ def make_tiled(model: ir.Model) -> None:
     """Tiles for all products whose codes nothing else reads and that padding does not make much larger."""
     for codes, layers in _by_codes(model):
         first = layers[0]
+        if first.prefix == SPARSE34:
+            continue
         alike = {(p.kind, p.K, p.positions, p.group) for p in layers}
         if len(codes.uses()) > len(layers) or len(alike) > 1 or first.layout != ROW_MAJOR:
             continue

@@ -23,7 +23,7 @@ from hybridkit.calls import evaluating
 from hybridkit.errors import FileError
 from hybridkit.exporting import files, lowering, verify
 from hybridkit.exporting.assembly import assemble, tidy
-from hybridkit.exporting.dense import store_densely
+from hybridkit.exporting.dense import store_densely, use_sparse_products
 from hybridkit.exporting.folding import fold_batch_normalization
 from hybridkit.exporting.gelu import reorder_gelu
 from hybridkit.exporting.graph import PackedNode, packed_nodes
@@ -71,6 +71,7 @@ class OnnxExporter:
     def lower(self, model: ir.Model) -> None:
         """Rewrite a graph whose codes are row-major."""
         lowering.portable(model)
+        use_sparse_products(model)
         if self.options.dense:
             store_densely(model)
 

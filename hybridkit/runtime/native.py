@@ -27,13 +27,14 @@ from hybridkit.packing.activations import Activations
 from hybridkit.runtime.library import VARIABLE, library_path
 
 LowBit = Literal["ternary", "binary"]
-Codec = LowBit | Literal["nbit2", "nbit4", "nbit8"]
+Rows = LowBit | Literal["sparse34"]  # with a scale per row
+Codec = Rows | Literal["nbit2", "nbit4", "nbit8"]
 DType = Literal["float32", "float16", "bfloat16"]
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 _NONE: Final = np.empty(0, np.uint8)
 
-CODECS: Final = {"ternary": 0, "binary": 1, "nbit2": 2, "nbit4": 3, "nbit8": 4}
+CODECS: Final = {"ternary": 0, "binary": 1, "nbit2": 2, "nbit4": 3, "nbit8": 4, "sparse34": 5}
 ACTIVATIONS: Final = {"int8": 0, "float": 1}
 DTYPES: Final = {"float32": 0, "float16": 1, "bfloat16": 2}
 _MAX_SIZE: Final = 2**31 - 1  # HYBRIDKIT_MAX_SIZE: the largest N; no other size or attribute is larger
@@ -214,7 +215,7 @@ class Native:
         address: int | None = self._pool(min(threads, _MAX_SIZE)) if threads > 1 else None
         return address
 
-    def tile(self, codec: LowBit, codes: Bytes, K: int) -> Bytes:
+    def tile(self, codec: Rows, codes: Bytes, K: int) -> Bytes:
         """Row-major codes [N, bytes] -> tiles [ceil(N / 16), blocks, 16, 4]: layout 0 to 1."""
         N, K = _sizes("N and K", len(codes), K)
         rows = self._codes(codec, codes, self._call["code_bytes"](CODECS[codec], 0, N, K))
@@ -238,7 +239,7 @@ class Native:
         _check(self._call["conv_tile"](CODECS[codec], at, N, K, group, positions, to))
         return out
 
-    def check(self, codec: LowBit, layout: Literal[0, 1], codes: Bytes, N: int, K: int) -> None:
+    def check(self, codec: Rows, layout: Literal[0, 1], codes: Bytes, N: int, K: int) -> None:
         """Raise UsageError for codes of a wrong size or with an invalid digit."""
         codes, (N, K) = np.ascontiguousarray(codes, np.uint8), _sizes("N and K", N, K)
         _check(self._call["check_codes"](CODECS[codec], layout, codes.ctypes.data, codes.nbytes, N, K))
@@ -256,7 +257,7 @@ class Native:
         scale: Floats,
         bias: Floats,
         *,
-        codec: LowBit,
+        codec: Rows,
         activations: Activations,
         dtype: DType = "float32",
         threads: int = 1,
@@ -331,7 +332,7 @@ class Native:
         """`hybridkit_conv` on addresses of contiguous memory, which are taken as they are."""
         _check(self._conv(matrix, geometry, dtype, x, batch, y, parallel))
 
-    def _codes(self, codec: LowBit, codes: Bytes, size: int) -> Bytes:
+    def _codes(self, codec: Rows, codes: Bytes, size: int) -> Bytes:
         codes = np.ascontiguousarray(codes, np.uint8)
         if size == 0 or codes.nbytes != size:
             raise UsageError(f"the {codec} codes have {codes.nbytes} bytes, the layer's shape needs {size}")

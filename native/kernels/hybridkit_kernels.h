@@ -5,7 +5,7 @@
  *           y   = float(x^ . q) * (s_x * scale) + bias
  *   float:  y   = (x . q) * scale + bias
  *
- * with the codes q in {-1, 0, 1} (ternary) or {-1, 1} (binary). The integer sums are exact for K <= 2^22, so int8
+ * with the codes q in {-1, 0, 1} (ternary, 3:4-sparse) or {-1, 1} (binary). The integer sums are exact for K <= 2^22, so int8
  * gives the same bits on every instruction set. A row (sample) that holds a NaN or an infinity gives NaN in all of
  * its outputs under int8; float behaves as a float32 matmul.
  *
@@ -25,6 +25,12 @@
  *   2  tiled, for convolutions: as 1, but the columns of a row are in the order (kernel, channel) where layout 0
  *      has ONNX's (channel, kernel): k' = tap * channels + channel. The rows of each group are tiled on their own,
  *      group after group. A patch of an image in channels-last order is then a few contiguous runs.
+ *
+ * 3:4-sparse codes are ternary ones of which one in every four columns is 0 and the others are not. Four are a field of
+ * five bits: bits 0 to 2 are the signs of the others in their order, 1 for +1, bits 3 and 4 say which is 0.
+ *   0  row-major: [N, ceil(5 ceil(K / 4) / 8)]; field i of a row is its bits 5 i ... 5 i + 4, lowest first
+ *   1  tiled: [ceil(N / 16), ceil(K / 32), 80]; the five bytes of a row's fields 8 u ... 8 u + 7 are bytes 4 r ... 4 r + 3
+ *      and 64 + r of [t, u], for row n = 16 t + r. What lies beyond N and K is whatever field 0 stands for.
  * A digit d stands for d - 1 (ternary), 2 d - 1 (binary) or d - 2^(bits - 1) (n-bit); the ternary digit 3 is invalid.
  * hybridkit_matmul reads layout 1, hybridkit_conv layout 2. One block [16, 4] is 64 bytes, which every instruction set
  * takes as one sequential stream: lanes are rows, so that sums need no reduction across lanes, and four neighbours in k make one dot product.
@@ -64,7 +70,8 @@ typedef enum {
   HYBRIDKIT_BINARY = 1,
   HYBRIDKIT_NBIT2 = 2,
   HYBRIDKIT_NBIT4 = 3,
-  HYBRIDKIT_NBIT8 = 4
+  HYBRIDKIT_NBIT8 = 4,
+  HYBRIDKIT_SPARSE34 = 5
 } hybridkit_codec;
 typedef enum { HYBRIDKIT_INT8 = 0, HYBRIDKIT_FLOAT = 1, HYBRIDKIT_INT8_BLOCKS = 2 } hybridkit_activations;
 typedef enum { HYBRIDKIT_F32 = 0, HYBRIDKIT_F16 = 1, HYBRIDKIT_BF16 = 2 } hybridkit_dtype;
@@ -99,6 +106,13 @@ HYBRIDKIT_API const char* hybridkit_check_codes(int32_t codec, int32_t layout, c
 
 /* Layout 0 to layout 1. `out` takes hybridkit_code_bytes(codec, 1, N, K) bytes. */
 HYBRIDKIT_API const char* hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out);
+
+/* Whether one row of int8 activations reads tiles of these codes as they are. Otherwise they are expanded at every call. */
+HYBRIDKIT_API int hybridkit_reads_tiles(int32_t codec);
+
+/* 3:4-sparse codes in layout 1 to ternary ones in layout 1. `out` takes hybridkit_code_bytes(HYBRIDKIT_TERNARY, 1, N, K)
+ * bytes. */
+HYBRIDKIT_API const char* hybridkit_expand(const uint8_t* codes, int64_t N, int64_t K, uint8_t* out);
 
 /* Scales [N, ceil(K / group_size)] to the order of group_scale, whose bytes hybridkit_scale_bytes tells (0 if something
  * is out of range). HYBRIDKIT_F16 is refused where one of the scales is no float16 number. */

@@ -21,6 +21,9 @@ constexpr int64_t padded_columns(int bits, int64_t K) {
   return (K + padding_of(bits) - 1) / padding_of(bits) * padding_of(bits);
 }
 constexpr int64_t blocks_of(int bits, int64_t K) { return padded_columns(bits, K) / block_columns(bits); }
+// 3:4-sparse codes: bytes of 32 columns of a tile, which expanded are two blocks of ternary ones.
+constexpr int kUnitBytes = 80, kUnitColumns = 32;
+constexpr int64_t units_of(int64_t K) { return (K + kUnitColumns - 1) / kUnitColumns; }
 constexpr int64_t groups_of(int64_t K, int64_t group_size) { return (K + group_size - 1) / group_size; }
 constexpr int64_t tiles_of(int64_t N) { return (N + kTileRows - 1) / kTileRows; }
 
@@ -93,6 +96,10 @@ struct Isa {
   // [rows][columns] to [columns][rows], `stride` floats from row to row of each
   void (*transpose)(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride);
   void (*depthwise)(const DepthwiseWork&);
+  // One row of activations times 3:4-sparse tiles, whose units are in the place of blocks; null: they are expanded.
+  void (*sparse_row)(const Int8Work&);
+  // So many units of a 3:4-sparse tile as ternary blocks.
+  void (*expand)(const uint8_t* units, int64_t count, uint8_t* blocks);
 };
 
 extern const Isa kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kAmx, kNeon;

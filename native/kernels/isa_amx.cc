@@ -307,6 +307,7 @@ void group_int8(const Int8Work& work) {
 }  // namespace
 
 const Isa kAmx = {"amx", has_amx, Vector::panel, Vector::group_panel, Vector::panel, kFloatRows, 10, 16,
-                  int8, avx512::floats, group_int8, avx512::group_floats, magnitude, quantize, place, transpose, depthwise};
+                  int8, avx512::floats, group_int8, avx512::group_floats, magnitude, quantize, place, transpose, depthwise,
+                   avx512::sparse_row, avx512::expand};
 
 }  // namespace hybridkit

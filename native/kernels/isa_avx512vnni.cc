@@ -290,9 +290,60 @@ void floats_with_groups(const FloatWork& work) {
   work.rows < kUnpackedRows ? panels_of_floats(work, tiles_with_groups<bits>) : unpacked_groups<bits>(work);
 }
 
+// The fields of a unit of 3:4-sparse codes, each in the lowest five bits of the lanes of a vector; what is above them
+// vpermi2d does not look at. The seventh lies in two parts.
+inline void fields_of(const uint8_t* unit, __m512i (&fields)[8]) {
+  const __m512i low = _mm512_loadu_si512(unit);
+  const __m512i high = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(unit + kBlockBytes)));
+#pragma GCC unroll 6
+  for (int i = 0; i < 6; ++i) fields[i] = _mm512_srli_epi32(low, static_cast<unsigned>(5 * i));
+  fields[6] = _mm512_or_si512(_mm512_srli_epi32(low, 30), _mm512_slli_epi32(high, 2));
+  fields[7] = _mm512_srli_epi32(high, 3);
+}
+
+struct SparseTable {
+  __m512i first = _mm512_loadu_si512(kSparseDigits.of), second = _mm512_loadu_si512(kSparseDigits.of + 16);
+  __m512i digits(__m512i field) const { return _mm512_permutex2var_epi32(first, field, second); }
+};
+
 }  // namespace
 
 namespace avx512 {
+
+// Four sums side by side are enough: a look-up and a shift stand before every product.
+void sparse_row(const Int8Work& work) {
+  const SparseTable table;
+  const uint8_t* unit = work.codes;
+  for (int64_t tile = 0; tile < work.tiles; ++tile) {
+    const int8_t* x = work.x;
+    Vector::Int sum[4] = {Vector::zero(), Vector::zero(), Vector::zero(), Vector::zero()};
+    for (int64_t left = work.blocks; left > 0; left -= 2, unit += kUnitBytes, x += kUnitColumns) {
+      Vector::Int fields[8];
+      fields_of(unit, fields);
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) sum[i % 4] = Vector::dot(sum[i % 4], table.digits(fields[i]), x + 4 * i);
+    }
+    const Vector::Int total = Vector::add(Vector::add(sum[0], sum[1]), Vector::add(sum[2], sum[3]));
+    Vector::finish<2>(work, 0, tile * kTileRows, total);
+  }
+}
+
+void expand(const uint8_t* units, int64_t count, uint8_t* blocks) {
+  const SparseTable table;
+  for (; count > 0; --count, units += kUnitBytes, blocks += 2 * kBlockBytes) {
+    __m512i fields[8];
+    fields_of(units, fields);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m512i digits = table.digits(fields[4 * half]);
+#pragma GCC unroll 4
+      for (int p = 1; p < 4; ++p) {
+        digits = _mm512_or_si512(digits, _mm512_slli_epi32(table.digits(fields[4 * half + p]), static_cast<unsigned>(2 * p)));
+      }
+      _mm512_storeu_si512(blocks + half * kBlockBytes, digits);
+    }
+  }
+}
 
 void int8(const Int8Work& work) { int8_products<Vector>(work); }
 void group_int8(const Int8Work& work) { group_int8_products<Vector>(work); }
@@ -309,6 +360,7 @@ void group_floats(const FloatWork& work) {
 
 const Isa kAvx512Vnni = {"avx512vnni", has_avx512vnni, Vector::panel, Vector::group_panel, Vector::panel, kFloatRows, 0, 0,
                          avx512::int8, avx512::floats, avx512::group_int8, avx512::group_floats,
-                         magnitude, quantize, place, transpose, depthwise};
+                         magnitude, quantize, place, transpose, depthwise,
+                   avx512::sparse_row, avx512::expand};
 
 }  // namespace hybridkit

@@ -13,6 +13,10 @@ size_t tiled_bytes(int bits, int64_t N, int64_t K) {
   return static_cast<size_t>(tiles_of(N) * blocks_of(bits, K) * kBlockBytes);
 }
 
+size_t sparse_bytes(int64_t N, int64_t K) { return static_cast<size_t>(tiles_of(N) * units_of(K) * kUnitBytes); }
+
+int64_t sparse_row_bytes(int64_t K) { return ((K + 3) / 4 * 5 + 7) / 8; }
+
 int64_t row_bytes(int bits, int64_t K) { return (K * bits + 7) / 8; }
 
 // Both bits of a digit are set in the digit 3 only. Eight bytes at a time; no early exit, so that it vectorises.
@@ -74,6 +78,17 @@ void tile_rows(int bits, const uint8_t* codes, int64_t N, int64_t K, uint8_t* ou
   }
 }
 
+// The five bytes of eight fields lie together in a row, four of them and one in a tile.
+void tile_sparse(const uint8_t* codes, int64_t N, int64_t K, uint8_t* out) {
+  const int64_t bytes = sparse_row_bytes(K), units = units_of(K);
+  std::memset(out, 0, sparse_bytes(N, K));
+  for (int64_t n = 0; n < N; ++n, codes += bytes) {
+    uint8_t* tile = out + n / kTileRows * units * kUnitBytes;
+    const int64_t row = n % kTileRows;
+    for (int64_t i = 0; i < bytes; ++i) tile[i / 5 * kUnitBytes + (i % 5 < 4 ? 4 * row + i % 5 : kBlockBytes + row)] = codes[i];
+  }
+}
+
 }  // namespace
 }  // namespace hybridkit
 
@@ -83,7 +98,8 @@ extern "C" {
 
 size_t hybridkit_code_bytes(int32_t codec, int32_t layout, int64_t N, int64_t K) {
   if (problem_with_sizes(codec, N, K) != nullptr) return 0;
-  if (layout == 0) return static_cast<size_t>(N * row_bytes(bits_of(codec), K));
+  if (layout == 0) return static_cast<size_t>(N * (is_sparse(codec) ? sparse_row_bytes(K) : row_bytes(bits_of(codec), K)));
+  if (layout == 1 && is_sparse(codec)) return sparse_bytes(N, K);
   return layout == 1 ? tiled_bytes(bits_of(codec), N, K) : 0;
 }
 
@@ -96,6 +112,10 @@ const char* hybridkit_check_codes(int32_t codec, int32_t layout, const uint8_t* 
 
 const char* hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out) {
   if (const char* wrong = problem_with_sizes(codec, N, K)) return wrong;
+  if (is_sparse(codec)) {
+    tile_sparse(codes, N, K, out);
+    return nullptr;
+  }
   const int bits = bits_of(codec);
   tile_rows(bits, codes, N, K, out, [=](const uint8_t* source, uint8_t* row) {
     switch (bits) {
@@ -105,6 +125,23 @@ const char* hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64
       default: return tile_row_in_order<8>(source, K, row);
     }
   });
+  return nullptr;
+}
+
+int hybridkit_reads_tiles(int32_t codec) {
+  return is_sparse(codec) ? isa().sparse_row != nullptr : between(codec, HYBRIDKIT_TERNARY, HYBRIDKIT_NBIT8);
+}
+
+const char* hybridkit_expand(const uint8_t* codes, int64_t N, int64_t K, uint8_t* out) {
+  if (const char* wrong = problem_with_sizes(HYBRIDKIT_SPARSE34, N, K)) return wrong;
+  const int64_t units = units_of(K), blocks = blocks_of(2, K);
+  uint8_t last[2 * kBlockBytes];
+  for (int64_t tile = 0; tile < tiles_of(N); ++tile, codes += units * kUnitBytes, out += blocks * kBlockBytes) {
+    isa().expand(codes, blocks / 2, out);
+    if (blocks % 2 == 0) continue;  // else the last unit has columns that ternary tiles do not
+    isa().expand(codes + blocks / 2 * kUnitBytes, 1, last);
+    std::memcpy(out + (blocks - 1) * kBlockBytes, last, kBlockBytes);
+  }
   return nullptr;
 }
 

@@ -25,7 +25,10 @@ struct Product {
   int bits() const { return bits_of(matrix.codec); }
   bool grouped() const { return is_nbit(matrix.codec); }
   int64_t groups() const { return grouped() ? groups_of(matrix.K, matrix.group_size) : 1; }
-  int64_t blocks() const { return blocks_of(bits(), matrix.K); }
+  bool sparse() const { return is_sparse(matrix.codec); }
+  // of ternary codes, where sparse ones are expanded
+  int64_t blocks() const { return sparse() ? 2 * units_of(matrix.K) : blocks_of(bits(), matrix.K); }
+  int64_t tile_bytes() const { return sparse() ? units_of(matrix.K) * kUnitBytes : blocks() * kBlockBytes; }
   int64_t padded_K() const { return blocks() * block_columns(bits()); }
 };
 
@@ -38,7 +41,7 @@ W work_of(const Product& p, const Grid& grid, int64_t task, int64_t first_row, i
   work.bits = p.bits();
   work.blocks = p.blocks();
   work.tiles = at_most(grid.tiles, tiles_of(p.matrix.N) - tile);
-  work.codes = p.matrix.codes + tile * work.blocks * kBlockBytes;
+  work.codes = p.matrix.codes + tile * p.tile_bytes();
   work.columns = at_most(work.tiles * kTileRows, p.matrix.N - tile * kTileRows);
   if (p.grouped()) {
     const bool half = p.matrix.scale_dtype == HYBRIDKIT_F16;
@@ -55,6 +58,42 @@ W work_of(const Product& p, const Grid& grid, int64_t task, int64_t first_row, i
                ? static_cast<float*>(p.y) + (first_row + row) * p.matrix.N + tile * kTileRows
                : buffer;
   return work;
+}
+
+constexpr int64_t kExpanded = 2;  // tiles at a time: as many as wide kernels take
+
+// Runs a kernel of ternary codes on 3:4-sparse tiles. False without memory.
+template <class W, class Kernel>
+bool run_expanded(const Product& p, const W& work, const Kernel& kernel) {
+  const int64_t bytes = work.blocks * kBlockBytes;
+  Scratch scratch(Scratch::size<uint8_t>(kExpanded * bytes));
+  if (!scratch) return false;
+  uint8_t* expanded = scratch.take<uint8_t>(kExpanded * bytes);
+  W part = work;
+  part.codes = expanded;
+  for (int64_t tile = 0; tile < work.tiles; tile += kExpanded) {
+    part.tiles = at_most(kExpanded, work.tiles - tile);
+    for (int64_t t = 0; t < part.tiles; ++t) {
+      p.isa.expand(work.codes + (tile + t) * p.tile_bytes(), work.blocks / 2, expanded + t * bytes);
+    }
+    part.columns = at_most(part.tiles * kTileRows, work.columns - tile * kTileRows);
+    part.scale = work.scale + tile * kTileRows;
+    part.bias = work.bias + tile * kTileRows;
+    part.y = work.y + tile * kTileRows;
+    kernel(part);
+  }
+  return true;
+}
+
+// The integer products of a task. False without memory.
+bool multiply_codes(const Product& p, const Int8Work& work) {
+  if (!p.sparse()) {
+    p.grouped() ? p.isa.group_int8(work) : p.isa.int8(work);
+    return true;
+  }
+  if (work.rows > 1 || p.isa.sparse_row == nullptr) return run_expanded(p, work, p.isa.int8);
+  p.isa.sparse_row(work);
+  return true;
 }
 
 void write_back(const Product& p, const Work& work, int64_t row, int64_t column) {
@@ -158,7 +197,7 @@ bool int8_rows(const Product& p, int64_t first_row, int64_t rows) {
     work.row_bytes = panels.row_bytes;
     work.x_scale = a.scale + row * p.groups();
     work.x_sum = a.sum + row * p.groups();
-    p.grouped() ? p.isa.group_int8(work) : p.isa.int8(work);
+    if (!multiply_codes(p, work)) return void(complete = false);
     if (buffer != nullptr) write_back(p, work, first_row + row, task / grid.row_blocks * grid.tiles * kTileRows);
   });
   return complete;
@@ -185,7 +224,11 @@ bool float_rows(const Product& p, int64_t first_row, int64_t rows) {
     work.x = x + row * p.matrix.K;
     work.x_stride = p.matrix.K;
     work.K = p.matrix.K;
-    p.grouped() ? p.isa.group_floats(work) : p.isa.floats(work);
+    if (p.sparse()) {
+      if (!run_expanded(p, work, p.isa.floats)) return void(complete = false);
+    } else {
+      p.grouped() ? p.isa.group_floats(work) : p.isa.floats(work);
+    }
     if (buffer != nullptr) write_back(p, work, first_row + row, task / grid.row_blocks * grid.tiles * kTileRows);
   });
   return complete;
@@ -202,7 +245,8 @@ const char* problem(const hybridkit_matrix& matrix, int32_t dtype, const void* x
 
 // How many rows are multiplied at a time.
 int64_t most_rows(const hybridkit_matrix& matrix) {
-  const int64_t padded = padded_columns(bits_of(matrix.codec), matrix.K);
+  const int64_t padded = is_sparse(matrix.codec) ? units_of(matrix.K) * kUnitColumns
+                                                 : padded_columns(bits_of(matrix.codec), matrix.K);
   const int64_t scales = matrix.group_size == 0 ? 0 : 8 * groups_of(matrix.K, matrix.group_size);
   const int64_t bytes_of_row = matrix.activations == HYBRIDKIT_FLOAT ? 4 * padded : padded + scales;
   return at_least(kScratchBytes / bytes_of_row / kBlockRows * kBlockRows, kBlockRows);

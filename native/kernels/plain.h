@@ -72,6 +72,34 @@ inline void depthwise(const DepthwiseWork& work) {
   }
 }
 
+// Four digits, a byte each, by the field of five bits that holds them.
+struct SparseDigits {
+  uint32_t of[32] = {};
+  constexpr SparseDigits() {
+    for (int field = 0; field < 32; ++field) {
+      for (int place = 0, sign = 0; place < 4; ++place) {
+        const int digit = place == field >> 3 ? 1 : (field >> sign++ & 1) * 2;
+        of[field] |= static_cast<uint32_t>(digit) << (8 * place);
+      }
+    }
+  }
+};
+constexpr SparseDigits kSparseDigits;
+
+inline void expand(const uint8_t* units, int64_t count, uint8_t* blocks) {
+  for (; count > 0; --count, units += kUnitBytes, blocks += 2 * kBlockBytes) {
+    for (int row = 0; row < kTileRows; ++row) {
+      uint64_t fields = units[kBlockBytes + row];
+      for (int byte = 3; byte >= 0; --byte) fields = fields << 8 | units[4 * row + byte];
+      for (int half = 0; half < 2; ++half) {
+        uint32_t digits = 0;
+        for (int p = 0; p < 4; ++p, fields >>= 5) digits |= kSparseDigits.of[fields & 31] << (2 * p);
+        memcpy(blocks + half * kBlockBytes + 4 * row, &digits, sizeof digits);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace hybridkit
 #endif

@@ -68,9 +68,9 @@ Attributes read(const Source& source, const Operator& op) {
   Attributes attributes = {source.integer("N"), source.integer("K"), source.integer("layout"), std::nullopt};
   check_range("N", attributes.N, 1, kLargest);
   check_range("K", attributes.K, 1, HYBRIDKIT_MAX_K);
-  const int64_t native = convolution ? kConvTiled : kTiled;
+  const int64_t native = convolution ? kConvTiled : op.codec == HYBRIDKIT_SPARSE34 ? kRowMajor : kTiled;
   if (attributes.layout != kRowMajor && attributes.layout != native)
-    fail("attribute layout must be 0 or " + std::to_string(native) + ", got " +
+    fail("attribute layout must be 0" + (native == kRowMajor ? "" : " or " + std::to_string(native)) + ", got " +
          std::to_string(attributes.layout) +
          "; a newer hybridkit may know it, and with HYBRIDKIT_LIBRARY=none the portable body runs");
   if (op.nbit()) {

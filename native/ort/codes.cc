@@ -42,7 +42,7 @@ void Codes::check_shape(int32_t codec, const Attributes& attributes, const Shape
 }
 
 Codes::Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor)
-    : data_(static_cast<const uint8_t*>(tensor.data)), bytes_(native_bytes(codec, attributes)) {
+    : codec_(codec), data_(static_cast<const uint8_t*>(tensor.data)), bytes_(native_bytes(codec, attributes)) {
   check_shape(codec, attributes, tensor.shape);
   const size_t given = bytes_in_layout(codec, attributes);
   if (const char* wrong = problem(codec, attributes, data_, given)) throw std::runtime_error(wrong);
@@ -50,6 +50,16 @@ Codes::Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor)
   std::shared_ptr<uint8_t> tiles = allocate_codes(bytes_);
   if (const char* wrong = tile(codec, attributes, data_, tiles.get())) throw std::runtime_error(wrong);
   give_up(data_, given);
+  data_ = tiles.get();
+  own_ = std::move(tiles);
+  if (!hybridkit_reads_tiles(codec)) expand(attributes);
+}
+
+void Codes::expand(const Attributes& attributes) {
+  codec_ = HYBRIDKIT_TERNARY;
+  bytes_ = native_bytes(codec_, attributes);
+  std::shared_ptr<uint8_t> tiles = allocate_codes(bytes_);
+  if (const char* wrong = hybridkit_expand(data_, attributes.N, attributes.K, tiles.get())) throw std::runtime_error(wrong);
   data_ = tiles.get();
   own_ = std::move(tiles);
 }

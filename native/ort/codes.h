@@ -9,7 +9,8 @@
 
 namespace hybridkit::ort {
 
-/* Codes in the kernels' own layout are used as they are; row-major ones are copied into tiles. */
+/* Codes in the kernels' own layout are used as they are; row-major ones are copied into tiles, and 3:4-sparse ones that
+ * this processor's kernels do not read become ternary. */
 class Codes {
  public:
   /* std::runtime_error if codes of that shape do not fit the attributes; unknown sizes may be anything. */
@@ -23,8 +24,12 @@ class Codes {
 
   const uint8_t* data() const { return data_; }
   size_t bytes() const { return bytes_; }
+  int32_t codec() const { return codec_; }  // as the kernels have them
 
  private:
+  void expand(const Attributes& attributes);
+
+  int32_t codec_;
   std::shared_ptr<const uint8_t> own_;  // null: the runtime's
   const uint8_t* data_;
   size_t bytes_;

@@ -117,7 +117,7 @@ class Kernel {
     std::optional<Scales> arranged;
     if (op_.nbit() && !scales_) arranged.emplace(attributes_, scale);
     const Scales* scales = scales_ ? &*scales_ : arranged ? &*arranged : nullptr;
-    const hybridkit_matrix matrix = {op_.codec,
+    const hybridkit_matrix matrix = {codes.codec(),
                                      op_.activations,
                                      attributes_.N,
                                      attributes_.K,

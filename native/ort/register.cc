@@ -40,6 +40,8 @@ constexpr struct {
     {"NBit8MatMulInt8", HYBRIDKIT_NBIT8, HYBRIDKIT_INT8, false},
     {"NBit8MatMulInt8Blocks", HYBRIDKIT_NBIT8, HYBRIDKIT_INT8_BLOCKS, false},
     {"NBit8MatMulFloat", HYBRIDKIT_NBIT8, HYBRIDKIT_FLOAT, false},
+    {"Sparse34MatMulInt8", HYBRIDKIT_SPARSE34, HYBRIDKIT_INT8, false},
+    {"Sparse34MatMulFloat", HYBRIDKIT_SPARSE34, HYBRIDKIT_FLOAT, false},
     {"TernaryConvInt8", HYBRIDKIT_TERNARY, HYBRIDKIT_INT8, true},
     {"TernaryConvFloat", HYBRIDKIT_TERNARY, HYBRIDKIT_FLOAT, true},
     {"BinaryConvInt8", HYBRIDKIT_BINARY, HYBRIDKIT_INT8, true},

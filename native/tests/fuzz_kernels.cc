@@ -85,22 +85,25 @@ class Source {
 bool is_size(int64_t value) { return value >= 1 && value <= kLargest; }
 bool is_nbit(int32_t codec) { return codec >= 2 && codec <= 4; }
 bool allowed(int32_t codec, int64_t N, int64_t K, int64_t group = 1) {
-  return codec >= 0 && codec <= 4 && is_size(N) && K >= 1 && K <= kLargestK && group >= 1 && N % group == 0;
+  return codec >= 0 && codec <= 5 && is_size(N) && K >= 1 && K <= kLargestK && group >= 1 && N % group == 0;
 }
 bool is_group_size(int64_t size) { return size >= 16 && size <= 65536 && size % 16 == 0; }
+bool is_sparse(int32_t codec) { return codec == HYBRIDKIT_SPARSE34; }
 int64_t bits_of(int32_t codec) { return codec == 1 ? 1 : codec < 3 ? 2 : codec == 3 ? 4 : 8; }
 
 // The header's definitions of the layouts; 0 for what is not allowed.
 Wide row_major_bytes(int32_t codec, int64_t N, int64_t K) {
-  return allowed(codec, N, K) ? Wide{N} * ((K * bits_of(codec) + 7) / 8) : Wide{0};
+  if (!allowed(codec, N, K)) return 0;
+  return Wide{N} * ((is_sparse(codec) ? (K + 3) / 4 * 5 + 7 : K * bits_of(codec) + 7) / 8);
 }
 Wide tile_bytes(int32_t codec, int64_t N, int64_t K, int64_t group = 1) {
   if (!allowed(codec, N, K, group)) return 0;
+  if (is_sparse(codec)) return Wide{(N + 15) / 16} * ((K + 31) / 32) * 80;
   const int64_t columns = codec == HYBRIDKIT_BINARY ? 32 : 16;
   return Wide{group} * ((N / group + 15) / 16) * ((K + columns - 1) / columns) * columns * 2 * bits_of(codec);
 }
 Wide conv_bytes(int32_t codec, int64_t N, int64_t K, int64_t group) {
-  return is_nbit(codec) ? Wide{0} : tile_bytes(codec, N, K, group);
+  return is_nbit(codec) || is_sparse(codec) ? Wide{0} : tile_bytes(codec, N, K, group);
 }
 
 // Codes, scale, bias, x and y of a call, and what it is given of them.
@@ -213,7 +216,7 @@ void tells_kernel_and_tasks(const hybridkit_matrix& matrix, int64_t M) {
 void multiply(Source& source) {
   Call call{};
   hybridkit_matrix& m = call.matrix;
-  m.codec = source.type(5);
+  m.codec = source.type(6);
   m.activations = source.type(is_nbit(m.codec) ? 3 : 2);
   call.dtype = source.type(3);
   m.N = source.between(1, source.one_of<int64_t>({8, 20, 70}));
@@ -353,7 +356,7 @@ void try_check(Source& source, int32_t codec, std::vector<uint8_t> codes, const 
 }
 
 void lay_out(Source& source) {
-  const int32_t codec = source.type(5), layout = source.type(2);
+  const int32_t codec = source.type(6), layout = source.type(2);
   int64_t group = source.between(1, 4), taps = source.between(1, 9);
   int64_t N = group * source.between(1, 40), K = taps * source.between(1, 40);
   source.damage({&N, &K, &group, &taps});

@@ -10,7 +10,7 @@ namespace {
 constexpr double kUnit = 1.0 / (1 << 24);  // half a unit in the last place of 1, in float32
 
 int bits_of(int32_t codec) {
-  constexpr int bits[] = {2, 1, 2, 4, 8};
+  constexpr int bits[] = {2, 1, 2, 4, 8, 2};
   return bits[codec];
 }
 
@@ -20,6 +20,29 @@ int digit_of(const Layer& layer, int64_t n, int64_t k) {
   const int code = layer.code(n, k);
   if (layer.codec == HYBRIDKIT_BINARY) return (code + 1) / 2;
   return layer.codec == HYBRIDKIT_TERNARY ? code + 1 : code + (1 << (bits_of(layer) - 1));
+}
+
+// Of 3:4-sparse codes: the field of four columns, of which the first is there.
+int field_of(const Layer& layer, int64_t n, int64_t first) {
+  int zero = 4, field = 0;
+  for (int place = 3; place >= 0; --place) {
+    const bool there = first + place < layer.K;
+    if (there ? layer.code(n, first + place) == 0 : zero == 4 || zero > place) zero = place;
+  }
+  for (int place = 0; place < 4 && first + place < layer.K; ++place) {
+    if (place != zero && layer.code(n, first + place) == 1) field |= 1 << (place - (place > zero ? 1 : 0));
+  }
+  return field | zero << 3;
+}
+
+// Its fields as bits, each in five of them, the lowest first.
+std::vector<bool> field_bits(const Layer& layer, int64_t n, int64_t fields) {
+  std::vector<bool> bits;
+  for (int64_t i = 0; i < fields; ++i) {
+    const int field = 4 * i < layer.K ? field_of(layer, n, 4 * i) : 0;
+    for (int bit = 0; bit < 5; ++bit) bits.push_back(field >> bit & 1);
+  }
+  return bits;
 }
 
 // float16 has 5 bits of exponent and 10 of mantissa, bfloat16 8 and 7.
@@ -134,11 +157,19 @@ Expected group_output(const Layer& layer, int64_t n, int32_t activations, const 
 Layer random_layer(test::Random& random, int32_t codec, int64_t N, int64_t K, int64_t group_size) {
   Layer layer{codec, N, K, {}, {}, {}, group_size};
   const int half = 1 << (bits_of(codec) - 1);
-  const bool nbit = codec >= HYBRIDKIT_NBIT2, extreme = random.chance(10);
+  const bool nbit = codec >= HYBRIDKIT_NBIT2 && codec <= HYBRIDKIT_NBIT8, extreme = random.chance(10);
   for (int64_t i = 0; i < N * K; ++i) {
     const auto draw = nbit ? random.between(-half, half - 1) : random.between(0, 2);
     const auto code = codec == HYBRIDKIT_TERNARY ? draw - 1 : codec == HYBRIDKIT_BINARY ? draw % 2 * 2 - 1 : draw;
     layer.codes.push_back(static_cast<int8_t>(nbit && extreme ? (draw < 0 ? -half : half - 1) : code));
+  }
+  for (int64_t n = 0; layer.sparse() && n < N; ++n) {
+    for (int64_t first = 0; first < K; first += 4) {
+      const int64_t zero = first + random.between(0, 3);
+      for (int64_t k = first; k < first + 4 && k < K; ++k) {
+        layer.codes[n * K + k] = static_cast<int8_t>(k == zero ? 0 : random.chance(50) ? 1 : -1);
+      }
+    }
   }
   for (int64_t n = 0; n < N; ++n) {
     for (int64_t g = 0; g < layer.groups(); ++g) {
@@ -150,6 +181,15 @@ Layer random_layer(test::Random& random, int32_t codec, int64_t N, int64_t K, in
 }
 
 std::vector<uint8_t> row_major(const Layer& layer) {
+  if (layer.sparse()) {
+    const int64_t fields = (layer.K + 3) / 4, row = (5 * fields + 7) / 8;
+    std::vector<uint8_t> bytes(layer.N * row);
+    for (int64_t n = 0; n < layer.N; ++n) {
+      const auto bits = field_bits(layer, n, fields);
+      for (size_t i = 0; i < bits.size(); ++i) bytes[n * row + i / 8] |= static_cast<uint8_t>(bits[i] << i % 8);
+    }
+    return bytes;
+  }
   const int bits = bits_of(layer), digits = 8 / bits;
   const int64_t row = (layer.K + digits - 1) / digits;
   std::vector<uint8_t> bytes(layer.N * row);
@@ -162,6 +202,19 @@ std::vector<uint8_t> row_major(const Layer& layer) {
 }
 
 std::vector<uint8_t> tiled(const Layer& layer, int64_t group, int64_t taps) {
+  if (layer.sparse()) {
+    const int64_t units = (layer.K + 31) / 32;
+    std::vector<uint8_t> bytes((layer.N + 15) / 16 * units * 80);
+    for (int64_t n = 0; n < layer.N; ++n) {
+      const auto bits = field_bits(layer, n, 8 * units);
+      for (size_t i = 0; i < bits.size(); ++i) {
+        const size_t unit = i / 40, byte = i % 40 / 8, row = n % 16;
+        uint8_t* to = bytes.data() + (n / 16 * units + unit) * 80;
+        to[byte < 4 ? 4 * row + byte : 64 + row] |= static_cast<uint8_t>(bits[i] << i % 8);
+      }
+    }
+    return bytes;
+  }
   const int bits = bits_of(layer), P = 8 / bits, step = bits == 1 ? 32 : 16;
   const int64_t rows = layer.N / group, channels = layer.K / taps;
   const int64_t tiles = (rows + 15) / 16, blocks = (layer.K + step - 1) / step * step / (4 * P);

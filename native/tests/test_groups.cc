@@ -129,7 +129,7 @@ TEST(groups_refuse_nonsense) {
   CHECK(refused([](hybridkit_matrix& m) { m.bias = nullptr; }), "bias");
   CHECK(refused([](hybridkit_matrix& m) { m.scale_dtype = HYBRIDKIT_BF16; }), "scale_dtype");
   CHECK(refused([](hybridkit_matrix& m) { m.activations = 3; }), "activations");
-  CHECK(refused([](hybridkit_matrix& m) { m.codec = 5; }), "codec");
+  CHECK(refused([](hybridkit_matrix& m) { m.codec = 6; }), "codec");
   CHECK(refused([](hybridkit_matrix& m) { m.codec = HYBRIDKIT_TERNARY; }), "groups of ternary codes");
   CHECK(refused([](hybridkit_matrix& m) { m.code_bytes -= 1; }), "bytes");
 }

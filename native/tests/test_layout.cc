@@ -30,7 +30,7 @@ TEST(layout_out_of_range_has_no_size) {
       CHECK(hybridkit_code_bytes(HYBRIDKIT_TERNARY, layout, size, 5) == 0, "N %lld", static_cast<long long>(size));
       CHECK(hybridkit_code_bytes(HYBRIDKIT_BINARY, layout, 5, size) == 0, "K %lld", static_cast<long long>(size));
     }
-    CHECK(hybridkit_code_bytes(5, layout, 5, 5) == 0 && hybridkit_code_bytes(-1, layout, 5, 5) == 0, "codec");
+    CHECK(hybridkit_code_bytes(6, layout, 5, 5) == 0 && hybridkit_code_bytes(-1, layout, 5, 5) == 0, "codec");
     CHECK(hybridkit_code_bytes(0, layout, 5, HYBRIDKIT_MAX_K + 1) == 0, "K");
   }
   for (int shift = 31; shift < 63; ++shift) {  // 2^40 groups of a row of 2^22 codes have 2^64 bytes, which is 0
@@ -92,7 +92,7 @@ TEST(layout_tiling_refuses_nonsense) {
     return hybridkit_conv_tile(0, codes.data(), N, K, group, taps, out.data()) == nullptr;
   };
   constexpr int64_t huge = int64_t{1} << 31, least = std::numeric_limits<int64_t>::min();
-  CHECK(!tiles(5, 4, 4) && !tiles(0, 0, 4) && !tiles(0, huge, 4) && !tiles(0, 4, huge) && !tiles(0, 4, -1), "tile");
+  CHECK(!tiles(6, 4, 4) && !tiles(0, 0, 4) && !tiles(0, huge, 4) && !tiles(0, 4, huge) && !tiles(0, 4, -1), "tile");
   CHECK(!conv(4, 4, 0, 1) && !conv(4, 4, 3, 1) && !conv(4, 4, least, 1) && !conv(huge, 4, huge, 1), "group");
   CHECK(!conv(4, 4, 1, 0) && !conv(4, 4, 1, 3) && !conv(4, 4, 1, -1) && !conv(4, 4, 1, huge), "taps");
   CHECK(out == std::vector<uint8_t>(256, 7), "wrote");
@@ -110,6 +110,38 @@ const char* check_tiled(int32_t codec, const std::vector<uint8_t>& codes, int64_
 }
 const char* check_conv(int32_t codec, const std::vector<uint8_t>& codes, int64_t N, int64_t K) {
   return hybridkit_check_conv_codes(codec, codes.data(), codes.size(), N, K, 1);
+}
+
+TEST(layout_of_sparse_codes) {
+  test::Random random(23);
+  for (int i = 0; i < 100 * test::cases(); ++i) {
+    const int64_t N = random.between(1, 40), K = random.between(1, 100);
+    auto layer = reference::random_layer(random, HYBRIDKIT_SPARSE34, N, K);
+    const auto codes = reference::row_major(layer), tiled = reference::tiled(layer);
+    CHECK(hybridkit_code_bytes(HYBRIDKIT_SPARSE34, 0, N, K) == codes.size(), "row-major");
+    CHECK(hybridkit_code_bytes(HYBRIDKIT_SPARSE34, 1, N, K) == tiled.size(), "tiled");
+    std::vector<uint8_t> out(tiled.size(), 0xff);
+    CHECK(hybridkit_tile(HYBRIDKIT_SPARSE34, codes.data(), N, K, out.data()) == nullptr && out == tiled, "tile");
+    CHECK(check_tiled(HYBRIDKIT_SPARSE34, tiled, N, K) == nullptr, "every byte is right");
+    out.pop_back();
+    CHECK(check_tiled(HYBRIDKIT_SPARSE34, out, N, K) != nullptr, "truncated");
+    CHECK(hybridkit_conv_code_bytes(HYBRIDKIT_SPARSE34, N, K, 1) == 0, "no convolutions");
+
+    layer.codec = HYBRIDKIT_TERNARY;
+    const auto expected = reference::tiled(layer);
+    std::vector<uint8_t> ternary(expected.size(), 0xff);
+    CHECK(hybridkit_expand(tiled.data(), N, K, ternary.data()) == nullptr, "expand");
+    // digits beyond N and K are any: what they meet is 0, or not used
+    for (int64_t n = 0; n < N; ++n) {
+      for (int64_t k = 0; k < K; ++k) {
+        const int64_t at = ((n / 16 * ((K + 15) / 16) + k / 16) * 16 + n % 16) * 4 + k % 4;
+        const int shift = k % 16 / 4 * 2;
+        CHECK((ternary[at] >> shift & 3) == (expected[at] >> shift & 3), "N %lld K %lld", static_cast<long long>(N),
+              static_cast<long long>(K));
+      }
+    }
+  }
+  CHECK(hybridkit_expand(nullptr, 0, 4, nullptr) != nullptr && hybridkit_reads_tiles(7) == 0, "nonsense");
 }
 
 TEST(layout_checks_find_damage) {
@@ -130,7 +162,7 @@ TEST(layout_checks_find_damage) {
       damaged = good;
       damaged[random.between(0, static_cast<int64_t>(good.size()) - 1)] |= 3 << 2 * random.between(0, 3);
       CHECK((check(codec, damaged, N, K) != nullptr) == (codec == HYBRIDKIT_TERNARY), "a digit 3");
-      CHECK(check(5, good, N, K) != nullptr && check(codec, good, 0, K) != nullptr, "nonsense");
+      CHECK(check(6, good, N, K) != nullptr && check(codec, good, 0, K) != nullptr, "nonsense");
       CHECK(check(codec, good, N, -1) != nullptr, "nonsense");
     }
   }

@@ -54,7 +54,7 @@ def test_the_body_repacks_to_the_bytes_of_the_codec(dense, name, N, K, seed):
 
 
 class Network(nn.Module):
-    """Ternary products: per row, in groups, 3:4-sparse, a convolution, and a layer that two share."""
+    """Ternary products: a convolution, per row, in groups, 3:4-sparse in both, and one that two share."""
 
     def __init__(self):
         super().__init__()
@@ -62,11 +62,12 @@ class Network(nn.Module):
         self.rows = nn.Linear(48, 70)
         self.groups = nn.Linear(70, 64)
         self.sparse = nn.Linear(64, 64)
+        self.sparse_rows = nn.Linear(64, 64)
         self.twice = nn.Linear(64, 64)
 
     def forward(self, x):
         x = torch.relu(self.rows(self.line(x).transpose(1, 2)))
-        return self.twice(torch.relu(self.twice(self.sparse(torch.relu(self.groups(x))))))
+        return self.twice(torch.relu(self.twice(self.sparse_rows(self.sparse(torch.relu(self.groups(x)))))))
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,7 @@ def files(tmp_path_factory):
     own = {
         "groups": {"quantizer": "ternary-mse", "granularity": "group:32"},
         "sparse": {"quantizer": "ternary-sparse", "granularity": "group:32"},
+        "sparse_rows": {"quantizer": "ternary-sparse"},
     }
     packed = hybridkit.quantize(
         network, quantizer="ternary-mse", overrides=own, quantize_all=True, example_inputs=(x,)
@@ -100,6 +102,14 @@ def stored(path):
     graph = onnx.load(path).graph
     codes = {i.name: numpy_helper.to_array(i) for i in graph.initializer if i.data_type == TensorProto.UINT8}
     return codes, [node.op_type for node in graph.node]
+
+
+def test_products_of_sparse_codes_are_operators_of_their_own(files):
+    paths, _ = files
+    for path in paths.values():
+        codes, operators = stored(path)
+        assert operators.count("Sparse34MatMulInt8") + operators.count("Sparse34MatMulFloat") == 1
+        assert codes["sparse_rows.codes"].shape == (64, 10)
 
 
 def test_codes_are_smaller_and_stored_once(files):
@@ -136,4 +146,4 @@ def test_what_reads_such_a_file_gets_two_bits_back(files, tmp_path):
         np.testing.assert_array_equal(codes, found[True][name])
     made = [tmp_path / f"{how}.twin.onnx" for how in paths]
     counts = [twin.write_twin(path, to) for path, to in zip(paths.values(), made, strict=True)]
-    assert counts[0] == counts[1] == 6
+    assert counts[0] == counts[1] == 7

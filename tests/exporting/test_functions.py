@@ -72,6 +72,10 @@ def run_ort(model, feed, *, inline=True, optimise=True):
 
 
 def random_codes(prefix, N, K, rng):
+    if prefix == "Sparse34":
+        sparse = codec("sparse34")
+        packed = rng.integers(0, 256, (N, sparse.row_bytes(K)), np.uint8)
+        return sparse.unpack(packed, K), packed
     levels = np.array(codec(PREFIXES[prefix]).levels, np.int8)
     codes = rng.choice(levels, (N, K))
     return codes, codec(PREFIXES[prefix]).pack(codes)
@@ -96,7 +100,7 @@ def expected_matmul(x, codes, scale, bias, mode):
 
 
 @pytest.mark.parametrize("mode", ["Int8", "Float"])
-@pytest.mark.parametrize("prefix", sorted(PREFIXES))
+@pytest.mark.parametrize("prefix", [*sorted(PREFIXES), "Sparse34"])
 @quick
 @example(K=1, N=1, lead=(), layout=0, runtime={"inline": True}, seed=0)
 @example(K=1, N=1, lead=(), layout=1, runtime={"inline": True}, seed=0)
@@ -114,6 +118,7 @@ def expected_matmul(x, codes, scale, bias, mode):
 def test_matmul_body(prefix, mode, K, N, lead, layout, runtime, seed):
     rng = np.random.default_rng(seed)
     codes, packed = random_codes(prefix, N, K, rng)
+    layout = 0 if prefix == "Sparse34" else layout
     scale = rng.uniform(0.01, 2, N).astype(np.float32)
     bias = rng.normal(size=N).astype(np.float32)
     x = (rng.normal(size=(*lead, K)) * 10.0 ** rng.integers(-7, 3)).astype(np.float32)

@@ -17,7 +17,14 @@ from hybridkit.runtime.library import library_path, register
 needs_library = pytest.mark.skipif(library_path() is None, reason="installed without the native library")
 
 OPSET = 18
-CODECS = {"Ternary": "two-bit", "Binary": "one-bit", "NBit2": "nbit2", "NBit4": "nbit4", "NBit8": "nbit8"}
+CODECS = {
+    "Ternary": "two-bit",
+    "Binary": "one-bit",
+    "NBit2": "nbit2",
+    "NBit4": "nbit4",
+    "NBit8": "nbit8",
+    "Sparse34": "sparse34",
+}
 BITS = {"Ternary": 2, "Binary": 1, "NBit2": 2, "NBit4": 4, "NBit8": 8}
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
@@ -26,7 +33,10 @@ def random_layer(prefix, N, K, seed, group_size=0):
     """Row-major codes, scale and bias."""
     rng = np.random.default_rng(seed)
     found = codec(CODECS[prefix])
-    codes = found.pack(rng.choice(np.array(found.levels, np.int8), (N, K)))
+    if prefix == "Sparse34":
+        codes = rng.integers(0, 256, (N, found.row_bytes(K)), np.uint8)
+    else:
+        codes = found.pack(rng.choice(np.array(found.levels, np.int8), (N, K)))
     shape = (N, -(-K // group_size)) if group_size else N
     scale, bias = rng.uniform(0.01, 2, shape), rng.normal(size=N)
     return {"codes": codes, "scale": scale.astype(np.float32), "bias": bias.astype(np.float32)}

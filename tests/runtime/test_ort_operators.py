@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ort_models import needs_library, node_model, random_layer, run, session_of, tiled
 
+from hybridkit.runtime import native
+
 pytestmark = needs_library
 quick = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 seeds = st.integers(0, 2**31)
@@ -34,7 +36,7 @@ def assert_same(mode, dtype, native, portable, bound):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("prefix", [*PREFIXES, "Sparse34"])
 @quick
 @example(N=1, K=1, lead=[], layout=1, exponent=0, seed=0)
 @example(N=17, K=777, lead=[2], layout=0, exponent=0, seed=1)
@@ -50,6 +52,7 @@ def assert_same(mode, dtype, native, portable, bound):
 )
 def test_matmul(prefix, mode, dtype, N, K, lead, layout, exponent, seed):
     layer = random_layer(prefix, N, K, seed)
+    layout = 0 if prefix == "Sparse34" else layout
     held = layer if layout == 0 else tiled(layer, prefix, K)
     x = activations((*lead, K), seed, exponent)
     shape = [f"d{i}" for i in range(len(lead))] + [K]
@@ -97,6 +100,22 @@ def test_nbit_matmul(prefix, mode, dtype, N, K, lead, layout, group_size, halves
     portable = run(model, x, native=False)
     bound = np.abs(x).sum(-1).max(initial=0) * layer["scale"].max() * 2 ** (int(prefix[-1]) - 1) + 3
     assert_same("Float" if mode == "Float" else "Int8", dtype, native, portable, bound)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sparse_codes_on_every_instruction_set(mode):
+    """Where no kernel reads them they become ternary as the session is made."""
+    N, K = 40, 300
+    x = activations((5, K), 1)
+    model = node_model(
+        f"Sparse34MatMul{mode}", random_layer("Sparse34", N, K, 0), ["rows", K], N=N, K=K, layout=0
+    )
+    portable = run(model, x, native=False)
+    library = native.load()
+    for isa in library.isas:
+        with library.using_isa(isa):
+            for rows in (1, 5):
+                assert_same(mode, "float32", run(model, x[:rows]), portable[:rows], 100)
 
 
 @pytest.mark.parametrize("mode", ["Int8", "Int8Blocks", "Float"])

@@ -55,7 +55,7 @@ class GenaiExporter:
     ) -> ExportReport:
         """Write the folder; see Exporter."""
         from hybridkit.exporting import lowering
-        from hybridkit.exporting.dense import store_densely
+        from hybridkit.exporting.dense import store_densely, use_sparse_products
         from hybridkit.exporting.genai import attention, configuration, decoder
         from hybridkit.exporting.genai.rotary import fuse_rotations
         from hybridkit.exporting.onnx import write_onnx
@@ -86,6 +86,7 @@ class GenaiExporter:
         def lower(model: ir.Model) -> None:
             fuse_rotations(model)
             lowering.portable(model, lowering.Products(self.options.accuracy_level, self.options.stock))
+            use_sparse_products(model)
             if self.options.dense:
                 store_densely(model)
 
