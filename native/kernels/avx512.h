@@ -13,7 +13,8 @@ void int8(const Int8Work& work);
 void group_int8(const Int8Work& work);
 void floats(const FloatWork& work);
 void group_floats(const FloatWork& work);
-void sparse_row(const Int8Work& work);
+void sparse_int8(const Int8Work& work);
+void sparse_floats(const FloatWork& work);
 void expand(const uint8_t* units, int64_t count, uint8_t* blocks);
 
 }  // namespace avx512

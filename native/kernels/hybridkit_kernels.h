@@ -107,7 +107,7 @@ HYBRIDKIT_API const char* hybridkit_check_codes(int32_t codec, int32_t layout, c
 /* Layout 0 to layout 1. `out` takes hybridkit_code_bytes(codec, 1, N, K) bytes. */
 HYBRIDKIT_API const char* hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out);
 
-/* Whether one row of int8 activations reads tiles of these codes as they are. Otherwise they are expanded at every call. */
+/* Whether the instruction set in use reads tiles of these codes as they are. Otherwise they are expanded at every call. */
 HYBRIDKIT_API int hybridkit_reads_tiles(int32_t codec);
 
 /* 3:4-sparse codes in layout 1 to ternary ones in layout 1. `out` takes hybridkit_code_bytes(HYBRIDKIT_TERNARY, 1, N, K)

@@ -96,8 +96,9 @@ struct Isa {
   // [rows][columns] to [columns][rows], `stride` floats from row to row of each
   void (*transpose)(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride);
   void (*depthwise)(const DepthwiseWork&);
-  // One row of activations times 3:4-sparse tiles, whose units are in the place of blocks; null: they are expanded.
-  void (*sparse_row)(const Int8Work&);
+  // Of 3:4-sparse tiles, whose units are in the place of two blocks each; null: they are expanded.
+  void (*sparse_int8)(const Int8Work&);  // of panels
+  void (*sparse_floats)(const FloatWork&);
   // So many units of a 3:4-sparse tile as ternary blocks.
   void (*expand)(const uint8_t* units, int64_t count, uint8_t* blocks);
 };

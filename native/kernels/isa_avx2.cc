@@ -292,6 +292,6 @@ void group_int8(const Int8Work& work) {
 
 const Isa kAvx2 = {"avx2", has_avx2, kPanel, kGroupPanel, kStreamRows, kFloatStreamRows, 0, 0, int8, floats,
                    group_int8, group_floats, magnitude, quantize, place, transpose, depthwise,
-                   nullptr, expand};
+                   nullptr, nullptr, expand};
 
 }  // namespace hybridkit

@@ -7,6 +7,7 @@
 #include "isa.h"
 #include "plain.h"
 #include "processor.h"
+#include "sparse_avx512.h"
 #include "vector_avx512.h"
 
 namespace hybridkit {
@@ -63,14 +64,9 @@ void tile_of_floats(const FloatWork& work, int64_t tile) {
       block_of_floats<bits, rows, chains>(codes, x, work.x_stride, static_cast<int>(left), sum);
     }
   }
-  const int64_t first = tile * kTileRows;
-  const __mmask16 mask = first_columns(work.columns - first);
-  for (int m = 0; m < rows; ++m) {
-    for (int c = 1; c < chains; ++c) sum[0][m] = _mm512_add_ps(sum[0][m], sum[c][m]);
-    const __m512 scaled = _mm512_mul_ps(sum[0][m], _mm512_maskz_loadu_ps(mask, work.scale + first));
-    _mm512_mask_storeu_ps(work.y + m * work.stride + first, mask,
-                          _mm512_add_ps(scaled, _mm512_maskz_loadu_ps(mask, work.bias + first)));
-  }
+  for (int c = 1; c < chains; ++c)
+    for (int m = 0; m < rows; ++m) sum[0][m] = _mm512_add_ps(sum[0][m], sum[c][m]);
+  write_floats<rows>(work, tile, sum[0]);
 }
 
 // Column k of a granule of n-bit codes, whose first block is at `codes`.
@@ -150,17 +146,6 @@ void tiles_of_groups(const FloatWork& work, int64_t tile) {
     for (int m = 0; m < rows; ++m) {
       _mm512_mask_storeu_ps(work.y + m * work.stride + first, mask, _mm512_add_ps(total[m][t], bias));
     }
-  }
-}
-
-// A weight is unpacked where it is used, for every number of rows: shuffles run beside multiplications, and a panel of
-// rows that stays in the caches is read faster than weights that were unpacked into memory.
-template <class Tile>
-void panels_of_floats(FloatWork work, const Tile& tile) {
-  const int64_t rows = work.rows, panels = (rows + kFloatRows - 1) / kFloatRows, panel = (rows + panels - 1) / panels;
-  for (int64_t row = 0; row < rows; row += panel, work.x += panel * work.x_stride, work.y += panel * work.stride) {
-    work.rows = rows - row < panel ? rows - row : panel;
-    for (int64_t t = 0; t < work.tiles;) t += tile(work, t);
   }
 }
 
@@ -290,60 +275,9 @@ void floats_with_groups(const FloatWork& work) {
   work.rows < kUnpackedRows ? panels_of_floats(work, tiles_with_groups<bits>) : unpacked_groups<bits>(work);
 }
 
-// The fields of a unit of 3:4-sparse codes, each in the lowest five bits of the lanes of a vector; what is above them
-// vpermi2d does not look at. The seventh lies in two parts.
-inline void fields_of(const uint8_t* unit, __m512i (&fields)[8]) {
-  const __m512i low = _mm512_loadu_si512(unit);
-  const __m512i high = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(unit + kBlockBytes)));
-#pragma GCC unroll 6
-  for (int i = 0; i < 6; ++i) fields[i] = _mm512_srli_epi32(low, static_cast<unsigned>(5 * i));
-  fields[6] = _mm512_or_si512(_mm512_srli_epi32(low, 30), _mm512_slli_epi32(high, 2));
-  fields[7] = _mm512_srli_epi32(high, 3);
-}
-
-struct SparseTable {
-  __m512i first = _mm512_loadu_si512(kSparseDigits.of), second = _mm512_loadu_si512(kSparseDigits.of + 16);
-  __m512i digits(__m512i field) const { return _mm512_permutex2var_epi32(first, field, second); }
-};
-
 }  // namespace
 
 namespace avx512 {
-
-// Four sums side by side are enough: a look-up and a shift stand before every product.
-void sparse_row(const Int8Work& work) {
-  const SparseTable table;
-  const uint8_t* unit = work.codes;
-  for (int64_t tile = 0; tile < work.tiles; ++tile) {
-    const int8_t* x = work.x;
-    Vector::Int sum[4] = {Vector::zero(), Vector::zero(), Vector::zero(), Vector::zero()};
-    for (int64_t left = work.blocks; left > 0; left -= 2, unit += kUnitBytes, x += kUnitColumns) {
-      Vector::Int fields[8];
-      fields_of(unit, fields);
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) sum[i % 4] = Vector::dot(sum[i % 4], table.digits(fields[i]), x + 4 * i);
-    }
-    const Vector::Int total = Vector::add(Vector::add(sum[0], sum[1]), Vector::add(sum[2], sum[3]));
-    Vector::finish<2>(work, 0, tile * kTileRows, total);
-  }
-}
-
-void expand(const uint8_t* units, int64_t count, uint8_t* blocks) {
-  const SparseTable table;
-  for (; count > 0; --count, units += kUnitBytes, blocks += 2 * kBlockBytes) {
-    __m512i fields[8];
-    fields_of(units, fields);
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      __m512i digits = table.digits(fields[4 * half]);
-#pragma GCC unroll 4
-      for (int p = 1; p < 4; ++p) {
-        digits = _mm512_or_si512(digits, _mm512_slli_epi32(table.digits(fields[4 * half + p]), static_cast<unsigned>(2 * p)));
-      }
-      _mm512_storeu_si512(blocks + half * kBlockBytes, digits);
-    }
-  }
-}
 
 void int8(const Int8Work& work) { int8_products<Vector>(work); }
 void group_int8(const Int8Work& work) { group_int8_products<Vector>(work); }
@@ -361,6 +295,6 @@ void group_floats(const FloatWork& work) {
 const Isa kAvx512Vnni = {"avx512vnni", has_avx512vnni, Vector::panel, Vector::group_panel, Vector::panel, kFloatRows, 0, 0,
                          avx512::int8, avx512::floats, avx512::group_int8, avx512::group_floats,
                          magnitude, quantize, place, transpose, depthwise,
-                   avx512::sparse_row, avx512::expand};
+                   avx512::sparse_int8, avx512::sparse_floats, avx512::expand};
 
 }  // namespace hybridkit

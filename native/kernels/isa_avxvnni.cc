@@ -70,6 +70,6 @@ struct Vector {
 
 const Isa kAvxVnni = {"avxvnni", has_avxvnni, Vector::panel, Vector::group_panel, Vector::panel, kFloatStreamRows, 0, 0,
                       int8_products<Vector>, floats, group_int8_products<Vector>, group_floats, magnitude, quantize, place, transpose, depthwise,
-                   nullptr, expand};
+                   nullptr, nullptr, expand};
 
 }  // namespace hybridkit

@@ -349,6 +349,6 @@ int32_t quantize(const float* x, int64_t n, float s, int8_t* codes, int64_t stri
 }  // namespace
 
 const Isa kNeon = {"neon", has_neon_dot, kPanel, kPanel, kPanel, 0, 0, 0, int8, floats, group_int8, group_floats, magnitude, quantize, place, transpose, depthwise,
-                   nullptr, expand};
+                   nullptr, nullptr, expand};
 
 }  // namespace hybridkit

@@ -129,6 +129,6 @@ int32_t quantize(const float* x, int64_t n, float s, int8_t* codes, int64_t stri
 }  // namespace
 
 const Isa kScalar = {"scalar", supported, 1, 1, 1 << 30, 1 << 30, 0, 0, int8, floats, group_int8, group_floats, magnitude, quantize, place, transpose, depthwise,
-                   nullptr, expand};
+                   nullptr, nullptr, expand};
 
 }  // namespace hybridkit

@@ -91,8 +91,17 @@ bool multiply_codes(const Product& p, const Int8Work& work) {
     p.grouped() ? p.isa.group_int8(work) : p.isa.int8(work);
     return true;
   }
-  if (work.rows > 1 || p.isa.sparse_row == nullptr) return run_expanded(p, work, p.isa.int8);
-  p.isa.sparse_row(work);
+  const bool in_panels = work.panel > 1 || work.rows == 1;
+  if (!in_panels || p.isa.sparse_int8 == nullptr) return run_expanded(p, work, p.isa.int8);
+  p.isa.sparse_int8(work);
+  return true;
+}
+
+// The same of floats.
+bool multiply_floats(const Product& p, const FloatWork& work) {
+  if (p.sparse() && p.isa.sparse_floats == nullptr) return run_expanded(p, work, p.isa.floats);
+  const auto kernel = p.sparse() ? p.isa.sparse_floats : p.grouped() ? p.isa.group_floats : p.isa.floats;
+  kernel(work);
   return true;
 }
 
@@ -224,11 +233,7 @@ bool float_rows(const Product& p, int64_t first_row, int64_t rows) {
     work.x = x + row * p.matrix.K;
     work.x_stride = p.matrix.K;
     work.K = p.matrix.K;
-    if (p.sparse()) {
-      if (!run_expanded(p, work, p.isa.floats)) return void(complete = false);
-    } else {
-      p.grouped() ? p.isa.group_floats(work) : p.isa.floats(work);
-    }
+    if (!multiply_floats(p, work)) return void(complete = false);
     if (buffer != nullptr) write_back(p, work, first_row + row, task / grid.row_blocks * grid.tiles * kTileRows);
   });
   return complete;

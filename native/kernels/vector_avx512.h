@@ -9,6 +9,7 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include "avx512.h"
 #include "isa.h"
 
 namespace hybridkit {
@@ -82,6 +83,28 @@ struct Vector {
     _mm512_mask_storeu_ps(work.y + row * work.stride + first, mask, _mm512_add_ps(_mm512_mul_ps(sum, scale), bias));
   }
 };
+
+// A weight is unpacked where it is used, for every number of rows: shuffles run beside multiplications, and a panel of
+// rows that stays in the caches is read faster than weights that were unpacked into memory.
+template <class Tile>
+void panels_of_floats(FloatWork work, const Tile& tile) {
+  const int64_t rows = work.rows, panels = (rows + kFloatRows - 1) / kFloatRows, panel = (rows + panels - 1) / panels;
+  for (int64_t row = 0; row < rows; row += panel, work.x += panel * work.x_stride, work.y += panel * work.stride) {
+    work.rows = rows - row < panel ? rows - row : panel;
+    for (int64_t t = 0; t < work.tiles;) t += tile(work, t);
+  }
+}
+
+// Sums of a tile, scaled and with the bias, to where they belong.
+template <int rows>
+void write_floats(const FloatWork& work, int64_t tile, const __m512 (&sum)[rows]) {
+  const int64_t first = tile * kTileRows;
+  const __mmask16 mask = first_columns(work.columns - first);
+  const __m512 scale = _mm512_maskz_loadu_ps(mask, work.scale + first), bias = _mm512_maskz_loadu_ps(mask, work.bias + first);
+  for (int m = 0; m < rows; ++m) {
+    _mm512_mask_storeu_ps(work.y + m * work.stride + first, mask, _mm512_add_ps(_mm512_mul_ps(sum[m], scale), bias));
+  }
+}
 
 }  // namespace
 }  // namespace hybridkit
