@@ -1,4 +1,4 @@
-"""Layers with a scale for every group: ours against one scale per row, MatMulNBits and ORT int8.
+"""Groups, n-bit and 3:4-sparse layers: ours against ternary ones with a scale per row, MatMulNBits, ORT int8.
 
     python benchmarks/kernels/groups.py [--processes 5] [--threads 1 2] [--out RESULT.json]
 
@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import layers
 import limits
-from layers import FP32, INT8, OURS, OURS_FLOAT, Peer, blocks, groups
+from layers import FP32, INT8, OURS, OURS_FLOAT, Peer, blocks, groups, sparse34
 from timed import Net, OrtRun, compare, ort_session
 
 from hybridkit.bench.machine import this_machine
@@ -50,6 +50,8 @@ def _stock(bits: int, level: int, name: str) -> Peer:
 PEERS: Final = (
     OURS,
     OURS_FLOAT,
+    Peer("3:4-sparse, int8", 1.25, sparse34("Int8"), "Sparse34MatMulInt8"),
+    Peer("3:4-sparse, float", 1.25, sparse34("Float"), "Sparse34MatMulFloat"),
     _ours(2, 64, "Int8", "2 bits, groups of 64, int8"),
     _ours(2, 128, "Int8", "2 bits, groups of 128, int8"),
     _ours(2, 64, "Float", "2 bits, groups of 64, float"),
@@ -67,6 +69,8 @@ PACKED: Final = tuple(peer for peer in PEERS if peer not in (INT8, FP32))
 # Ours, what it is compared with, and how many times as long it may take.
 CLAIMS: Final = (
     (OURS.name, INT8.name, 1.0),
+    ("3:4-sparse, int8", OURS.name, 1.10),
+    ("3:4-sparse, float", OURS_FLOAT.name, 1.10),
     ("2 bits, groups of 64, int8", OURS.name, 1.10),
     ("2 bits, groups of 128, int8", OURS.name, 1.10),
     ("4 bits, 32, int8 in blocks", "MatMulNBits 4 bits, 32, int8 in blocks", 1.0),

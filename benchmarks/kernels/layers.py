@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 from hybridkit.exporting.functions import DOMAIN, DOMAIN_VERSION, function
 from hybridkit.exporting.layout import worth_tiling
+from hybridkit.packing.codecs import SPARSE
 from hybridkit.packing.tiles import tile, tiled_shape
 
 OPSET: Final = 18
@@ -192,6 +193,20 @@ def _ternary(mode: str) -> Build:
         inputs = [layer.constant(name, v) for name, v in (("codes", codes), ("scale", scale), ("bias", bias))]
         kind = f"TernaryMatMul{mode.capitalize()}"
         layer.node(kind, [layer.x, *inputs], [layer.y], domain=DOMAIN, K=k, N=n, layout=int(tiled))
+
+    return build
+
+
+def sparse34(mode: str) -> Build:
+    """As our 3:4-sparse operator."""
+
+    def build(layer: Layer) -> None:
+        n, k = layer.n, layer.k
+        codes = layer.constant("codes", layer.bytes_(n, SPARSE.row_bytes(k)))
+        scale = layer.constant("scale", np.full(n, 0.01, np.float32))
+        bias = layer.constant("bias", np.zeros(n, np.float32))
+        sizes = {"K": k, "N": n, "layout": 0}
+        layer.node(f"Sparse34MatMul{mode}", [layer.x, codes, scale, bias], [layer.y], domain=DOMAIN, **sizes)
 
     return build
 

@@ -33,22 +33,36 @@ MOST_UNKNOWNS: Final = 1 << 23  # squared, of all rows whose scales are found at
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Evenly spaced levels."""
+    """Evenly spaced levels.
+
+    kept: None, or bool [N, K], which codes are a level; all others are 0 for good.
+    """
 
     low: int
     high: int
     step: int
+    kept: Array | None = None
 
     @classmethod
     def of(cls, levels: tuple[int, ...]) -> Grid:
         """That of a quantizer's levels."""
         return cls(levels[0], levels[-1], levels[1] - levels[0])
 
+    @classmethod
+    def in_pattern(cls, codes: Array) -> Grid:
+        """-1 and +1, and 0 where these ternary codes [N, K] have it."""
+        return cls(-1, 1, 2, codes != 0)
+
     def nearest(self, values: Array) -> Array:
         """The level next to each value."""
         xp = array_namespace(values)
         places = xp.round((values - self.low) / self.step)
         return xp.clip(places * self.step + self.low, self.low, self.high)
+
+    def nearest_in(self, values: Array, column: int) -> Array:
+        """The level next to each value [N] of a column, or 0."""
+        found = self.nearest(values)
+        return found if self.kept is None else found * self.kept[:, column]
 
 
 def evenly_spaced(levels: Sequence[int]) -> bool:
@@ -60,16 +74,16 @@ def fit_output(
     weight: Array,
     gram: Array,
     start: QuantizedTensor,
-    levels: tuple[int, ...],
+    grid: Grid,
     rounds: int = ROUNDS,
 ) -> QuantizedTensor:
     """Codes and scales of the least output error that the three moves find from the scales of `start`.
 
     weight: float [N, K]. gram: H, float [K, K], symmetric, positive semidefinite. start: what a quantizer
-    with these levels made of `weight`. The result has its form, and no larger error under the damped H.
+    with the levels of `grid` made of `weight`. The result has its form, and no larger error under damped H.
     """
     xp = array_namespace(weight)
-    weight, moments, grid = as_float32(weight), damped(gram), Grid.of(levels)
+    weight, moments = as_float32(weight), damped(gram)
     size = start.group_size or weight.shape[1]
     scale = as_float32(start.scale).reshape(weight.shape[0], -1)
     offset = None if start.offset is None else as_float32(start.offset).reshape(weight.shape[0], -1)
@@ -125,7 +139,7 @@ def feedback(weight: Array, moments: Array, scale: Array, grid: Grid) -> Array:
         off = xp.zeros_like(inside)
         for k in range(inside.shape[1]):
             place = block.start + k
-            codes[:, place] = grid.nearest(inside[:, k] / scale[:, place])
+            codes[:, place] = grid.nearest_in(inside[:, k] / scale[:, place], int(order[place]))
             off[:, k] = (inside[:, k] - codes[:, place] * scale[:, place]) / rows[k, k]
             inside[:, k + 1 :] -= off[:, k, None] * rows[k, k + 1 :]
         free[:, block.stop :] -= off @ factor[block, block.stop :]
@@ -143,7 +157,7 @@ def descend(weight: Array, moments: Array, codes: Array, scale: Array, grid: Gri
         for k in range(inside.shape[1]):
             place = block.start + k
             now = codes[:, place]
-            best = grid.nearest(now + inside[:, k] / (rows[k, k] * scale[:, place]))
+            best = grid.nearest_in(now + inside[:, k] / (rows[k, k] * scale[:, place]), place)
             moved[:, k] = (best - now) * scale[:, place]
             codes[:, place] = best
             inside[:, k + 1 :] -= moved[:, k, None] * rows[k, k + 1 :]

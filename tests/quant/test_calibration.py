@@ -25,6 +25,7 @@ CONFIGS = {
     "ternary, int8": QuantConfig(weights="ternary-mse", activations="int8"),
     "2 bits": QuantConfig(weights={"quantizer": "nbit", "bits": 2}, activations="float"),
     "binary": QuantConfig(weights="binary", activations="float"),
+    "3:4-sparse": QuantConfig(weights="ternary-sparse", granularity="group:16", activations="float"),
     "learned": QuantConfig(weights="ternary-learned", activations="float"),
 }
 TUNING = Tuning(steps=20, joint=0)

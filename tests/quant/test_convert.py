@@ -116,6 +116,21 @@ def test_a_codec_serves_the_layers_whose_levels_it_holds():
         convert(trained("nbit"), codec="one-bit")
 
 
+def test_codes_with_a_pattern_have_a_codec_that_only_they_fit():
+    for model in (trained("ternary-sparse"), frozen(trained("ternary-sparse"))):
+        for codec in (None, "two-bit", "base3", "sparse34"):
+            assert {layer.codec for layer in convert(model, codec=codec).layers.values()} == {"sparse34"}
+    with pytest.raises(UsageError, match="holds the levels of no layer"):
+        convert(trained("ternary-mse"), codec="sparse34")
+    in_fives = trained({"quantizer": "ternary-sparse", "granularity": "group:5"})  # which cut fours
+    assert {layer.codec for layer in convert(in_fives).layers.values()} == {"two-bit"}
+
+
+def frozen(model):
+    freeze_codes_(model, parse_trainable("scales"))
+    return model
+
+
 def test_tensors_are_stored_in_their_own_type_or_the_one_asked_for():
     model = prepare_qat(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).to(torch.bfloat16))
     tensors = convert(model).tensors

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hybridkit.errors import HybridkitError
 from hybridkit.exporting.functions import STORAGES
 from hybridkit.packing.codecs import Codec, codec, codec_for, operator_codec
-from hybridkit.quant.output_fit import evenly_spaced, fit_output
+from hybridkit.quant.output_fit import Grid, evenly_spaced, fit_output
 from hybridkit.quant.protocol import (
     QuantizedTensor,
     Statistics,
@@ -93,7 +93,7 @@ class Rounding:
         levels = self.quantizer.levels
         if not evenly_spaced(levels):
             return None
-        return Quantized.of(fit_output(weight, gram, self.quantize(weight).tensor(), levels))
+        return Quantized.of(fit_output(weight, gram, self.quantize(weight).tensor(), Grid.of(levels)))
 
     def quantize(self, weight: Floats) -> Quantized:
         """Codes and scales of a float32 weight [N, K]."""

@@ -40,7 +40,7 @@ from hybridkit.quant.calibration.tuning import JOINT, Tuning, block_error, tune_
 from hybridkit.quant.frozen import freeze_layer_
 from hybridkit.quant.frozen_codes import FrozenCodes
 from hybridkit.quant.layers import QATLayer, qat_layers, set_ramp
-from hybridkit.quant.output_fit import evenly_spaced, fit_output
+from hybridkit.quant.output_fit import Grid, evenly_spaced, fit_output
 from hybridkit.quant.prepare import full_precision_copy
 from hybridkit.quant.protocol import (
     QuantizedTensor,
@@ -211,7 +211,7 @@ def _fit(
             target = known.target(weight)
             movable = _movable(layer)
             freeze_layer_(layer, _fitted(layer, target, Statistics(known.gram, known.count)))
-            if movable:
+            if movable and not has_pattern(layer.quantizer):
                 found[layer] = target
     return found
 
@@ -251,13 +251,14 @@ def _fitted(layer: QATLayer, weight: Tensor, statistics: Statistics) -> Quantize
     start = quantize_weight(layer.quantizer, weight, statistics)
     if not _movable(layer):
         return start
-    return fit_output(weight, statistics.gram, start, layer.quantizer.levels)
+    in_pattern = has_pattern(layer.quantizer)
+    grid = Grid.in_pattern(start.codes) if in_pattern else Grid.of(layer.quantizer.levels)
+    return fit_output(weight, statistics.gram, start, grid)
 
 
 def _movable(layer: QATLayer) -> bool:
-    """Whether codes can be fitted here: the quantizer saw no data, levels are even, and any will do."""
-    quantizer = layer.quantizer
-    return not (takes_statistics(quantizer) or has_pattern(quantizer)) and evenly_spaced(quantizer.levels)
+    """Whether codes can be fitted here: the quantizer has not seen the data itself, and levels are even."""
+    return not takes_statistics(layer.quantizer) and evenly_spaced(layer.quantizer.levels)
 
 
 def _together(block: nn.Module, hidden: Tensor, each: Call) -> Iterator[list[QATLayer]]:
