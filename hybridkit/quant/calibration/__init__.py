@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -35,7 +35,7 @@ from hybridkit.memory import give_back_memory
 from hybridkit.quant.calibration.joint import JointReport, tune_jointly_
 from hybridkit.quant.calibration.keeping import Kept, fingerprint
 from hybridkit.quant.calibration.moments import Side, moments, positions
-from hybridkit.quant.calibration.streams import Behind, Call, Hidden, advance, outputs_of, record
+from hybridkit.quant.calibration.streams import Behind, Call, Hidden, Recording, advance, outputs_of, record
 from hybridkit.quant.calibration.tuning import JOINT, Tuning, block_error, tune_
 from hybridkit.quant.frozen import freeze_layer_
 from hybridkit.quant.frozen_codes import FrozenCodes
@@ -125,10 +125,35 @@ def calibrate_(
     network.eval()
     if any(len(calls) != len(batches) for calls in found.calls):
         raise UsageError("a block of the network does not run exactly once; it cannot be calibrated")
+    reports, goals = _each_block(blocks, found, counted, tuning, kept, progress)
+    joint = None
+    if steps:
+        if unseen is None or last is None:
+            unseen, last = Batches(batches, counted), goals  # which the last block of the original gave
+        del goals
+        stepped = partial(progress, "Tuning all blocks")
+        descent = kept.descent(steps) if kept else None
+        data = (unseen.inputs, last, unseen.counted)
+        with _full_precision_around(network, blocks):
+            joint = tune_jointly_(network, blocks, found, *data, steps, tuning, stepped, descent)
+        give_back_memory()
+    _fit_rest(network, blocks, batches, counted)
+    return Calibration(reports, joint)
+
+
+def _each_block(
+    blocks: Sequence[nn.Module],
+    found: Recording,
+    counted: Sequence[Tensor | None],
+    tuning: Tuning,
+    kept: Kept | None,
+    progress: Progress,
+) -> tuple[list[BlockReport], Hidden]:
+    """Calibrate one block after the other; what was done, and what the last one of the original gives."""
     ours = original = found.hidden
     reports = []
     full = full_precision_copy(blocks[0])
-    targets = advance(full, original, found.calls[0])
+    targets = goals = advance(full, original, found.calls[0])
     for place, (block, calls) in enumerate(zip(blocks, found.calls, strict=True)):
         following = [
             full_precision_copy(each).requires_grad_(False) for each in blocks[place + 1 : place + 2]
@@ -140,38 +165,40 @@ def calibrate_(
             ours = advance(block, ours, calls)
         else:
             weights = _fit(block, full, ours, original, calls, counted)
-            given, ours = ours, advance(block, ours, calls)
-            fitted = tuned = _error(ours, goals, counted, behind)
-            if tuning.steps:
-                before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-                tune_(block, given, goals, calls, counted, tuning, weights, behind)
-                better = advance(block, given, calls)
-                tuned = _error(better, goals, counted, behind)
-                if tuned < fitted:
-                    ours = better
-                else:  # so few steps, or so little to gain, that it was for nothing
-                    block.load_state_dict(before)
-                    tuned = fitted
+            ours, errors = _tuned(block, ours, goals, calls, counted, tuning, weights, behind)
             if kept:
                 kept.save(place, block)
-            reports.append(BlockReport(place, fitted, tuned))
+            reports.append(BlockReport(place, *errors))
             give_back_memory()  # sets of hidden states come and go with each block
             progress("Calibrating", place + 1, len(blocks))
         original, targets = targets, goals
         [full] = following or [full]
-    joint = None
-    if steps:
-        if unseen is None or last is None:
-            unseen, last = Batches(batches, counted), goals  # which the last block of the original gave
-        del ours, original, targets, goals
-        stepped = partial(progress, "Tuning all blocks")
-        descent = kept.descent(steps) if kept else None
-        data = (unseen.inputs, last, unseen.counted)
-        with _full_precision_around(network, blocks):
-            joint = tune_jointly_(network, blocks, found, *data, steps, tuning, stepped, descent)
-        give_back_memory()
-    _fit_rest(network, blocks, batches, counted)
-    return Calibration(reports, joint)
+    return reports, goals
+
+
+def _tuned(
+    block: nn.Module,
+    given: Hidden,
+    goals: Hidden,
+    calls: Sequence[Call],
+    counted: Sequence[Tensor | None],
+    tuning: Tuning,
+    weights: Mapping[QATLayer, Tensor],
+    behind: Behind,
+) -> tuple[Hidden, tuple[float, float]]:
+    """What a block gives that was fitted and then tuned, and its error before tuning and after."""
+    fitted = advance(block, given, calls)
+    error = _error(fitted, goals, counted, behind)
+    if not tuning.steps:
+        return fitted, (error, error)
+    before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    tune_(block, given, goals, calls, counted, tuning, weights, behind)
+    better = advance(block, given, calls)
+    reached = _error(better, goals, counted, behind)
+    if reached < error:
+        return better, (error, reached)
+    block.load_state_dict(before)  # so few steps, or so little to gain, that it was for nothing
+    return fitted, (error, error)
 
 
 @contextlib.contextmanager
