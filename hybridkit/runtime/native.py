@@ -216,13 +216,17 @@ class Native:
         return address
 
     def tile(self, codec: Rows, codes: Bytes, K: int) -> Bytes:
-        """Row-major codes [N, bytes] -> tiles [ceil(N / 16), blocks, 16, 4]: layout 0 to 1."""
+        """Row-major codes [N, bytes] -> tiles [ceil(N / 16), blocks, 16, 4]: layout 0 to 1.
+
+        Of 3:4-sparse codes [ceil(N / 16), units, 80].
+        """
         N, K = _sizes("N and K", len(codes), K)
         rows = self._codes(codec, codes, self._call["code_bytes"](CODECS[codec], 0, N, K))
         size = self._call["code_bytes"](CODECS[codec], 1, N, K)
-        out = np.empty((-(-N // 16), size // 64 // -(-N // 16), 16, 4), np.uint8)
+        out = np.empty(size, np.uint8)
         _check(self._call["tile"](CODECS[codec], rows.ctypes.data, N, K, out.ctypes.data))
-        return out
+        block = (80,) if codec == "sparse34" else (16, 4)
+        return out.reshape(-(-N // 16), -1, *block)
 
     def conv_tile(self, codec: LowBit, codes: Bytes, K: int, group: int, positions: int) -> Bytes:
         """Row-major codes [N, bytes] -> tiles of a convolution with `positions` in its kernel: layout 2."""

@@ -52,6 +52,27 @@ def test_a_library_of_somebody_else_gets_a_clear_error(tmp_path):
 
 
 @needs_library
+@few
+@given(
+    st.sampled_from(NATIVE.isas if NATIVE else [""]),
+    *(st.integers(1, n) for n in (5, 40, 100)),
+    st.integers(0, 99),
+)
+def test_sparse_codes_of_the_packing_codec(isa, M, N, K, seed):
+    rng = np.random.default_rng(seed)
+    packed = rng.integers(0, 256, (N, codec("sparse34").row_bytes(K)), np.uint8)
+    q = codec("sparse34").unpack(packed, K)
+    x = rng.integers(-127, 128, (M, K)).astype(np.float32)
+    x[:, 0] = 127  # so that the scale of activations is 1
+    scale, bias = rng.normal(size=(2, N)).astype(np.float32)
+    NATIVE.check("sparse34", 0, packed, N, K)
+    with NATIVE.using_isa(isa):
+        tiles = NATIVE.tile("sparse34", packed, K)
+        y = NATIVE.matmul(x, tiles, scale, bias, codec="sparse34", activations="int8")
+    np.testing.assert_array_equal(y, (x @ q.T.astype(np.float32)) * scale + bias)
+
+
+@needs_library
 class TestLibrary:
     def test_says_what_it_is(self):
         import hybridkit
