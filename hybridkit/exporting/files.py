@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from hybridkit.errors import FileError, HybridkitError
-from hybridkit.packing.atomic import sync
+from hybridkit.packing.atomic import sync, temporary_beside
 
 EXTERNAL_BYTES: Final = 64 * 2**20
 _SMALL: Final = 1024  # bytes of a tensor that stays in the model in any case
@@ -34,7 +33,8 @@ def staged(path: Path) -> Iterator[Path]:
     Raises FileError if the folder of `path` does not exist or cannot be written.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        folder = temporary_beside(path)
+        folder.mkdir()
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from None
     try:

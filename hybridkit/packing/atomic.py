@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import platform
 import re
@@ -41,7 +42,11 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def temporary_beside(target: Path) -> Path:
-    """A new name in the folder of `target` that says which process of which machine writes there."""
+    """A new name in the folder of `target` that says which process of which machine writes there.
+
+    What killed processes left there of the same target is removed.
+    """
+    _remove_left(target.parent, f".{glob.escape(target.name)}.*.tmp")
     owner = f"{os.getpid()}-{_machine()}-{secrets.token_hex(4)}"
     return target.with_name(f".{target.name}.{owner}.tmp")
 
@@ -50,9 +55,11 @@ def temporary_beside(target: Path) -> Path:
 def folder_in_place(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` that takes its place as a whole when the block ends without an error.
 
-    Raises FileError if it cannot be made or put there; errors of the block are its own (`writing`).
+    A process that is killed between two renames leaves the old one as `.NAME.*.old`. Raises FileError if it
+    cannot be made or put there; errors of the block are its own (`writing`).
     """
-    new, old = temporary_beside(folder), temporary_beside(folder)
+    new = temporary_beside(folder)
+    old = new.with_suffix(".old")
     try:
         with writing(folder):
             new.mkdir()
@@ -80,14 +87,18 @@ def writing(path: Path) -> Iterator[None]:
 
 def sweep(folders: Iterable[Path]) -> None:
     """Remove from `folders` what processes of this machine that are no more were writing."""
-    import psutil
-
     for folder in folders:
-        with contextlib.suppress(OSError):  # no such folder, or not ours
-            for path in folder.glob(".*.tmp"):
-                found = _TEMPORARY.fullmatch(path.name)
-                if found and found[2] == _machine() and not psutil.pid_exists(int(found[1])):
-                    remove(path)
+        _remove_left(folder, ".*.tmp")
+
+
+def _remove_left(folder: Path, pattern: str) -> None:
+    with contextlib.suppress(OSError):  # no such folder, or not ours
+        for path in folder.glob(pattern):
+            import psutil  # which few writers need
+
+            found = _TEMPORARY.fullmatch(path.name)
+            if found and found[2] == _machine() and not psutil.pid_exists(int(found[1])):
+                remove(path)
 
 
 def remove(path: Path) -> None:

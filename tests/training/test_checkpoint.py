@@ -158,5 +158,7 @@ def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path: Path) ->
     (left[0] / "model.safetensors").write_bytes(b"half")
     for file in (left[1], *others):
         file.write_bytes(b"half")
+    temporary_beside(tmp_path / "step-1")  # of the same target
+    assert set(tmp_path.iterdir()) == {left[1], *others}
     sweep([tmp_path, tmp_path / "no such folder"])
     assert set(tmp_path.iterdir()) == set(others)
