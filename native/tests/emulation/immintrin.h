@@ -15,6 +15,7 @@
 #include <simde/x86/avx512/load.h>
 #include <simde/x86/avx512/loadu.h>
 #include <simde/x86/avx512/mul.h>
+#include <simde/x86/avx512/or.h>
 #include <simde/x86/avx512/permutexvar.h>
 #include <simde/x86/avx512/set.h>
 #include <simde/x86/avx512/set1.h>
@@ -99,6 +100,21 @@ inline __m512 mm512_cvtepi32_ps(__m512i vector) {
   return lanes.to<__m512>();
 }
 
+inline __m512i mm512_cvtepu8_epi32(__m128i vector) {
+  const auto from = Lanes<uint8_t, 16>::from(vector);
+  Lanes<int32_t, 16> lanes;
+  for (int i = 0; i < 16; ++i) lanes.of[i] = from.of[i];
+  return lanes.to<__m512i>();
+}
+
+template <class V>
+V permutex2var(V first, __m512i index, V second) {
+  const auto of_first = Lanes<uint32_t, 16>::from(first), of_second = Lanes<uint32_t, 16>::from(second);
+  auto lanes = Lanes<uint32_t, 16>::from(index);
+  for (uint32_t& lane : lanes.of) lane = (lane & 16 ? of_second : of_first).of[lane & 15];
+  return lanes.to<V>();
+}
+
 template <int count, class Halves, class Floats>
 Floats cvtph_ps(Halves vector) {
   const auto from = Lanes<uint16_t, count>::from(vector);
@@ -166,6 +182,9 @@ using __mmask16 = uint16_t;
 #define _mm512_mask_storeu_ps(to, mask, vector) emulation::mm512_mask_storeu_ps(to, mask, vector)
 #define _mm512_srai_epi32(vector, count) emulation::mm512_srai_epi32(vector, count)
 #define _mm512_cvtepi32_ps(vector) emulation::mm512_cvtepi32_ps(vector)
+#define _mm512_cvtepu8_epi32(vector) emulation::mm512_cvtepu8_epi32(vector)
+#define _mm512_permutex2var_epi32(first, index, second) emulation::permutex2var<__m512i>(first, index, second)
+#define _mm512_permutex2var_ps(first, index, second) emulation::permutex2var<__m512>(first, index, second)
 #define _mm256_cvtph_ps(vector) emulation::mm256_cvtph_ps(vector)
 #define _mm512_cvtph_ps(vector) emulation::mm512_cvtph_ps(vector)
 #define _tile_loadconfig(config) emulation::tile_loadconfig(config)
