@@ -26,8 +26,11 @@ _REPACKS: Final[dict[str, Codec]] = {BASE3_REPACK: codec("base3"), SPARSE34_REPA
 def use_sparse_products(model: ir.Model) -> None:
     """Rewrite ternary matrix products whose codes, which are row-major, are 3:4-sparse."""
     for layer in _ternary(model):
-        if layer.prefix == _TERNARY and layer.kind == "MatMul" and SPARSE.holds(layer.integers()):
-            _exchange(model, layer, SPARSE.pack(layer.integers()), _TERNARY, SPARSE34)
+        if layer.prefix != _TERNARY or layer.kind != "MatMul":
+            continue
+        integers = layer.integers()
+        if SPARSE.holds(integers):
+            _exchange(model, layer, SPARSE.pack(integers), _TERNARY, SPARSE34)
 
 
 def store_densely(model: ir.Model) -> None:
@@ -35,9 +38,9 @@ def store_densely(model: ir.Model) -> None:
     for layer in _ternary(model):
         integers = layer.integers()
         if SPARSE.holds(integers):
-            _rewrite(model, layer, SPARSE34_REPACK)
+            _rewrite(model, layer, integers, SPARSE34_REPACK)
         elif integers.min(initial=0) >= -1 and integers.max(initial=0) <= 1:
-            _rewrite(model, layer, BASE3_REPACK)
+            _rewrite(model, layer, integers, BASE3_REPACK)
 
 
 def _ternary(model: ir.Model) -> list[PackedNode]:
@@ -83,11 +86,11 @@ def _exchange(model: ir.Model, layer: PackedNode, rows: NDArray[np.uint8], old: 
     layer.node.op_type = layer.node.op_type.replace(old, new)
 
 
-def _rewrite(model: ir.Model, layer: PackedNode, operator: str) -> None:
+def _rewrite(model: ir.Model, layer: PackedNode, integers: NDArray[np.int8], operator: str) -> None:
     codes, graph, dense = layer.codes, layer.node.graph, _REPACKS[operator]
     assert graph is not None
     name = codes.name or "codes"
-    packed = dense.pack(layer.integers())
+    packed = dense.pack(integers)
     del model.graph.initializers[name]
     value = initializer(model.graph, f"{name.removesuffix('codes')}{dense.name}", packed)
     repack = ir.node(operator, [value], {"K": layer.K, "first": _FIRST[layer.prefix]}, domain=DOMAIN)

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from hybridkit.errors import FileError
 
-_TEMPORARY = re.compile(r"\..+\.([0-9]{1,10})-([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
+_TEMPORARY = re.compile(r"\..+\.([0-9]{1,10})-([0-9a-f]{8})-[0-9a-f]{8}\.(?:tmp|old)")
 
 
 @contextmanager
@@ -55,8 +55,9 @@ def temporary_beside(target: Path) -> Path:
 def folder_in_place(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` that takes its place as a whole when the block ends without an error.
 
-    A process that is killed between two renames leaves the old one as `.NAME.*.old`. Raises FileError if it
-    cannot be made or put there; errors of the block are its own (`writing`).
+    A process that is killed between two renames leaves the old one as `.NAME.*.old`, which the next new one
+    removes once it is there. Raises FileError if it cannot be made or put there; errors of the block are its
+    own (`writing`).
     """
     new = temporary_beside(folder)
     old = new.with_suffix(".old")
@@ -72,6 +73,7 @@ def folder_in_place(folder: Path) -> Iterator[Path]:
             new.rename(folder)
             sync(folder.parent)
         remove(old)
+        _remove_left(folder.parent, f".{glob.escape(folder.name)}.*.old")
     finally:
         remove(new)
 

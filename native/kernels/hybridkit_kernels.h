@@ -5,8 +5,8 @@
  *           y   = float(x^ . q) * (s_x * scale) + bias
  *   float:  y   = (x . q) * scale + bias
  *
- * with the codes q in {-1, 0, 1} (ternary, 3:4-sparse) or {-1, 1} (binary). The integer sums are exact for K <= 2^22, so int8
- * gives the same bits on every instruction set. A row (sample) that holds a NaN or an infinity gives NaN in all of
+ * with the codes q in {-1, 0, 1} (ternary, 3:4-sparse) or {-1, 1} (binary). The integer sums are exact for K <= 2^22, so
+ * int8 gives the same bits on every instruction set. A row (sample) that holds a NaN or an infinity gives NaN in all of
  * its outputs under int8; float behaves as a float32 matmul.
  *
  * n-bit codes, q from -2^(bits - 1) to 2^(bits - 1) - 1 with bits 2, 4 or 8, have a scale for every group g of
@@ -25,15 +25,15 @@
  *   2  tiled, for convolutions: as 1, but the columns of a row are in the order (kernel, channel) where layout 0
  *      has ONNX's (channel, kernel): k' = tap * channels + channel. The rows of each group are tiled on their own,
  *      group after group. A patch of an image in channels-last order is then a few contiguous runs.
+ * A digit d stands for d - 1 (ternary), 2 d - 1 (binary) or d - 2^(bits - 1) (n-bit); the ternary digit 3 is invalid.
+ * hybridkit_matmul reads layout 1, hybridkit_conv layout 2. One block [16, 4] is 64 bytes, which every instruction set
+ * takes as one sequential stream: lanes are rows, so that sums need no reduction across lanes, and four neighbours in k make one dot product.
  *
  * 3:4-sparse codes are ternary ones of which one in every four columns is 0 and the others are not. Four are a field of
  * five bits: bits 0 to 2 are the signs of the others in their order, 1 for +1, bits 3 and 4 say which is 0.
  *   0  row-major: [N, ceil(5 ceil(K / 4) / 8)]; field i of a row is its bits 5 i ... 5 i + 4, lowest first
  *   1  tiled: [ceil(N / 16), ceil(K / 32), 80]; the five bytes of a row's fields 8 u ... 8 u + 7 are bytes 4 r ... 4 r + 3
  *      and 64 + r of [t, u], for row n = 16 t + r. What lies beyond N and K is whatever field 0 stands for.
- * A digit d stands for d - 1 (ternary), 2 d - 1 (binary) or d - 2^(bits - 1) (n-bit); the ternary digit 3 is invalid.
- * hybridkit_matmul reads layout 1, hybridkit_conv layout 2. One block [16, 4] is 64 bytes, which every instruction set
- * takes as one sequential stream: lanes are rows, so that sums need no reduction across lanes, and four neighbours in k make one dot product.
  *
  * Functions that can fail return NULL or a static message that says what is wrong.
  * Every size and attribute is checked before anything is allocated, read or written, whatever its value. What cannot be

@@ -22,7 +22,7 @@ def _codes(name, N, K, rng):
 
 @pytest.fixture(scope="session")
 def make_codes():
-    """Random codes that a codec stores: make_codes(codec_name, N, K, rng), int8 [N, K]."""
+    """Random codes that a codec stores: make_codes(codec_name, N, K, seed), int8 [N, K]."""
     return lambda name, N, K, seed: _codes(name, N, K, np.random.default_rng(seed))
 
 

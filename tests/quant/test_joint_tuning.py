@@ -222,7 +222,7 @@ def test_what_does_not_help_is_undone():
         assert torch.equal(tensor, together.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("positions", [1, 5, 300])  # 300: more than are compared at once
+@pytest.mark.parametrize("positions", [1, 5, 300])
 def test_the_error_of_logits_is_kl_per_position(positions):
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 3, positions, 7, generator=generator)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hybridkit.errors import FileError
-from hybridkit.packing.atomic import sweep, temporary_beside
+from hybridkit.packing.atomic import folder_in_place, sweep, temporary_beside
 from hybridkit.training import checkpoint as module
 from hybridkit.training.checkpoint import (
     Checkpoint,
@@ -141,6 +141,19 @@ def test_manifest_of_another_version_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.undo()
     with pytest.raises(FileError, match="checkpoint version 99"):
         load_checkpoint(folder)
+
+
+def test_an_old_folder_that_a_killed_process_left_stays_until_a_new_one_is_there(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    name = temporary_beside(tmp_path / "made").name.replace(f".{os.getpid()}-", f".{dead.pid}-")
+    left = (tmp_path / name).with_suffix(".old")
+    left.mkdir()
+    sweep([tmp_path])
+    with folder_in_place(tmp_path / "made") as new:
+        assert left.is_dir()
+        (new / "file").write_bytes(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path: Path) -> None:

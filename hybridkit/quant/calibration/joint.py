@@ -124,7 +124,7 @@ class _Part:
 def _parts(inputs: Inputs, original: Any, counted: Tensor | None) -> Iterator[_Part]:
     """A batch in parts of about AT_ONCE logits; whole where there are none, as its error is no sum then."""
     logits = floating(original).get(MAIN)
-    if logits is None or logits.numel() <= AT_ONCE:
+    if logits is None or logits.shape[-1] == 1 or logits.numel() <= AT_ONCE:
         yield _Part(inputs, original, counted, 1.0)
         return
     samples = len(logits)
