@@ -9,6 +9,7 @@ stock operators. Bodies are written in ONNX's textual syntax. The operators:
     NBit{2,4,8}MatMul{Int8,Int8Blocks,Float}    x [..., K], codes, scale [N, groups], bias [N] -> y [..., N]
     {Ternary,Binary,NBit2,NBit4,NBit8}Unpack    codes [..., bytes] -> y float32 [..., K], integer-valued
     {Base3,Sparse34}Repack                      codes [N, bytes] -> y [N, ceil(K / 4)], layout 0
+    CachedAttention                             ONNX Runtime's GroupQueryAttention, of float32
 
 Attributes K and N give the matrix and `layout` the order of the uint8 codes: 0 is row-major, [N, bytes] with
 rows padded to whole bytes, lowest bits first; products may also have 1 and convolutions 2, the tiles of
@@ -82,12 +83,17 @@ BASE3_REPACK: Final = "Base3Repack"
 SPARSE34_REPACK: Final = "Sparse34Repack"
 _SPARSE_BYTES: Final = [int(((DECODED[f] + 1) << (0, 2, 4, 6)).sum()) for f in range(len(DECODED))]
 SPARSE34: Final = "Sparse34"
+CACHED_ATTENTION: Final = "CachedAttention"
+_ATTENTION_ATTRIBUTES: Final = ("num_heads", "kv_num_heads", "scale", "softcap", "local_window_size")
+_ATTENTION_INPUTS: Final = ("query", "key", "value", "past_key", "past_value", "last", "total")
 _SPARSE34_MODES: Final = {f"{SPARSE34}MatMul{mode}": mode for mode in ("Int8", "Float")}
 _OPERATORS: Final = {s.prefix + stem: (s, stem) for s in STORAGES.values() for stem in s.stems}
 
 
 def attribute_names(operator: str) -> tuple[str, ...]:
     """The attributes of an operator, all of them required."""
+    if operator == CACHED_ATTENTION:
+        return _ATTENTION_ATTRIBUTES
     if operator in _REPACKS:
         return ("K", "first")
     if operator in _SPARSE34_MODES:
@@ -101,6 +107,8 @@ def attribute_names(operator: str) -> tuple[str, ...]:
 
 def input_names(operator: str) -> tuple[str, ...]:
     """The inputs of an operator, all of them required."""
+    if operator == CACHED_ATTENTION:
+        return _ATTENTION_INPUTS
     alone = operator in _REPACKS or operator.endswith("Unpack")
     return ("codes",) if alone else ("x", "codes", "scale", "bias")
 
@@ -110,13 +118,17 @@ def function(operator: str, opset: int) -> onnx.FunctionProto:
     import onnx
 
     attributes, inputs = ", ".join(attribute_names(operator)), ", ".join(input_names(operator))
-    if operator in _SPARSE34_MODES:
+    outputs, imports = "y", f'"" : {opset}'
+    if operator == CACHED_ATTENTION:
+        body, outputs = _ATTENTION, "y, present_key, present_value"
+        imports += ', "com.microsoft" : 1'
+    elif operator in _SPARSE34_MODES:
         body = _SPARSE34_CODES + _MATMUL[_SPARSE34_MODES[operator]]
     else:
         body = _REPACKS.get(operator) or _body(*_OPERATORS[operator])
     text = f"""
-    <domain: "{DOMAIN}", opset_import: ["" : {opset}]>
-    {operator} <{attributes}> ({inputs}) => (y) {{
+    <domain: "{DOMAIN}", opset_import: [{imports}]>
+    {operator} <{attributes}> ({inputs}) => ({outputs}) {{
         {body}
     }}"""
     return onnx.parser.parse_function(text)
@@ -161,6 +173,15 @@ def _codes(storage: Storage, result: str) -> str:
     """
 
 
+# Of the past [B, kv_heads, P, D] and new tokens; see exporting/genai/attention.py. The cast does nothing but tell
+# onnx's checker a type, which knows none of what other domains give.
+_ATTENTION = """
+        found, present_key, present_value = com.microsoft.GroupQueryAttention <
+            num_heads: int = @num_heads, kv_num_heads: int = @kv_num_heads, scale: float = @scale,
+            softcap: float = @softcap, local_window_size: int = @local_window_size
+        > (query, key, value, past_key, past_value, last, total)
+        y = Cast <to = 1> (found)
+"""
 _BYTES = """
         kept = Identity (codes)
 """

@@ -15,6 +15,7 @@ from hybridkit.exporting.functions import DOMAIN, ROW_MAJOR, SPARSE34, STORAGES
 from hybridkit.packing.codecs import SPARSE, codec
 
 _CONV_ATTRIBUTES: Final = ("kernel_shape", "strides", "pads", "dilations", "group")
+_KINDS: Final = ("MatMul", "Conv", "Embedding")
 _CODECS: Final = {storage.prefix: name for name, storage in STORAGES.items()} | {SPARSE34: SPARSE.name}
 _BITS: Final = {storage.prefix: storage.bits for storage in STORAGES.values()}
 
@@ -124,7 +125,7 @@ class PackedNode:
 def packed_nodes(model: ir.Model) -> Iterator[PackedNode]:
     """The packed layers of a graph, in order."""
     for node in list(model.graph.all_nodes()):
-        if node.domain == DOMAIN and not node.op_type.endswith(("Unpack", "Repack")):
+        if node.domain == DOMAIN and any(kind in node.op_type for kind in _KINDS):
             yield parse(node)
 
 
@@ -134,7 +135,7 @@ def parse(node: ir.Node) -> PackedNode:
     def number(name: str) -> int:
         return node.attributes[name].as_int() if name in node.attributes else 0
 
-    kind = next(kind for kind in ("MatMul", "Conv", "Embedding") if kind in node.op_type)
+    kind = next(kind for kind in _KINDS if kind in node.op_type)
     prefix, _, mode = node.op_type.partition(kind)
     return PackedNode(
         node,

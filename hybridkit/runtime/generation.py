@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CONFIGURATION: Final = "genai_config.json"
 _STEP: Final = 256  # tokens by which a cache grows
+_PIECE: Final = 128  # tokens of a prompt that are read at a time, which bounds the memory of activations
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,15 +128,19 @@ class LanguageModel:
         if len(tokens) > self.context:
             raise UsageError(f"{len(tokens)} tokens do not fit into the model's context of {self.context}")
         self._make_room(min(len(tokens) + most, self.context))
-        ids = np.asarray([tokens[known:]], np.int64)
-        binding = self._binding
-        binding.bind_cpu_input(self._ids, ids)
-        binding.bind_cpu_input(self._mask, np.ones((1, len(tokens)), np.int64))
         del self._seen[known:]  # a run that fails may leave anything behind these
-        self._session.run_with_iobinding(binding)
-        self._seen = list(tokens)
-        logits: NDArray[np.float32] = binding.get_outputs()[0].numpy()[0, -1]
+        while len(self._seen) < len(tokens):
+            self._read(tokens[len(self._seen) :][:_PIECE])
+        logits: NDArray[np.float32] = self._binding.get_outputs()[0].numpy()[0, -1]
         return logits
+
+    def _read(self, tokens: Sequence[int]) -> None:
+        """The tokens behind those in the cache."""
+        binding = self._binding
+        binding.bind_cpu_input(self._ids, np.asarray([tokens], np.int64))
+        binding.bind_cpu_input(self._mask, np.ones((1, len(self._seen) + len(tokens)), np.int64))
+        self._session.run_with_iobinding(binding)
+        self._seen.extend(tokens)
 
     def stream(self, prompt: Sequence[int], most: int, sampling: Sampling) -> Iterator[int]:
         """Up to `most` tokens behind the prompt as they are found, without the one that ends the answer.

@@ -16,6 +16,7 @@ void group_floats(const FloatWork& work);
 void sparse_int8(const Int8Work& work);
 void sparse_floats(const FloatWork& work);
 void expand(const uint8_t* units, int64_t count, uint8_t* blocks);
+void attend(const AttentionWork& work);
 
 }  // namespace avx512
 }  // namespace hybridkit

@@ -65,6 +65,9 @@ enum { HYBRIDKIT_MAX_K = 1 << 22, HYBRIDKIT_MAX_SIZE = 0x7fffffff, HYBRIDKIT_MAX
 /* The largest group of n-bit codes, and what its size is a multiple of. */
 enum { HYBRIDKIT_MAX_GROUP = 1 << 16, HYBRIDKIT_GROUP_STEP = 16 };
 
+/* The most heads of attention, and the largest head. */
+enum { HYBRIDKIT_MAX_HEADS = 1 << 16 };
+
 typedef enum {
   HYBRIDKIT_TERNARY = 0,
   HYBRIDKIT_BINARY = 1,
@@ -152,6 +155,31 @@ HYBRIDKIT_API const char* hybridkit_conv_tile(int32_t codec, const uint8_t* code
 HYBRIDKIT_API const char* hybridkit_conv(const hybridkit_matrix* matrix, const hybridkit_geometry* geometry,
                                          int32_t dtype, const void* x, int64_t batch, void* y,
                                          const hybridkit_parallel* parallel);
+
+/* Attention with a cache, as ONNX Runtime's GroupQueryAttention: in float32, to round-off the same on every instruction
+ * set, and the same for every number of threads.
+ *
+ *   y = softmax(scale * q . k [capped: c tanh(s / c) with c = softcap > 0]) . v
+ *
+ * over the keys of a sample up to the query's own place, and of those over the last `window`. heads / kv_heads heads
+ * of queries share a head of keys and values. Of the past of a sample the first last[sample] + 1 - tokens tokens count;
+ * where total == tokens there is no past, and samples may be shorter than `tokens`: what they are filled up with is
+ * taken as tokens. Past and present may be the same memory, which is then of the same room. */
+typedef struct {
+  int64_t batch, tokens, total; /* tokens that are new; total: with the past, of the longest sample */
+  int64_t heads, kv_heads, head_size;
+  int64_t past_room, room; /* tokens that past and present are memory for */
+  int64_t window;          /* -1: all */
+  float scale, softcap;
+  const int32_t* last;              /* [batch], the place of the last token */
+  const float* queries;             /* [batch, tokens, heads, head_size] */
+  const float *keys, *values;       /* [batch, tokens, kv_heads, head_size] */
+  const float *past_keys, *past_values;    /* [batch, kv_heads, past_room, head_size] */
+  float *present_keys, *present_values;    /* [batch, kv_heads, room, head_size] */
+  float* y;                         /* [batch, tokens, heads, head_size] */
+} hybridkit_attention;
+
+HYBRIDKIT_API const char* hybridkit_attend(const hybridkit_attention* attention, const hybridkit_parallel* parallel);
 
 /* The instruction set in use: "scalar", "avx2", "avxvnni", "avx512vnni", "amx" or "neon". The best that the
  * processor has, unless the environment variable HYBRIDKIT_ISA named another one that it has when the library was first

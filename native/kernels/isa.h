@@ -73,6 +73,27 @@ struct DepthwiseWork {
   float* sums;              // [positions][channels]
 };
 
+// Queries that share keys and values: `heads` rows for each token, one token after the other. What they see of the keys
+// from ... to - 1, and of those the last `window` up to their own place.
+constexpr int64_t kKeyBlock = 64;  // keys whose scores are together
+constexpr int64_t padded_head(int64_t size) { return (size + 15) / 16 * 16; }
+struct AttentionWork {
+  const float* queries;  // [rows][head_size], scaled
+  int64_t rows, heads, head_size;
+  const float* keys;     // [...][head_size]
+  const float* values;
+  int64_t place;         // of the first token
+  int64_t from, to, window;
+  float softcap;         // of scores; 0: none
+  float* maximum;        // [rows], of the scores
+  float* total;          // [rows], sum of e^(score - maximum)
+  float* sums;           // [rows][padded_head(head_size)], of values times the same
+  float* scratch;        // [attention_scratch(rows, head_size)]
+};
+constexpr int64_t attention_scratch(int64_t rows, int64_t head_size) {
+  return kKeyBlock * (head_size + padded_head(head_size) + rows);
+}
+
 struct Isa {
   const char* name;
   bool (*supported)();
@@ -101,6 +122,7 @@ struct Isa {
   void (*sparse_floats)(const FloatWork&);
   // So many units of a 3:4-sparse tile as ternary blocks.
   void (*expand)(const uint8_t* units, int64_t count, uint8_t* blocks);
+  void (*attend)(const AttentionWork&);
 };
 
 extern const Isa kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kAmx, kNeon;

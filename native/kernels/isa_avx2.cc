@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "activations_avx2.h"
+#include "attention_avx2.h"
 #include "floats_avx2.h"
 #include "groups_avx2.h"
 #include "isa.h"
@@ -288,10 +289,12 @@ void group_int8(const Int8Work& work) {
   work.bits == 2 ? group_products<2>(work) : work.bits == 4 ? group_products<4>(work) : group_products<8>(work);
 }
 
+void attend(const AttentionWork& work) { attend_with<Floats8>(work); }
+
 }  // namespace
 
 const Isa kAvx2 = {"avx2", has_avx2, kPanel, kGroupPanel, kStreamRows, kFloatStreamRows, 0, 0, int8, floats,
                    group_int8, group_floats, magnitude, quantize, place, transpose, depthwise,
-                   nullptr, nullptr, expand};
+                   nullptr, nullptr, expand, attend};
 
 }  // namespace hybridkit

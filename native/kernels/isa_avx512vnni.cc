@@ -2,6 +2,7 @@
 #include "avx512.h"
 
 #include "activations_avx2.h"
+#include "attention_avx2.h"
 #include "groups_vnni.h"
 #include "int8_vnni.h"
 #include "isa.h"
@@ -275,9 +276,49 @@ void floats_with_groups(const FloatWork& work) {
   work.rows < kUnpackedRows ? panels_of_floats(work, tiles_with_groups<bits>) : unpacked_groups<bits>(work);
 }
 
+// For attention.h: 6 x 4 sums of 32 registers.
+struct Floats {
+  using Float = __m512;
+  static constexpr int lanes = 16, rows = 6, vectors = 4, unturned = 8;
+
+  static Float load(const float* from) { return _mm512_loadu_ps(from); }
+  static void store(float* to, Float x) { _mm512_storeu_ps(to, x); }
+  static Float all(float value) { return _mm512_set1_ps(value); }
+  static Float plus(Float a, Float b) { return _mm512_add_ps(a, b); }
+  static Float times(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Float most(Float a, Float b) { return _mm512_max_ps(a, b); }
+  static Float add_product(Float sum, Float a, Float b) { return _mm512_fmadd_ps(a, b, sum); }
+  static Float nearest(Float x) { return _mm512_cvtepi32_ps(_mm512_cvtps_epi32(x)); }
+  static Float two_to(Float whole) {
+    const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(whole), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
+  }
+  // The sum of each of 16 vectors, in its lane.
+  static Float sums_of(const Float (&x)[16]) {
+    Float pairs[8], fours[4], halves[2];
+    for (int i = 0; i < 8; ++i) {
+      pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
+    }
+    for (int i = 0; i < 4; ++i) {
+      const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+      fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    for (int i = 0; i < 2; ++i) {
+      const Float a = fours[2 * i], b = fours[2 * i + 1];
+      halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    return _mm512_add_ps(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88), _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd));
+  }
+  static __m256 upper(Float x) { return _mm512_extractf32x8_ps(x, 1); }
+  static float largest(Float x) { return largest_of_8(_mm256_max_ps(_mm512_castps512_ps256(x), upper(x))); }
+  static float sum(Float x) { return sum_of_8(_mm256_add_ps(_mm512_castps512_ps256(x), upper(x))); }
+};
+
 }  // namespace
 
 namespace avx512 {
+
+void attend(const AttentionWork& work) { attend_with<Floats>(work); }
 
 void int8(const Int8Work& work) { int8_products<Vector>(work); }
 void group_int8(const Int8Work& work) { group_int8_products<Vector>(work); }
@@ -295,6 +336,6 @@ void group_floats(const FloatWork& work) {
 const Isa kAvx512Vnni = {"avx512vnni", has_avx512vnni, Vector::panel, Vector::group_panel, Vector::panel, kFloatRows, 0, 0,
                          avx512::int8, avx512::floats, avx512::group_int8, avx512::group_floats,
                          magnitude, quantize, place, transpose, depthwise,
-                   avx512::sparse_int8, avx512::sparse_floats, avx512::expand};
+                   avx512::sparse_int8, avx512::sparse_floats, avx512::expand, avx512::attend};
 
 }  // namespace hybridkit

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "activations_avx2.h"
+#include "attention_avx2.h"
 #include "floats_avx2.h"
 #include "groups_avx2.h"
 #include "groups_vnni.h"
@@ -66,10 +67,12 @@ struct Vector {
   }
 };
 
+void attend(const AttentionWork& work) { attend_with<Floats8>(work); }
+
 }  // namespace
 
 const Isa kAvxVnni = {"avxvnni", has_avxvnni, Vector::panel, Vector::group_panel, Vector::panel, kFloatStreamRows, 0, 0,
                       int8_products<Vector>, floats, group_int8_products<Vector>, group_floats, magnitude, quantize, place, transpose, depthwise,
-                   nullptr, nullptr, expand};
+                   nullptr, nullptr, expand, attend};
 
 }  // namespace hybridkit

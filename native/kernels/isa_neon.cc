@@ -2,6 +2,7 @@
 #include <arm_neon.h>
 #include <string.h>
 
+#include "attention.h"
 #include "half.h"
 #include "isa.h"
 #include "plain.h"
@@ -346,9 +347,32 @@ int32_t quantize(const float* x, int64_t n, float s, int8_t* codes, int64_t stri
   return vaddvq_s32(sum);
 }
 
+// For attention.h: 6 x 4 sums of 32 registers.
+struct Floats4 {
+  using Float = float32x4_t;
+  static constexpr int lanes = 4, rows = 6, vectors = 4, unturned = 8;
+
+  static Float load(const float* from) { return vld1q_f32(from); }
+  static void store(float* to, Float x) { vst1q_f32(to, x); }
+  static Float all(float value) { return vdupq_n_f32(value); }
+  static Float plus(Float a, Float b) { return vaddq_f32(a, b); }
+  static Float times(Float a, Float b) { return vmulq_f32(a, b); }
+  static Float most(Float a, Float b) { return vmaxq_f32(a, b); }
+  static Float add_product(Float sum, Float a, Float b) { return vfmaq_f32(sum, a, b); }
+  static Float nearest(Float x) { return vrndnq_f32(x); }
+  static Float two_to(Float whole) {
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(whole), vdupq_n_s32(127)), 23));
+  }
+  static Float sums_of(const Float (&x)[4]) { return vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3])); }
+  static float largest(Float x) { return vmaxvq_f32(x); }
+  static float sum(Float x) { return vaddvq_f32(x); }
+};
+
+void attend(const AttentionWork& work) { attend_with<Floats4>(work); }
+
 }  // namespace
 
 const Isa kNeon = {"neon", has_neon_dot, kPanel, kPanel, kPanel, 0, 0, 0, int8, floats, group_int8, group_floats, magnitude, quantize, place, transpose, depthwise,
-                   nullptr, nullptr, expand};
+                   nullptr, nullptr, expand, attend};
 
 }  // namespace hybridkit

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "attention.h"
 #include "half.h"
 #include "isa.h"
 #include "plain.h"
@@ -126,9 +127,29 @@ int32_t quantize(const float* x, int64_t n, float s, int8_t* codes, int64_t stri
   return sum;
 }
 
+struct OneFloat {
+  using Float = float;
+  static constexpr int lanes = 1, rows = 6, vectors = 1, unturned = 8;
+
+  static Float load(const float* from) { return *from; }
+  static void store(float* to, Float x) { *to = x; }
+  static Float all(float value) { return value; }
+  static Float plus(Float a, Float b) { return a + b; }
+  static Float times(Float a, Float b) { return a * b; }
+  static Float most(Float a, Float b) { return a > b ? a : b; }
+  static Float add_product(Float sum, Float a, Float b) { return sum + a * b; }
+  static Float nearest(Float x) { return std::nearbyintf(x); }
+  static Float two_to(Float whole) { return whole < -126 ? 0.0f : std::ldexp(1.0f, static_cast<int>(whole)); }
+  static Float sums_of(const Float (&x)[1]) { return x[0]; }
+  static float largest(Float x) { return x; }
+  static float sum(Float x) { return x; }
+};
+
+void attend(const AttentionWork& work) { attend_with<OneFloat>(work); }
+
 }  // namespace
 
 const Isa kScalar = {"scalar", supported, 1, 1, 1 << 30, 1 << 30, 0, 0, int8, floats, group_int8, group_floats, magnitude, quantize, place, transpose, depthwise,
-                   nullptr, nullptr, expand};
+                   nullptr, nullptr, expand, attend};
 
 }  // namespace hybridkit

@@ -5,6 +5,7 @@
 
 #include "attributes.h"
 #include "codes.h"
+#include "node.h"
 #include "operator.h"
 #include "scales.h"
 #include "tensor.h"
@@ -13,14 +14,6 @@ namespace hybridkit::ort {
 namespace {
 
 constexpr const char* kInputNames[kInputs] = {"x", "codes", "scale", "bias"};
-
-std::string node_name(const OrtApi* api, const OrtKernelInfo* info) {
-  size_t size = 0;
-  check(api, KernelInfo_GetNodeName(api, info, nullptr, &size));
-  std::string name(size, '\0');
-  if (size > 0) check(api, KernelInfo_GetNodeName(api, info, name.data(), &size));
-  return name.c_str();  // without the final zero
-}
 
 std::optional<Tensor> constant(const OrtApi* api, const OrtKernelInfo* info, Input input) {
   int is_constant = 0;
@@ -72,28 +65,6 @@ void check_stated_shapes(const Operator& op, const OrtKernelInfo* info, const At
       check_vector(attributes, input, shape);
 }
 
-class Threads {
- public:
-  Threads(const OrtApi* api, const OrtKernelContext* context) : api_(api), context_(context) {}
-
-  hybridkit_parallel parallel() { return {run, this}; }
-
- private:
-  static void run(void* pool, void (*task)(void*, size_t), void* state, size_t count) {
-    const auto* self = static_cast<const Threads*>(pool);
-    if (count > 1) {
-      // 0 batches: the runtime gives out single tasks. With a number of batches one thread may take them all.
-      OrtStatus* status = KernelContext_ParallelFor(self->api_, self->context_, task, count, 0, state);
-      if (status == nullptr) return;
-      ReleaseStatus(self->api_, status);  // nothing has run
-    }
-    for (size_t i = 0; i < count; i++) task(state, i);
-  }
-
-  const OrtApi* api_;
-  const OrtKernelContext* context_;
-};
-
 class Kernel {
  public:
   Kernel(const Operator& op, const OrtKernelInfo* info, std::string node)
@@ -128,7 +99,7 @@ class Kernel {
                                      attributes_.group_size,
                                      scales ? scales->data() : nullptr,
                                      scales ? scales->dtype() : HYBRIDKIT_F32};
-    void* y = output(context, shape);  // only now that everything fits: N may be anything in a damaged model
+    void* y = output_of(api_, context, 0, shape);  // only now that everything fits: N may be anything in a damaged model
     Threads threads(api_, context);
     const hybridkit_parallel parallel = threads.parallel();
     if (const char* wrong = multiply(matrix, x, y, parallel)) throw std::runtime_error(wrong);
@@ -147,19 +118,7 @@ class Kernel {
   }
 
   Tensor input(const OrtKernelContext* context, Input index) const {
-    const OrtValue* value = nullptr;
-    check(api_, KernelContext_GetInput(api_, context, index, &value));
-    if (value == nullptr)
-      throw std::runtime_error(std::string("input ") + kInputNames[index] + " is missing");
-    return tensor_of(api_, value);
-  }
-
-  void* output(OrtKernelContext* context, const Shape& shape) const {
-    OrtValue* value = nullptr;
-    void* data = nullptr;
-    check(api_, KernelContext_GetOutput(api_, context, 0, shape.data(), shape.size(), &value));
-    check(api_, GetTensorMutableData(api_, value, &data));
-    return data;
+    return input_of(api_, context, index, kInputNames[index]);
   }
 
   const Operator& op_;
@@ -172,24 +131,12 @@ class Kernel {
   const float* bias_ = nullptr;
 };
 
-// Calls `body`; what it throws becomes a status that names the layer.
-template <typename Body>
-OrtStatus* guarded(const Operator& op, const std::string& node, Body body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const std::exception& error) {
-    const std::string layer = std::string("hybridkit.") + op.name + (node.empty() ? "" : " '" + node + "'");
-    return CreateStatus(op.api, kInvalidArgument, (layer + ": " + error.what()).c_str());
-  }
-}
-
 }  // namespace
 
 OrtStatus* create_kernel(const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
   const auto& self = *static_cast<const Operator*>(op);
   std::string node;
-  return guarded(self, node, [&] {
+  return guarded(self.api, self.name, node, [&] {
     node = node_name(self.api, info);
     *kernel = new Kernel(self, info, node);
   });
@@ -197,7 +144,7 @@ OrtStatus* create_kernel(const OrtCustomOp* op, const OrtApi*, const OrtKernelIn
 
 OrtStatus* run_kernel(void* kernel, OrtKernelContext* context) {
   const auto& self = *static_cast<const Kernel*>(kernel);
-  return guarded(self.op(), self.node(), [&] { self.run(context); });
+  return guarded(self.op().api, self.op().name, self.node(), [&] { self.run(context); });
 }
 
 void destroy_kernel(void* kernel) { delete static_cast<Kernel*>(kernel); }

@@ -45,7 +45,7 @@ struct OrtApiBase {
 
 enum OrtErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum OrtOpAttrType : int { kAttributeInt = 1, kAttributeInts = 2 };
-enum ElementType : int { kFloat32 = 1, kUint8 = 2, kFloat16 = 10, kBFloat16 = 16 };
+enum ElementType : int { kFloat32 = 1, kUint8 = 2, kInt32 = 6, kFloat16 = 10, kBFloat16 = 16 };
 enum OrtLoggingLevel : int { kWarning = 2 };
 enum OrtAllocatorType : int { kArena = 1 };
 enum OrtMemType : int { kMemDefault = 0 };
@@ -79,6 +79,19 @@ struct OrtCustomOp {
   const void* since_version_18[4] = {};
 };
 static_assert(sizeof(void*) != 8 || sizeof(OrtCustomOp) == 208, "the runtime's OrtCustomOp has 26 words");
+
+/* An operator all of whose inputs and outputs are there once, in the CPU's memory, in every version. */
+inline void set_required(OrtCustomOp& op) {
+  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return kRequired; };
+  op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return kRequired; };
+  op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return kMemDefault; };
+  op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
+  op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
+  op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
+  op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
+  op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
+  op.GetEndVersion = [](const OrtCustomOp*) { return 0x7fffffff; };
+}
 
 /* One function of the table: called as Name(api, arguments...). */
 template <size_t index, typename Signature>
@@ -122,6 +135,8 @@ inline constexpr Slot<271, OrtStatus*(OrtTensorTypeAndShapeInfo*, const char**, 
     SetSymbolicDimensions{};
 inline constexpr Slot<99, void(OrtTensorTypeAndShapeInfo*)> ReleaseTensorTypeAndShapeInfo{};
 
+inline constexpr Slot<85, OrtStatus*(const OrtKernelInfo*, const char* name, float*)>
+    KernelInfoGetAttribute_float{};
 inline constexpr Slot<86, OrtStatus*(const OrtKernelInfo*, const char* name, int64_t*)>
     KernelInfoGetAttribute_int64{};
 inline constexpr Slot<163, OrtStatus*(const OrtKernelInfo*, const char* name, int64_t*, size_t* size)>

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <string>
 
+#include "attention.h"
 #include "operator.h"
 
 namespace hybridkit::ort {
@@ -17,7 +18,10 @@ ElementType element_type(int32_t dtype) {
 }
 
 struct Domain {
+  explicit Domain(const OrtApi* api) : attention(api) {}
+
   std::list<Operator> operators;
+  AttentionOperator attention;
   OrtCustomOpDomain* handle = nullptr;
 };
 
@@ -49,13 +53,14 @@ constexpr struct {
 };
 
 std::unique_ptr<Domain> make_domain(const OrtApi* api) {
-  auto domain = std::make_unique<Domain>();
+  auto domain = std::make_unique<Domain>(api);
   check(api, CreateCustomOpDomain(api, "hybridkit", &domain->handle));
   for (const auto& op : kOperators)
     for (hybridkit_dtype dtype : {HYBRIDKIT_F32, HYBRIDKIT_F16, HYBRIDKIT_BF16}) {
       domain->operators.emplace_back(api, op.name, op.codec, op.activations, op.convolution, dtype);
       check(api, CustomOpDomain_Add(api, domain->handle, &domain->operators.back()));
     }
+  check(api, CustomOpDomain_Add(api, domain->handle, &domain->attention));
   return domain;
 }
 
@@ -101,15 +106,7 @@ Operator::Operator(const OrtApi* api, const char* name, hybridkit_codec codec,
   };
   GetOutputTypeCount = [](const OrtCustomOp*) { return size_t{1}; };
   GetOutputType = [](const OrtCustomOp* op, size_t) { return element_type(self(op).dtype); };
-  GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return kRequired; };
-  GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return kRequired; };
-  GetInputMemoryType = [](const OrtCustomOp*, size_t) { return kMemDefault; };
-  GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
-  GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
-  GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
-  GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
-  GetStartVersion = [](const OrtCustomOp*) { return 1; };
-  GetEndVersion = [](const OrtCustomOp*) { return 0x7fffffff; };
+  set_required(*this);
   CreateKernelV2 = create_kernel;
   KernelComputeV2 = run_kernel;
   KernelDestroy = destroy_kernel;

@@ -12,7 +12,7 @@
 #include <cstdlib>
 #include <initializer_list>
 
-#include "products.h"
+#include "attentions.h"
 
 // More than any case needs: a size that comes through the door unchecked fails in the allocator.
 extern "C" const char* __asan_default_options() { return "max_allocation_size_mb=64"; }
@@ -398,11 +398,78 @@ void lay_out(Source& source) {
   });
 }
 
+// Whether the header allows a call, apart from its pointers and places.
+bool sizes_are_right(const hybridkit_attention& a) {
+  const auto fits = [](std::initializer_list<int64_t> sizes) {
+    Wide numbers = 1;
+    for (const int64_t size : sizes) numbers = numbers > kAddressable ? numbers : numbers * size;
+    return numbers <= kAddressable || std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
+  };
+  return a.heads >= 1 && a.heads <= 65536 && a.kv_heads >= 1 && a.kv_heads <= a.heads && a.heads % a.kv_heads == 0 &&
+         a.head_size >= 1 && a.head_size <= 65536 && a.batch >= 0 && a.batch <= kLargest && a.tokens >= 0 &&
+         a.tokens <= a.total && a.total <= a.room && a.room <= kLargest && a.past_room >= 0 && a.past_room <= kLargest &&
+         (a.window == -1 || is_size(a.window)) && std::isfinite(a.scale) && std::isfinite(a.softcap) && a.softcap >= 0 &&
+         fits({a.batch, a.tokens, a.heads, a.head_size}) &&
+         fits({a.batch, std::max(a.room, a.past_room), a.kv_heads, a.head_size});
+}
+
+void attend(Source& source) {
+  attentions::Sizes sizes{};
+  sizes.batch = source.between(1, 2);
+  sizes.tokens = source.between(1, source.one_of<int64_t>({1, 6, 60}));
+  sizes.kv_heads = source.between(1, 3);
+  sizes.heads = sizes.kv_heads * source.between(1, source.one_of<int64_t>({2, 100}));
+  sizes.head_size = source.between(1, source.one_of<int64_t>({8, 40}));
+  sizes.window = source.chance(128) ? -1 : source.between(1, 80);
+  sizes.softcap = source.chance(200) ? 0.0f : 3.0f;
+  sizes.shared = source.chance(128);
+  const int64_t past = source.chance(64) ? 0 : source.between(1, source.one_of<int64_t>({5, 300}));
+  for (int64_t i = 0; i < sizes.batch; ++i) sizes.past.push_back(past == 0 ? 0 : source.between(1, past));
+  if (Wide{sizes.batch} * sizes.tokens * sizes.heads * sizes.head_size * (past + sizes.tokens) > kMostWork)
+    return void(++tally.too_large);
+
+  test::Random random(source.bytes(4));
+  attentions::Call call(random, sizes, source.between(0, 3));
+  hybridkit_attention& a = call.call;
+  const hybridkit_attention before = a;
+  source.damage({&a.batch, &a.tokens, &a.total, &a.heads, &a.kv_heads, &a.head_size, &a.past_room, &a.room, &a.window});
+  if (source.chance(16)) (source.chance(128) ? a.scale : a.softcap) = source.one_of<float>({NAN, INFINITY, -INFINITY});
+  bool right = sizes_are_right(a);
+  const bool same = std::memcmp(&a, &before, sizeof a) == 0;
+  if (right && !same) return void(++tally.too_large);  // of memory that is not there
+  std::vector<int32_t> places(a.last, a.last + sizes.batch);
+  if (right && source.chance(16)) {
+    places[0] = source.one_of<int32_t>({-2, static_cast<int32_t>(a.total), 0x7fffffff, -0x7fffffff - 1});
+    a.last = places.data();
+    right = a.total == a.tokens;  // without a past nobody looks
+  }
+  if (right && source.chance(24)) {
+    for (const float** pointer : {source.one_of<const float**>({&a.queries, &a.keys, &a.values})}) *pointer = nullptr;
+    right = false;
+  }
+  const auto host = source.one_of<const hybridkit_parallel*>({nullptr, backwards(), hybridkit_thread_pool(2)});
+  for_every_isa([&](const char* isa) {
+    Output y(HYBRIDKIT_F32, static_cast<int64_t>(call.expected.size()));
+    const std::vector<uint8_t> untouched = y.memory;
+    const char* error = call.run(host, y.memory.data());
+    CHECK((error == nullptr) == right, "%s: %s", isa, error ? error : "not refused");
+    CHECK(right || (*error != '\0' && y.memory == untouched), "%s: refused, but wrote to y", isa);
+    CHECK(y.guard_holds(), "%s: wrote beyond y", isa);
+    if (!right) return;
+    CHECK(call.cache_is_right(), "%s: the cache", isa);
+    std::string first;
+    const int64_t wrong =
+        reference::mismatches(call.expected, HYBRIDKIT_FLOAT, HYBRIDKIT_F32, y.memory.data(), &first);
+    CHECK(wrong == 0, "%s: %lld wrong, %s", isa, static_cast<long long>(wrong), first.c_str());
+  });
+  ++(right ? tally.compared : tally.refused);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Source source(data, size);
-  const auto kind = source.one_of<void (*)(Source&)>({multiply, convolve, convolve, lay_out});
+  const auto kind = source.one_of<void (*)(Source&)>({multiply, convolve, convolve, lay_out, attend});
   kind(source);
   return 0;
 }

@@ -345,6 +345,49 @@ std::vector<Expected> conv(const Layer& layer, const hybridkit_geometry& given, 
   return expected;
 }
 
+std::vector<Expected> attention(const hybridkit_attention& a, const std::vector<int64_t>& past) {
+  std::vector<Expected> y;
+  const int64_t size = a.head_size;
+  for (int64_t sample = 0; sample < a.batch; ++sample) {
+    for (int64_t token = 0; token < a.tokens; ++token) {
+      for (int64_t head = 0; head < a.heads; ++head) {
+        const int64_t shared = head / (a.heads / a.kv_heads), place = past[sample] + token;
+        const int64_t first = a.window < 0 ? 0 : std::max<int64_t>(place - a.window + 1, 0);
+        const auto row = [&](const float* of_past, const float* added, int64_t t) {
+          return t < past[sample] ? of_past + ((sample * a.kv_heads + shared) * a.past_room + t) * size
+                                  : added + ((sample * a.tokens + t - past[sample]) * a.kv_heads + shared) * size;
+        };
+        const float* query = a.queries + ((sample * a.tokens + token) * a.heads + head) * size;
+        std::vector<double> scores;
+        double magnitude = 0, most = -std::numeric_limits<double>::infinity(), total = 0;
+        for (int64_t t = first; t <= place; ++t) {
+          double score = 0, absolute = 0;
+          const float* key = row(a.past_keys, a.keys, t);
+          for (int64_t d = 0; d < size; ++d) {
+            score += double{query[d]} * key[d] * a.scale;
+            absolute += std::fabs(double{query[d]} * key[d] * a.scale);
+          }
+          if (a.softcap > 0) score = a.softcap * std::tanh(score / a.softcap);
+          scores.push_back(score);
+          magnitude = std::max(magnitude, absolute);
+          most = std::max(most, score);
+        }
+        for (double& score : scores) total += score = std::exp(score - most);
+        for (int64_t d = 0; d < size; ++d) {
+          double sum = 0, largest = 0;
+          for (int64_t t = first; t <= place; ++t) {
+            const double value = row(a.past_values, a.values, t)[d];
+            sum += scores[t - first] / total * value;
+            largest = std::max(largest, std::fabs(value));
+          }
+          y.push_back({sum, largest * (2e-6 + 5e-7 * magnitude)});
+        }
+      }
+    }
+  }
+  return y;
+}
+
 int64_t mismatches(const std::vector<Expected>& expected, int32_t activations, int32_t dtype, const uint8_t* y,
                    std::string* first) {
   const auto count = static_cast<int64_t>(expected.size());

@@ -56,6 +56,9 @@ std::vector<Expected> matmul(const Layer& layer, int32_t activations, const std:
 std::vector<Expected> conv(const Layer& layer, const hybridkit_geometry& geometry, int32_t activations,
                            const std::vector<float>& x, int64_t batch);
 
+// Outputs [batch, tokens, heads, head_size] of attention, from its definition. `past`: tokens of each sample.
+std::vector<Expected> attention(const hybridkit_attention& a, const std::vector<int64_t>& past);
+
 // How many elements of y are not what is expected; `first` says which is the first.
 int64_t mismatches(const std::vector<Expected>& expected, int32_t activations, int32_t dtype, const uint8_t* y,
                    std::string* first);

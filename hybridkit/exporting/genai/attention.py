@@ -14,9 +14,11 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from hybridkit.exporting.functions import CACHED_ATTENTION, DOMAIN
 from hybridkit.exporting.lowering import MICROSOFT
 from hybridkit.exporting.translation import node_for
 
@@ -60,6 +62,13 @@ def translation() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What writes the node, for torch's exporter."""
     overload = torch.ops.hybridkit.grouped_query_attention.default
     return {overload: node_for(overload, "GroupQueryAttention", MICROSOFT, 1)}
+
+
+def use_own_operator(model: ir.Model) -> None:
+    """CachedAttention in place of GroupQueryAttention, which is its body."""
+    for node in model.graph:
+        if (node.domain, node.op_type) == (MICROSOFT, "GroupQueryAttention"):
+            node.domain, node.op_type = DOMAIN, CACHED_ATTENTION
 
 
 class Recorder:

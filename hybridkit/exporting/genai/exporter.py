@@ -25,7 +25,7 @@ PAST: Final = 3  # tokens before those that are traced
 
 
 class GenaiExporter:
-    """A decoder with a cache: our packed operators, and ONNX Runtime's own GroupQueryAttention.
+    """A decoder with a cache, of our operators: their bodies run where the library is not.
 
     The logits are those of the last token. Prompts of one length each: there is no padding.
     """
@@ -44,7 +44,7 @@ class GenaiExporter:
             False, "ternary codes in 1.6 bits, 3:4-sparse ones in 1.25: a smaller file, repacked as it loads"
         )
         stock: bool = option(
-            False, "MatMulNBits for n-bit products: slower, but for runtimes without hybridkit's library"
+            False, "ONNX Runtime's operators for n-bit products and attention: for runtimes without our library"
         )
 
     def __init__(self, options: Options | None = None) -> None:
@@ -89,6 +89,8 @@ class GenaiExporter:
             use_sparse_products(model)
             if self.options.dense:
                 store_densely(model)
+            if not self.options.stock:
+                attention.use_own_operator(model)
 
         with folder_in_place(path) as new:
             report = write_onnx(

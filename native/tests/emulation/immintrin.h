@@ -29,6 +29,7 @@
 #include <simde/x86/avx512/xor.h>
 #include <simde/x86/fma.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -107,6 +108,49 @@ inline __m512i mm512_cvtepu8_epi32(__m128i vector) {
   return lanes.to<__m512i>();
 }
 
+inline __m512 mm512_max_ps(__m512 a, __m512 b) {
+  const auto from = Lanes<float, 16>::from(a);
+  auto lanes = Lanes<float, 16>::from(b);
+  for (int i = 0; i < 16; ++i) lanes.of[i] = from.of[i] > lanes.of[i] ? from.of[i] : lanes.of[i];
+  return lanes.to<__m512>();
+}
+
+inline __m512i mm512_cvtps_epi32(__m512 vector) {
+  const auto from = Lanes<float, 16>::from(vector);
+  Lanes<int32_t, 16> lanes;
+  for (int i = 0; i < 16; ++i) {
+    lanes.of[i] = std::fabs(from.of[i]) < 2147483648.0f ? static_cast<int32_t>(std::nearbyintf(from.of[i])) : INT32_MIN;
+  }
+  return lanes.to<__m512i>();
+}
+
+// Every other number of T in each quarter of a and b, the lower or the upper half of them, in turns.
+template <class T, class V>
+V unpack(V a, V b, bool upper) {
+  constexpr int count = 64 / sizeof(T), quarter = 16 / sizeof(T);
+  const auto left = Lanes<T, count>::from(a), right = Lanes<T, count>::from(b);
+  Lanes<T, count> lanes;
+  for (int i = 0; i < count; i += 2) {
+    const int at = i / quarter * quarter + i % quarter / 2 + (upper ? quarter / 2 : 0);
+    lanes.of[i] = left.of[at], lanes.of[i + 1] = right.of[at];
+  }
+  return lanes.template to<V>();
+}
+
+inline __m512 mm512_shuffle_f32x4(__m512 a, __m512 b, int quarters) {
+  const auto left = Lanes<float, 16>::from(a), right = Lanes<float, 16>::from(b);
+  Lanes<float, 16> lanes;
+  for (int i = 0; i < 16; ++i) lanes.of[i] = (i < 8 ? left : right).of[(quarters >> i / 4 * 2 & 3) * 4 + i % 4];
+  return lanes.to<__m512>();
+}
+
+inline __m256 mm512_extractf32x8_ps(__m512 vector, int half) {
+  const auto from = Lanes<float, 16>::from(vector);
+  Lanes<float, 8> lanes;
+  for (int i = 0; i < 8; ++i) lanes.of[i] = from.of[8 * half + i];
+  return lanes.to<__m256>();
+}
+
 template <class V>
 V permutex2var(V first, __m512i index, V second) {
   const auto of_first = Lanes<uint32_t, 16>::from(first), of_second = Lanes<uint32_t, 16>::from(second);
@@ -183,6 +227,14 @@ using __mmask16 = uint16_t;
 #define _mm512_srai_epi32(vector, count) emulation::mm512_srai_epi32(vector, count)
 #define _mm512_cvtepi32_ps(vector) emulation::mm512_cvtepi32_ps(vector)
 #define _mm512_cvtepu8_epi32(vector) emulation::mm512_cvtepu8_epi32(vector)
+#define _mm512_max_ps(a, b) emulation::mm512_max_ps(a, b)
+#define _mm512_cvtps_epi32(vector) emulation::mm512_cvtps_epi32(vector)
+#define _mm512_unpacklo_ps(a, b) emulation::unpack<float>(a, b, false)
+#define _mm512_unpackhi_ps(a, b) emulation::unpack<float>(a, b, true)
+#define _mm512_unpacklo_pd(a, b) emulation::unpack<double>(a, b, false)
+#define _mm512_unpackhi_pd(a, b) emulation::unpack<double>(a, b, true)
+#define _mm512_shuffle_f32x4(a, b, quarters) emulation::mm512_shuffle_f32x4(a, b, quarters)
+#define _mm512_extractf32x8_ps(vector, half) emulation::mm512_extractf32x8_ps(vector, half)
 #define _mm512_permutex2var_epi32(first, index, second) emulation::permutex2var<__m512i>(first, index, second)
 #define _mm512_permutex2var_ps(first, index, second) emulation::permutex2var<__m512>(first, index, second)
 #define _mm256_cvtph_ps(vector) emulation::mm256_cvtph_ps(vector)
