@@ -173,8 +173,8 @@ def _codes(storage: Storage, result: str) -> str:
     """
 
 
-# Of the past [B, kv_heads, P, D] and new tokens; see exporting/genai/attention.py. The cast does nothing but tell
-# onnx's checker a type, which knows none of what other domains give.
+# Of the past [B, kv_heads, P, D] and new tokens; see exporting/genai/attention.py. The cast does nothing but
+# tell onnx's checker a type, which knows none of what other domains give.
 _ATTENTION = """
         found, present_key, present_value = com.microsoft.GroupQueryAttention <
             num_heads: int = @num_heads, kv_num_heads: int = @kv_num_heads, scale: float = @scale,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridkit.errors import FileError, UsageError
+from hybridkit.memory import give_back_memory
 from hybridkit.runtime.session import session
 
 if TYPE_CHECKING:
@@ -161,15 +162,19 @@ class LanguageModel:
         room = self._buffers[0].shape[2] if self._buffers else 0
         if tokens <= room:
             return
-        room = -(-tokens // _STEP) * _STEP
         heads, size = self._shape
-        old, self._buffers = self._buffers, []
-        for number in range(len(self._caches)):
-            buffer = np.zeros((1, heads, room, size), np.float32)
+        shape = 1, heads, -(-tokens // _STEP) * _STEP, size
+        self._binding, self._values = None, []  # which hold the old ones
+        old, self._buffers, made = self._buffers[::-1], [], []
+        seen, self._seen = self._seen, []  # nothing, where there is not enough memory
+        for _ in self._caches:
+            buffer = np.zeros(shape, np.float32)
             if old:
-                buffer[:, :, : old[number].shape[2]] = old[number]
-            self._buffers.append(buffer)
+                buffer[:, :, : len(seen)] = old.pop()[:, :, : len(seen)]
+            made.append(buffer)
+        self._buffers, self._seen = made, seen
         self._bind()
+        give_back_memory()
 
     def _bind(self) -> None:
         from onnxruntime import OrtValue

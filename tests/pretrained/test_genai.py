@@ -7,16 +7,20 @@ import subprocess
 import sys
 
 import folders
+import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
 
 from hybridkit.cli import run
-from hybridkit.errors import FileError, UsageError
+from hybridkit.errors import FileError, GateError, UsageError
+from hybridkit.exporting import agreement
 from hybridkit.exporting.genai.decoder import Shape
 from hybridkit.packing.model import PackedModel
 from hybridkit.pretrained import open_pretrained
 from hybridkit.runtime.generation import LanguageModel, Sampling
+from hybridkit.runtime.library import library_path
 from hybridkit.runtime.modules import load_packed
 from hybridkit.runtime.text import Text
 
@@ -94,6 +98,66 @@ def test_what_the_cache_knows_is_not_computed_again(exported):
     model.logits(PROMPT)
     assert model.logits([*PROMPT, 3]).shape == (folders.WORDS,)
     assert model._seen == [*PROMPT, 3]
+
+
+def test_prompts_are_read_in_pieces(exported, monkeypatch):
+    *_, chat = exported
+    whole = LanguageModel(chat, threads=1).logits(PROMPT)
+    for piece in (1, 4, len(PROMPT)):
+        monkeypatch.setattr("hybridkit.runtime.generation._PIECE", piece)
+        model = LanguageModel(chat, threads=1)
+        torch.testing.assert_close(model.logits(PROMPT), whole, rtol=1e-2, atol=1e-2)  # codes of int8 may move
+        assert model._seen == PROMPT
+
+
+def test_a_cache_without_memory_is_an_empty_one(exported, monkeypatch):
+    *_, chat = exported
+    monkeypatch.setattr("hybridkit.runtime.generation._STEP", 1)
+    model = LanguageModel(chat, threads=1)
+    before = model.logits(PROMPT)
+
+    def none(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hybridkit.runtime.generation.np.zeros", none)
+        with pytest.raises(MemoryError):
+            model.logits([*PROMPT] * 4)
+    assert model.cache_bytes == 0
+    np.testing.assert_array_equal(model.logits(PROMPT), before)
+
+
+@pytest.mark.skipif(library_path() is None, reason="installed without the native library")
+@pytest.mark.parametrize(
+    ("of", "factor", "agree"),
+    [("model.onnx", 1.02, True), ("model.onnx", 2, False), ("stock-attention-model.onnx", 1.0001, False)],
+)
+def test_attention_and_products_are_compared(exported, monkeypatch, of, factor, agree):
+    """The whole file to what moved codes of int8 leave, and behind the same attention every bit."""
+    *_, chat = exported
+    network = onnx.load(chat / "model.onnx").graph
+    assert {node.op_type for node in network.node} >= {"CachedAttention", "TernaryMatMulInt8"}
+    rng = np.random.default_rng(0)
+    sizes = {"batch": 1, "sequence": 3, "total_sequence": 3, "past_sequence": 0}
+    feed = {}
+    for given in network.input:
+        shape = [sizes.get(d.dim_param, d.dim_value) for d in given.type.tensor_type.shape.dim]
+        floats = given.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        feed[given.name] = np.zeros(shape, np.float32) if floats else rng.integers(1, 2, shape)
+    run_file = agreement._run
+
+    def spoiled(path, feed, native):
+        found = run_file(path, feed, native)
+        return [x * np.float32(factor) for x in found] if native and path.name == of else found
+
+    assert agreement.check_native(chat / "model.onnx", feed) == "close"
+    monkeypatch.setattr(agreement, "_run", spoiled)
+    if agree:
+        assert agreement.check_native(chat / "model.onnx", feed) == "close"
+    else:
+        with pytest.raises(GateError):
+            agreement.check_native(chat / "model.onnx", feed)
+    assert {path.name for path in chat.iterdir() if path.suffix == ".onnx"} == {"model.onnx"}
 
 
 def test_the_cache_grows_with_the_text(exported, monkeypatch):

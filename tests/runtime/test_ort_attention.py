@@ -141,7 +141,7 @@ def test_the_operator_is_its_definition(case):
 @given(CASES)
 def test_the_body_is_its_definition(case):
     tokens, pasts, *others = case
-    if tokens > 1 and all(pasts):  # ONNX Runtime's operator takes several tokens behind a past of one sample only
+    if tokens > 1 and all(pasts):  # several tokens behind a past are those of one sample there
         pasts = pasts[:1]
     check((tokens, pasts, *others), native=False)
 

@@ -44,7 +44,7 @@ class GenaiExporter:
             False, "ternary codes in 1.6 bits, 3:4-sparse ones in 1.25: a smaller file, repacked as it loads"
         )
         stock: bool = option(
-            False, "ONNX Runtime's operators for n-bit products and attention: for runtimes without our library"
+            False, "ONNX Runtime's own attention and n-bit products: slower, for runtimes without our library"
         )
 
     def __init__(self, options: Options | None = None) -> None:
