@@ -30,7 +30,7 @@ from hybridkit.bench.tables import TextTable
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), str(ROOT / "benchmarks" / "kernels")]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/results.md", "benchmarks/README.md")  # those that exist
+DOCUMENTS = ("README.md", "docs/results.md", "docs/native.md", "benchmarks/README.md")  # those that exist
 SUMMARISED = ("digits-30", "convergence")
 UNMOVED = (
     "The method plans the size of its steps itself (`relative_step` of its controller), so that `--lr` does "

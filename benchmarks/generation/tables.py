@@ -22,7 +22,38 @@ ENGINES = {"ours": "hybridkit", "genai": "onnxruntime-genai", "llama": "llama.cp
 def tables() -> dict[str, TextTable]:
     """By name, of the results that are there."""
     files = {name: RESULTS / f"{name}.json" for name in TITLES}
-    return {name: table(TITLES[name], file) for name, file in files.items() if file.is_file()}
+    found = {name: table(TITLES[name], file) for name, file in files.items() if file.is_file()}
+    return found | {"attention": attention_table(RESULTS / "attention.json")}
+
+
+def attention_table(file: Path) -> TextTable:
+    """Medians of ratios of one round."""
+    found = json.loads(file.read_text("utf-8"))
+    rows = []
+    for row in found["rows"]:
+        own, stock, memory = zip(*row["rounds"], strict=True)
+        ratios = sorted(ours / theirs for ours, theirs in zip(own, stock, strict=True))
+        reading = statistics.median(ours / read for ours, read in zip(own, memory, strict=True))
+        rows.append(
+            (
+                row["shape"],
+                str(row["threads"]),
+                f"{row['tokens']:,} behind {row['past']:,}",
+                f"{statistics.median(own):.3f}",
+                f"{statistics.median(stock):.3f}",
+                f"{statistics.median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]",
+                f"{reading:.2f}" if row["tokens"] == 1 else "",
+            )
+        )
+    machine = found["machine"]
+    note = (
+        f"Milliseconds a layer, medians of {len(found['rows'][0]['rounds'])} rounds of three processes, the "
+        "least and the most of the ratios in brackets; floor: one thread reads the cache once. "
+        f"{machine['processor']}, {machine['cores']} cores."
+    )
+    columns = ("heads of", "threads", "tokens", "ours, ms", "ONNX Runtime, ms", "ratio", "of the floor")
+    title = "Attention with a cache: CachedAttention and GroupQueryAttention"
+    return TextTable(title, columns, rows, [note])
 
 
 def table(title: str, file: Path) -> TextTable:
