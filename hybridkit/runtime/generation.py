@@ -108,8 +108,9 @@ class LanguageModel:
                 f"{folder} is not what `hybridkit export FOLDER --target genai` writes ({error!r})"
             ) from None
         self._session = session(file, threads, native=native)
-        self._binding: Any = self._session.io_binding()
+        self._binding: Any = None
         self._seen: list[int] = []  # the tokens in the cache
+        self._found = np.zeros((1, 1, self.vocabulary), np.float32)  # the logits
         self._buffers: list[NDArray[np.float32]] = []
         self._values: list[OrtValue] = []
 
@@ -132,7 +133,7 @@ class LanguageModel:
         del self._seen[known:]  # a run that fails may leave anything behind these
         while len(self._seen) < len(tokens):
             self._read(tokens[len(self._seen) :][:_PIECE])
-        logits: NDArray[np.float32] = self._binding.get_outputs()[0].numpy()[0, -1]
+        logits: NDArray[np.float32] = self._found[0, 0].copy()
         return logits
 
     def _read(self, tokens: Sequence[int]) -> None:
@@ -180,7 +181,8 @@ class LanguageModel:
         from onnxruntime import OrtValue
 
         self._binding = self._session.io_binding()
-        self._binding.bind_output(self._logits)  # the first of the outputs
+        logits = OrtValue.ortvalue_from_numpy(self._found)
+        self._binding.bind_ortvalue_output(self._logits, logits)
         self._values = [OrtValue.ortvalue_from_numpy(buffer) for buffer in self._buffers]
         for (past, present), value in zip(self._caches, self._values, strict=True):
             self._binding.bind_ortvalue_input(past, value)
