@@ -151,8 +151,8 @@ class LanguageModel:
         """
         random = np.random.default_rng(sampling.seed)
         tokens = list(prompt)
-        for _ in range(min(most, self.context - len(tokens))):
-            token = draw(self.logits(tokens, most), tokens, sampling, random)
+        for left in range(min(most, self.context - len(tokens)), 0, -1):
+            token = draw(self.logits(tokens, left), tokens, sampling, random)
             if token in self.ends:
                 return
             tokens.append(token)

@@ -106,7 +106,8 @@ def test_prompts_are_read_in_pieces(exported, monkeypatch):
     for piece in (1, 4, len(PROMPT)):
         monkeypatch.setattr("hybridkit.runtime.generation._PIECE", piece)
         model = LanguageModel(chat, threads=1)
-        torch.testing.assert_close(model.logits(PROMPT), whole, rtol=1e-2, atol=1e-2)  # codes of int8 may move
+        # codes of int8 may move
+        torch.testing.assert_close(model.logits(PROMPT), whole, rtol=1e-2, atol=1e-2)
         assert model._seen == PROMPT
 
 
