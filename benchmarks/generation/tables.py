@@ -12,6 +12,7 @@ from hybridkit.bench.tables import TextTable
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 TITLES = {
     "generation": "SmolLM2-135M: tokens a second",
+    "generation-one": "1.07 billion random weights: tokens a second",
     "generation-half": "Half a billion random weights: tokens a second",
     "generation-sparse": "The same, 3:4-sparse in 1.25 bits",
 }

@@ -1,5 +1,6 @@
 #include "codes.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -23,10 +24,31 @@ const char* problem(int32_t codec, const Attributes& a, const uint8_t* codes, si
   return hybridkit_check_codes(codec, static_cast<int32_t>(a.layout), codes, bytes, a.N, a.K);
 }
 
-const char* tile(int32_t codec, const Attributes& a, const uint8_t* codes, uint8_t* out) {
-  if (!a.convolution) return hybridkit_tile(codec, codes, a.N, a.K, out);
+// Row-major codes of a matrix, checked, to tiles, some rows after the others: those that are done need not be in memory
+// while the next ones are read, so that a large matrix is never there twice.
+const char* tile_matrix(int32_t codec, const Attributes& a, const uint8_t* codes, uint8_t* out) {
+  constexpr size_t slice = size_t{4} << 20;
+  const size_t row = hybridkit_code_bytes(codec, kRowMajor, 1, a.K);
+  const int64_t step = std::max<int64_t>(static_cast<int64_t>(slice / row) / HYBRIDKIT_TILE_ROWS, 1) * HYBRIDKIT_TILE_ROWS;
+  for (int64_t first = 0; first < a.N; first += step) {
+    const int64_t rows = std::min(step, a.N - first);
+    const size_t bytes = static_cast<size_t>(rows) * row;
+    if (const char* wrong = hybridkit_check_codes(codec, kRowMajor, codes, bytes, rows, a.K)) return wrong;
+    if (const char* wrong = hybridkit_tile(codec, codes, rows, a.K, out)) return wrong;
+    give_up(codes, bytes);
+    codes += bytes;
+    out += hybridkit_code_bytes(codec, kTiled, rows, a.K);
+  }
+  return nullptr;
+}
+
+const char* tile(int32_t codec, const Attributes& a, const uint8_t* codes, size_t bytes, uint8_t* out) {
+  if (!a.convolution) return tile_matrix(codec, a, codes, out);
+  if (const char* wrong = problem(codec, a, codes, bytes)) return wrong;
   const int64_t taps = a.K / (a.convolution->channels / a.group());
-  return hybridkit_conv_tile(codec, codes, a.N, a.K, a.group(), taps, out);
+  if (const char* wrong = hybridkit_conv_tile(codec, codes, a.N, a.K, a.group(), taps, out)) return wrong;
+  give_up(codes, bytes);
+  return nullptr;
 }
 
 }  // namespace
@@ -45,11 +67,12 @@ Codes::Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor)
     : codec_(codec), data_(static_cast<const uint8_t*>(tensor.data)), bytes_(native_bytes(codec, attributes)) {
   check_shape(codec, attributes, tensor.shape);
   const size_t given = bytes_in_layout(codec, attributes);
-  if (const char* wrong = problem(codec, attributes, data_, given)) throw std::runtime_error(wrong);
-  if (attributes.layout != kRowMajor) return;
+  if (attributes.layout != kRowMajor) {
+    if (const char* wrong = problem(codec, attributes, data_, given)) throw std::runtime_error(wrong);
+    return;
+  }
   std::shared_ptr<uint8_t> tiles = allocate_codes(bytes_);
-  if (const char* wrong = tile(codec, attributes, data_, tiles.get())) throw std::runtime_error(wrong);
-  give_up(data_, given);
+  if (const char* wrong = tile(codec, attributes, data_, given, tiles.get())) throw std::runtime_error(wrong);
   data_ = tiles.get();
   own_ = std::move(tiles);
   if (!hybridkit_reads_tiles(codec)) expand(attributes);
