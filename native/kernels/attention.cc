@@ -36,11 +36,13 @@ const char* problem_with(const hybridkit_attention& a) {
   const int64_t queries = product({a.batch, a.tokens, a.heads, a.head_size}, kMostNumbers);
   const int64_t cache = product({a.batch, std::max(a.room, a.past_room), a.kv_heads, a.head_size}, kMostNumbers);
   if (queries < 0 || cache < 0) return "queries or the cache are larger than any memory";
-  if (queries > 0 && (a.last == nullptr || a.queries == nullptr || a.keys == nullptr || a.values == nullptr || a.y == nullptr))
+  if (queries > 0 && (a.queries == nullptr || a.keys == nullptr || a.values == nullptr || a.y == nullptr))
     return "an input or the output is a null pointer";
-  if (cache > 0 && a.past_keys == a.present_keys && a.past_room != a.room) return "memory of one place has two sizes";
+  if (a.batch > 0 && a.last == nullptr) return "last is a null pointer";
   if (cache > 0 && (a.present_keys == nullptr || a.present_values == nullptr)) return "the cache is a null pointer";
-  for (int64_t sample = 0; queries > 0 && sample < a.batch; ++sample) {
+  const bool in_place = a.past_keys == a.present_keys || a.past_values == a.present_values;
+  if (cache > 0 && in_place && a.past_room != a.room) return "memory of one place has two sizes";
+  for (int64_t sample = 0; sample < a.batch; ++sample) {
     const int64_t past = past_of(a, sample);
     if (past < 0 || past > a.past_room || past + a.tokens > a.total) return "last does not fit the past and the new tokens";
     if (past > 0 && (a.past_keys == nullptr || a.past_values == nullptr)) return "the past is a null pointer";

@@ -416,7 +416,7 @@ bool sizes_are_right(const hybridkit_attention& a) {
 void attend(Source& source) {
   attentions::Sizes sizes{};
   sizes.batch = source.between(1, 2);
-  sizes.tokens = source.between(1, source.one_of<int64_t>({1, 6, 60}));
+  sizes.tokens = source.between(source.chance(16) ? 0 : 1, source.one_of<int64_t>({1, 6, 60}));
   sizes.kv_heads = source.between(1, 3);
   sizes.heads = sizes.kv_heads * source.between(1, source.one_of<int64_t>({2, 100}));
   sizes.head_size = source.between(1, source.one_of<int64_t>({8, 40}));
@@ -445,7 +445,7 @@ void attend(Source& source) {
   }
   if (right && source.chance(24)) {
     for (const float** pointer : {source.one_of<const float**>({&a.queries, &a.keys, &a.values})}) *pointer = nullptr;
-    right = false;
+    right = sizes.tokens == 0;  // there are none to read
   }
   const auto host = source.one_of<const hybridkit_parallel*>({nullptr, backwards(), hybridkit_thread_pool(2)});
   for_every_isa([&](const char* isa) {

@@ -67,6 +67,20 @@ TEST(attention_gives_no_number_for_none) {
   });
 }
 
+TEST(attention_of_no_tokens) {  // which leaves the past as it is
+  test::Random random(65);
+  for (const bool shared : {true, false}) {
+    Sizes sizes{2, 0, 2, 1, 8, -1, 0.0f, shared, {5, 3}};
+    Call call(random, sizes, 2);
+    for_every_isa([&](const char* isa) {
+      Output y(HYBRIDKIT_F32, 0);
+      CHECK(call.run(nullptr, y.memory.data()) == nullptr && y.guard_holds() && call.cache_is_right(), "%s", isa);
+    });
+    call.call.last = nullptr;
+    CHECK(call.run(nullptr, nullptr) != nullptr, "no places");
+  }
+}
+
 TEST(attention_takes_large_scores) {  // whose e^score no float holds
   test::Random random(64);
   Sizes sizes{1, 2, 1, 1, 8, -1, 0.0f, false, {300}};
