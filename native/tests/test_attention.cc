@@ -44,12 +44,12 @@ Sizes random_sizes(test::Random& random, int64_t most_tokens, int64_t most_past)
 
 TEST(attention_of_one_token) {
   test::Random random(61);
-  for (int i = 0; i < 60 * test::cases(); ++i) check_case(random, random_sizes(random, 1, random.one_of({5, 70, 700})));
+  for (int i = 0; i < 40 * test::cases(); ++i) check_case(random, random_sizes(random, 1, random.one_of({5, 70, 700})));
 }
 
 TEST(attention_of_many_tokens) {
   test::Random random(62);
-  for (int i = 0; i < 40 * test::cases(); ++i) check_case(random, random_sizes(random, random.one_of({8, 70, 150}), 100));
+  for (int i = 0; i < 20 * test::cases(); ++i) check_case(random, random_sizes(random, random.one_of({8, 70, 150}), 100));
 }
 
 TEST(attention_gives_no_number_for_none) {
