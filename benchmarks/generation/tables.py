@@ -48,7 +48,7 @@ def attention_table(file: Path) -> TextTable:
         )
     machine = found["machine"]
     note = (
-        f"Milliseconds a layer, medians of {len(found['rows'][0]['rounds'])} rounds of three processes, the "
+        f"Milliseconds a layer, medians of {len(found['rows'][0]['rounds'])} rounds, the "
         "least and the most of the ratios in brackets; floor: one thread reads the cache once. "
         f"{machine['processor']}, {machine['cores']} cores."
     )

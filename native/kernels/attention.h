@@ -1,6 +1,6 @@
 // Attention to a cache of keys and values, one block of keys after the other under a running maximum (Milakov and
-// Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135). Both products are one loop over registers: keys
-// are turned first, and what a group of heads shares is turned and read once for all of them.
+// Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135). Both products are one loop over registers: for
+// more than a few rows keys are turned first. What a group of heads shares is turned and read once for all of them.
 //
 // V is a vector of floats: lanes, and how many rows and vectors of sums its registers hold.
 #ifndef HYBRIDKIT_ATTENTION_H
