@@ -119,25 +119,34 @@ def _digits(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def _unpack_codes(model: ir.Model, node: ir.Node) -> bool:
-    """Unpack the constant codes that an Unpack node reads, directly or through a Gather of rows."""
-    from hybridkit.exporting.functions import DOMAIN, STORAGES
+    """Unpack the constant row-major codes that an Unpack or a Gather of ours reads.
+
+    An Unpack reads them directly or through a stock Gather of rows.
+    """
+    from hybridkit.exporting.functions import DOMAIN, GATHER, STORAGES
     from hybridkit.packing.codecs import codec
 
-    if node.domain != DOMAIN or not node.op_type.endswith("Unpack"):
+    if node.domain != DOMAIN or not node.op_type.endswith((GATHER, "Unpack")):
         return False
-    codes = node.inputs[0]
-    rows = codes.producer() if codes is not None else None
-    source = rows.inputs[0] if rows is not None and rows.op_type == "Gather" else codes
+    if node.op_type.endswith(GATHER):
+        rows, source = node.inputs
+    else:
+        source = node.inputs[0]
+        gathered = source.producer() if source is not None else None
+        rows = None
+        if gathered is not None and gathered.op_type == "Gather":
+            source, rows = gathered.inputs
     packed = _array(source)
     if packed is None:
         return False
     names = {storage.prefix: name for name, storage in STORAGES.items()}
-    integers = codec(names[node.op_type.removesuffix("Unpack")]).unpack(packed, node.attributes["K"].as_int())
+    prefix = node.op_type.removesuffix(GATHER).removesuffix("Unpack")
+    integers = codec(names[prefix]).unpack(packed, node.attributes["K"].as_int())
     value = _constant(model, f"{_name(source)}.fp32", integers.astype("float32"))
     if rows is None:
         node.outputs[0].replace_all_uses_with(value)
     else:
-        _replace(node, [("Gather", [value, rows.inputs[1]])], axis=0)
+        _replace(node, [("Gather", [value, rows])], axis=0)
     return True
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hybridkit.errors import GateError
 from hybridkit.exporting.files import written_bytes
-from hybridkit.exporting.functions import CACHED_ATTENTION, DOMAIN
+from hybridkit.exporting.functions import CACHED_ATTENTION, DOMAIN, GATHER
 from hybridkit.exporting.lowering import MICROSOFT
 from hybridkit.exporting.protocol import Agreement
 from hybridkit.runtime.library import library_path
@@ -105,8 +105,10 @@ def _stock_attention(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
 
 
 def _products(graph: onnx.GraphProto) -> set[str]:
-    """The names of our operators in the file, without those that unpack, which the library has none of."""
-    return {n.op_type for n in graph.node if n.domain == DOMAIN and not n.op_type.endswith("Unpack")}
+    """The names of our operators in the file that compute; unpacked codes are exact."""
+    return {
+        n.op_type for n in graph.node if n.domain == DOMAIN and not n.op_type.endswith((GATHER, "Unpack"))
+    }
 
 
 def _has_half(graph: onnx.GraphProto) -> bool:

@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hybridkit.exporting.functions import BASE3_REPACK, DOMAIN, ROW_MAJOR, SPARSE34, SPARSE34_REPACK
+from hybridkit.exporting.bodies import BASE3_REPACK, SPARSE34_REPACK
+from hybridkit.exporting.functions import DOMAIN, ROW_MAJOR, SPARSE34
 from hybridkit.exporting.graph import PackedNode, array_of, initializer, packed_nodes
 from hybridkit.packing.codecs import SPARSE, Codec, codec
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hybridkit.exporting.functions import DOMAIN, ROW_MAJOR, SPARSE34, STORAGES
+from hybridkit.exporting.functions import DOMAIN, GATHER, ROW_MAJOR, SPARSE34, STORAGES
 from hybridkit.packing.codecs import SPARSE, codec
 
 _CONV_ATTRIBUTES: Final = ("kernel_shape", "strides", "pads", "dilations", "group")
@@ -127,6 +127,11 @@ def packed_nodes(model: ir.Model) -> Iterator[PackedNode]:
     for node in list(model.graph.all_nodes()):
         if node.domain == DOMAIN and any(kind in node.op_type for kind in _KINDS):
             yield parse(node)
+
+
+def gathers(node: ir.Node) -> bool:
+    """Whether a node gathers rows of the codes of products."""
+    return node.domain == DOMAIN and node.op_type.endswith(GATHER)
 
 
 def parse(node: ir.Node) -> PackedNode:

@@ -1,8 +1,8 @@
 """The order of the codes in a file: tiles, which the native kernels read where they lie, or row-major.
 
 A tile has 16 rows and a multiple of 16 columns (1-bit: 32), so that a matrix of other sizes is padded. Where
-that costs more than an eighth, and where an embedding gathers rows of the same codes, they stay row-major; a
-kernel then re-orders them when it loads the file. The layouts are those of packing/tiles.py.
+that costs more than an eighth they stay row-major; a kernel then re-orders them when it loads the file. The
+layouts are those of packing/tiles.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hybridkit.exporting.dense import restore_two_bits
 from hybridkit.exporting.functions import ROW_MAJOR, SPARSE34, TILED
-from hybridkit.exporting.graph import PackedNode, array_of, initializer, packed_nodes
+from hybridkit.exporting.graph import PackedNode, array_of, gathers, initializer, packed_nodes
 from hybridkit.packing.tiles import tile, tiled_shape, untile
 
 MOST_PADDING: Final = 1 / 8  # of the row-major bytes
@@ -32,22 +32,23 @@ def make_row_major(model: ir.Model) -> None:
     for codes, layers in _by_codes(model):
         first = layers[0]
         if first.layout != ROW_MAJOR:
-            _replace(codes, layers, ROW_MAJOR, _rows(first))
+            _replace(codes, ROW_MAJOR, _rows(first))
 
 
 def make_tiled(model: ir.Model) -> None:
-    """Tiles for all products whose codes nothing else reads and that padding does not make much larger."""
+    """Tiles for all products whose codes no stock operator reads and that padding makes little larger."""
     for codes, layers in _by_codes(model):
         first = layers[0]
         if first.prefix == SPARSE34:
             continue
         alike = {(p.kind, p.K, p.positions, p.group) for p in layers}
-        if len(codes.uses()) > len(layers) or len(alike) > 1 or first.layout != ROW_MAJOR:
+        others = len(codes.uses()) - len(layers) - sum(gathers(node) for node, _ in codes.uses())
+        if others or len(alike) > 1 or first.layout != ROW_MAJOR:
             continue
         rows: NDArray[np.uint8] = array_of(codes)
         if worth_tiling(first.N, first.K, first.bits, first.group):
             tiles = tile(rows, first.K, first.bits, group=first.group, positions=first.positions)
-            _replace(codes, layers, TILED[first.kind], tiles)
+            _replace(codes, TILED[first.kind], tiles)
 
 
 def worth_tiling(N: int, K: int, bits: int, group: int = 1) -> bool:
@@ -80,8 +81,8 @@ def _by_codes(model: ir.Model) -> Iterator[tuple[ir.Value, list[PackedNode]]]:
     yield from readers.items()
 
 
-def _replace(codes: ir.Value, layers: list[PackedNode], layout: int, content: NDArray[np.uint8]) -> None:
+def _replace(codes: ir.Value, layout: int, content: NDArray[np.uint8]) -> None:
     codes.const_value = ir.tensor(content, name=codes.name)
     codes.shape = ir.Shape(content.shape)
-    for layer in layers:
-        layer.node.attributes["layout"] = ir.AttrInt64("layout", layout)
+    for node, _ in codes.uses():
+        node.attributes["layout"] = ir.AttrInt64("layout", layout)

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hybridkit.exporting.functions import DOMAIN, ROW_MAJOR, STORAGES
+from hybridkit.exporting.functions import DOMAIN, GATHER, ROW_MAJOR, STORAGES
 from hybridkit.exporting.graph import Emitter, PackedNode, array_of, parse, rewrite
 from hybridkit.packing.codecs import codec
 
@@ -74,7 +74,10 @@ def full_precision(model: ir.Model, weight_of: Weights | None = None) -> None:
 
 
 def embedding(e: Emitter, layer: PackedNode, how: Products = DEFAULT) -> ir.Value:
-    """Gather packed rows with their scales and offsets, then unpack. how: of the head it may be tied to."""
+    """Gather rows of codes, unpacked, with their scales and offsets. how: of the head it may be tied to.
+
+    Tied to an operator of ours it is one, too, which reads the codes where the head has them.
+    """
 
     def gathered(numbers: ir.Value) -> ir.Value:
         found = e.node("Gather", numbers, layer.x, axis=0)
@@ -84,6 +87,11 @@ def embedding(e: Emitter, layer: PackedNode, how: Products = DEFAULT) -> ir.Valu
 
     if _is_tied_to_product(layer, how):
         codes = _codes_of_product(e, layer, FP32 if layer.int8 else how.level)
+    elif _products(layer):
+        wide = layer.x.dtype == ir.DataType.INT64
+        rows = layer.x if wide else e.node("Cast", layer.x, to=ir.DataType.INT64)
+        numbers = {"K": layer.K, "N": layer.N, "layout": ROW_MAJOR}
+        codes = e.node(f"{layer.prefix}{GATHER}", rows, layer.codes, domain=DOMAIN, **numbers)
     else:
         codes = _unpacked(e, layer, e.node("Gather", layer.codes, layer.x, axis=0))
     weight = e.node("Mul", codes, gathered(layer.scale))
@@ -92,9 +100,13 @@ def embedding(e: Emitter, layer: PackedNode, how: Products = DEFAULT) -> ir.Valu
 
 def _is_tied_to_product(layer: PackedNode, how: Products) -> bool:
     """Whether a MatMulNBits reads the same n-bit codes, which then are stored as it has them."""
-    nodes = [node for node, _ in layer.codes.uses() if "MatMul" in node.op_type]
-    stock = any(not is_operator(parse(node), how) for node in nodes)
+    stock = any(not is_operator(parse(node), how) for node in _products(layer))
     return stock and layer.bits in (4, 8) and (not layer.group_size or fits_blocks(layer))
+
+
+def _products(layer: PackedNode) -> list[ir.Node]:
+    """The products that read the same codes."""
+    return [node for node, _ in layer.codes.uses() if "MatMul" in node.op_type]
 
 
 def _codes_of_product(e: Emitter, layer: PackedNode, level: int) -> ir.Value:

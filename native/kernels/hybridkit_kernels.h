@@ -117,6 +117,11 @@ HYBRIDKIT_API int hybridkit_reads_tiles(int32_t codec);
  * bytes. */
 HYBRIDKIT_API const char* hybridkit_expand(const uint8_t* codes, int64_t N, int64_t K, uint8_t* out);
 
+/* Rows of codes in layout 1, other than 3:4-sparse ones, as numbers q: y [count, K]. A negative number of a row counts
+ * from the end, as in ONNX's Gather. */
+HYBRIDKIT_API const char* hybridkit_gather(int32_t codec, const uint8_t* codes, size_t code_bytes, int64_t N, int64_t K,
+                                           const int64_t* rows, int64_t count, float* y);
+
 /* Scales [N, ceil(K / group_size)] to the order of group_scale, whose bytes hybridkit_scale_bytes tells (0 if something
  * is out of range). HYBRIDKIT_F16 is refused where one of the scales is no float16 number. */
 HYBRIDKIT_API size_t hybridkit_scale_bytes(int32_t scale_dtype, int64_t N, int64_t K, int64_t group_size);

@@ -63,16 +63,22 @@ hybridkit_geometry read_geometry(const Source& source, int64_t N, int64_t K) {
 }
 
 template <typename Source>
-Attributes read(const Source& source, const Operator& op) {
-  const bool convolution = op.convolution;
+Attributes matrix(const Source& source, int64_t native) {
   Attributes attributes = {source.integer("N"), source.integer("K"), source.integer("layout"), std::nullopt};
   check_range("N", attributes.N, 1, kLargest);
   check_range("K", attributes.K, 1, HYBRIDKIT_MAX_K);
-  const int64_t native = convolution ? kConvTiled : op.codec == HYBRIDKIT_SPARSE34 ? kRowMajor : kTiled;
   if (attributes.layout != kRowMajor && attributes.layout != native)
     fail("attribute layout must be 0" + (native == kRowMajor ? "" : " or " + std::to_string(native)) + ", got " +
          std::to_string(attributes.layout) +
          "; a newer hybridkit may know it, and with HYBRIDKIT_LIBRARY=none the portable body runs");
+  return attributes;
+}
+
+template <typename Source>
+Attributes read(const Source& source, const Operator& op) {
+  const bool convolution = op.convolution;
+  const int64_t native = convolution ? kConvTiled : op.codec == HYBRIDKIT_SPARSE34 ? kRowMajor : kTiled;
+  Attributes attributes = matrix(source, native);
   if (op.nbit()) {
     attributes.group_size = source.integer("group_size");
     check_range("group_size", attributes.group_size, 1, HYBRIDKIT_MAX_GROUP);
@@ -145,6 +151,8 @@ std::vector<int64_t> InferenceAttributes::integers(const char* name) const {
 
 Attributes read_attributes(const KernelAttributes& source, const Operator& op) { return read(source, op); }
 Attributes read_attributes(const InferenceAttributes& source, const Operator& op) { return read(source, op); }
+Attributes read_matrix(const KernelAttributes& source, int64_t native) { return matrix(source, native); }
+Attributes read_matrix(const InferenceAttributes& source, int64_t native) { return matrix(source, native); }
 
 Shape output_shape(const Attributes& attributes, const Shape& x) {
   const auto agrees = [](int64_t size, int64_t expected) { return size == expected || size < 0; };

@@ -1,8 +1,13 @@
 #include "codes.h"
 
 #include <algorithm>
+#include <cstring>
+#include <iterator>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "memory.h"
@@ -61,6 +66,34 @@ void Codes::check_shape(int32_t codec, const Attributes& attributes, const Shape
         "codes must have " + std::to_string(expected) + " bytes (N = " + std::to_string(attributes.N) +
         ", K = " + std::to_string(attributes.K) + ", layout " + std::to_string(attributes.layout) +
         "), got " + std::to_string(given) + " in the shape " + to_string(shape));
+}
+
+// By address, and then by content: another session's may lie where one that is just going had its own.
+std::shared_ptr<const Codes> Codes::constant(int32_t codec, const Attributes& a, const Tensor& tensor) {
+  using Key = std::tuple<const void*, int32_t, int64_t, int64_t>;
+  static auto& known = *new std::map<Key, std::weak_ptr<const Codes>>;
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const Key key{tensor.data, codec, a.N, a.K};
+  if (a.layout == kTiled) {
+    const auto found = known.find(key);
+    const std::shared_ptr<const Codes> codes = found == known.end() ? nullptr : found->second.lock();
+    if (codes != nullptr && codes->is_copy_of(a, codec, tensor)) return codes;
+  }
+  auto codes = std::make_shared<Codes>(codec, a, tensor);
+  codes->settle();
+  if (a.layout != kTiled || codes->own_ == nullptr) return codes;
+  for (auto i = known.begin(); i != known.end();) i = i->second.expired() ? known.erase(i) : std::next(i);
+  known[key] = codes;
+  return codes;
+}
+
+bool Codes::is_copy_of(const Attributes& a, int32_t codec, const Tensor& tensor) const {
+  check_shape(codec, a, tensor.shape);
+  const auto* given = static_cast<const uint8_t*>(tensor.data);
+  const bool same = std::memcmp(data_, given, bytes_) == 0;
+  give_up(given, bytes_);
+  return same;
 }
 
 Codes::Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor)

@@ -19,14 +19,17 @@ class Codes {
   /* Reads every byte. std::runtime_error says what is wrong with them. */
   Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor);
 
-  /* Moves codes that stay for the session's life to where they are read fastest. */
-  void settle();
+  /* Constant codes of a matrix, settled: nodes that read the same tiles share one copy of them. */
+  static std::shared_ptr<const Codes> constant(int32_t codec, const Attributes& attributes, const Tensor& tensor);
 
   const uint8_t* data() const { return data_; }
   size_t bytes() const { return bytes_; }
   int32_t codec() const { return codec_; }  // as the kernels have them
 
  private:
+  /* Moves codes that stay for the session's life to where they are read fastest. */
+  void settle();
+  bool is_copy_of(const Attributes& attributes, int32_t codec, const Tensor& tensor) const;
   void expand(const Attributes& attributes);
 
   int32_t codec_;

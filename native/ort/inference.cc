@@ -43,11 +43,16 @@ InferredInput::InferredInput(const OrtApi* api, OrtShapeInferContext* context, s
 
 void set_first_output(const OrtApi* api, OrtShapeInferContext* context, const InferredInput& x, const Shape& shape,
                       size_t through) {
+  ElementType type;
+  check(api, GetTensorElementType(api, x.info, &type));
+  set_first_output(api, context, x, shape, through, type);
+}
+
+void set_first_output(const OrtApi* api, OrtShapeInferContext* context, const InferredInput& x, const Shape& shape,
+                      size_t through, ElementType type) {
   const std::vector<std::string> names = names_of_output(api, x.info, shape, through);
   std::vector<const char*> pointers;
   for (const std::string& name : names) pointers.push_back(name.c_str());
-  ElementType type;
-  check(api, GetTensorElementType(api, x.info, &type));
 
   OrtTensorTypeAndShapeInfo* y = nullptr;
   check(api, CreateTensorTypeAndShapeInfo(api, &y));

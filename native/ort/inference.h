@@ -13,9 +13,11 @@ struct InferredInput {
   Shape shape;
 };
 
-/* The first output has the type of `x`, and its first `through` sizes. */
+/* The first output has the first `through` sizes of `x`, and its type. */
 void set_first_output(const OrtApi* api, OrtShapeInferContext* context, const InferredInput& x, const Shape& shape,
                       size_t through);
+void set_first_output(const OrtApi* api, OrtShapeInferContext* context, const InferredInput& x, const Shape& shape,
+                      size_t through, ElementType type);
 
 }  // namespace hybridkit::ort
 #endif

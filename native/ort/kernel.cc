@@ -1,4 +1,5 @@
 // A node of a session: made from its attributes and constant inputs, run with the runtime's own threads.
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -15,14 +16,6 @@ namespace {
 
 constexpr const char* kInputNames[kInputs] = {"x", "codes", "scale", "bias"};
 
-std::optional<Tensor> constant(const OrtApi* api, const OrtKernelInfo* info, Input input) {
-  int is_constant = 0;
-  const OrtValue* value = nullptr;
-  check(api, KernelInfoGetConstantInput_tensor(api, info, input, &is_constant, &value));
-  if (is_constant == 0 || value == nullptr) return std::nullopt;
-  return tensor_of(api, value);
-}
-
 // Of scale or bias.
 void check_vector(const Attributes& attributes, Input input, const Shape& shape) {
   const Shape expected = input == kScale ? attributes.scale_shape() : Shape{attributes.N};
@@ -36,23 +29,6 @@ void check_vector(const Attributes& attributes, Input input, const Shape& shape)
 const float* vector_of(const Attributes& attributes, Input input, const Tensor& tensor) {
   check_vector(attributes, input, tensor.shape);
   return static_cast<const float*>(tensor.data);
-}
-
-// The shape of an input that the model states; [] where it states none.
-Shape stated_shape(const OrtApi* api, const OrtKernelInfo* info, Input input) {
-  OrtTypeInfo* type = nullptr;
-  check(api, KernelInfo_GetInputTypeInfo(api, info, input, &type));
-  Shape shape;
-  try {
-    const OrtTensorTypeAndShapeInfo* tensor = nullptr;
-    check(api, CastTypeInfoToTensorInfo(api, type, &tensor));
-    if (tensor != nullptr) shape = shape_of(api, tensor);
-  } catch (...) {
-    ReleaseTypeInfo(api, type);
-    throw;
-  }
-  ReleaseTypeInfo(api, type);
-  return shape;
 }
 
 // Shapes that the model states are checked when the session is made, not when it first runs.
@@ -72,9 +48,9 @@ class Kernel {
     const OrtApi* api = op.api;
     attributes_ = read_attributes(KernelAttributes{api, info}, op);
     check_stated_shapes(op, info, attributes_);
-    if (auto tensor = constant(api, info, kCodes)) codes_.emplace(op.codec, attributes_, *tensor).settle();
-    if (auto tensor = constant(api, info, kScale)) scale_ = vector_of(attributes_, kScale, *tensor);
-    if (auto tensor = constant(api, info, kBias)) bias_ = vector_of(attributes_, kBias, *tensor);
+    if (auto tensor = constant_of(api, info, kCodes)) codes_ = Codes::constant(op.codec, attributes_, *tensor);
+    if (auto tensor = constant_of(api, info, kScale)) scale_ = vector_of(attributes_, kScale, *tensor);
+    if (auto tensor = constant_of(api, info, kBias)) bias_ = vector_of(attributes_, kBias, *tensor);
     if (scale_ != nullptr && op.nbit()) scales_.emplace(attributes_, scale_);
   }
 
@@ -82,8 +58,8 @@ class Kernel {
     const Tensor x = input(context, kX);
     const Shape shape = output_shape(attributes_, x.shape);
     std::optional<Codes> passed;  // codes that are no constant are checked and tiled at every run
-    if (!codes_) passed.emplace(op_.codec, attributes_, input(context, kCodes));
-    const Codes& codes = codes_ ? *codes_ : *passed;
+    if (codes_ == nullptr) passed.emplace(op_.codec, attributes_, input(context, kCodes));
+    const Codes& codes = codes_ != nullptr ? *codes_ : *passed;
     const float* scale = scale_ ? scale_ : vector_of(attributes_, kScale, input(context, kScale));
     std::optional<Scales> arranged;
     if (op_.nbit() && !scales_) arranged.emplace(attributes_, scale);
@@ -125,7 +101,7 @@ class Kernel {
   const OrtApi* api_;
   std::string node_;
   Attributes attributes_;
-  std::optional<Codes> codes_;
+  std::shared_ptr<const Codes> codes_;  // null: passed at every run
   std::optional<Scales> scales_;  // of n-bit codes, where they are constant
   const float* scale_ = nullptr;  // null: passed at every run
   const float* bias_ = nullptr;

@@ -3,6 +3,7 @@
 #define HYBRIDKIT_ORT_NODE_H
 
 #include <exception>
+#include <optional>
 #include <string>
 
 #include "hybridkit_kernels.h"
@@ -23,6 +24,32 @@ inline Tensor input_of(const OrtApi* api, const OrtKernelContext* context, size_
   check(api, KernelContext_GetInput(api, context, index, &value));
   if (value == nullptr) throw std::runtime_error(std::string("input ") + name + " is missing");
   return tensor_of(api, value);
+}
+
+// An input that is a constant of the model.
+inline std::optional<Tensor> constant_of(const OrtApi* api, const OrtKernelInfo* info, size_t index) {
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  check(api, KernelInfoGetConstantInput_tensor(api, info, index, &is_constant, &value));
+  if (is_constant == 0 || value == nullptr) return std::nullopt;
+  return tensor_of(api, value);
+}
+
+// The shape of an input that the model states; [] where it states none.
+inline Shape stated_shape(const OrtApi* api, const OrtKernelInfo* info, size_t index) {
+  OrtTypeInfo* type = nullptr;
+  check(api, KernelInfo_GetInputTypeInfo(api, info, index, &type));
+  Shape shape;
+  try {
+    const OrtTensorTypeAndShapeInfo* tensor = nullptr;
+    check(api, CastTypeInfoToTensorInfo(api, type, &tensor));
+    if (tensor != nullptr) shape = shape_of(api, tensor);
+  } catch (...) {
+    ReleaseTypeInfo(api, type);
+    throw;
+  }
+  ReleaseTypeInfo(api, type);
+  return shape;
 }
 
 inline void* output_of(const OrtApi* api, OrtKernelContext* context, size_t index, const Shape& shape) {

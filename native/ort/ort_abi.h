@@ -45,7 +45,7 @@ struct OrtApiBase {
 
 enum OrtErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum OrtOpAttrType : int { kAttributeInt = 1, kAttributeInts = 2 };
-enum ElementType : int { kFloat32 = 1, kUint8 = 2, kInt32 = 6, kFloat16 = 10, kBFloat16 = 16 };
+enum ElementType : int { kFloat32 = 1, kUint8 = 2, kInt32 = 6, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
 enum OrtLoggingLevel : int { kWarning = 2 };
 enum OrtAllocatorType : int { kArena = 1 };
 enum OrtMemType : int { kMemDefault = 0 };

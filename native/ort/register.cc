@@ -6,6 +6,7 @@
 #include <string>
 
 #include "attention.h"
+#include "gather.h"
 #include "operator.h"
 
 namespace hybridkit::ort {
@@ -21,6 +22,7 @@ struct Domain {
   explicit Domain(const OrtApi* api) : attention(api) {}
 
   std::list<Operator> operators;
+  std::list<GatherOperator> gathers;
   AttentionOperator attention;
   OrtCustomOpDomain* handle = nullptr;
 };
@@ -52,6 +54,14 @@ constexpr struct {
     {"BinaryConvFloat", HYBRIDKIT_BINARY, HYBRIDKIT_FLOAT, true},
 };
 
+constexpr struct {
+  const char* name;
+  hybridkit_codec codec;
+} kGathers[] = {
+    {"TernaryGather", HYBRIDKIT_TERNARY}, {"BinaryGather", HYBRIDKIT_BINARY}, {"NBit2Gather", HYBRIDKIT_NBIT2},
+    {"NBit4Gather", HYBRIDKIT_NBIT4},     {"NBit8Gather", HYBRIDKIT_NBIT8},
+};
+
 std::unique_ptr<Domain> make_domain(const OrtApi* api) {
   auto domain = std::make_unique<Domain>(api);
   check(api, CreateCustomOpDomain(api, "hybridkit", &domain->handle));
@@ -60,6 +70,10 @@ std::unique_ptr<Domain> make_domain(const OrtApi* api) {
       domain->operators.emplace_back(api, op.name, op.codec, op.activations, op.convolution, dtype);
       check(api, CustomOpDomain_Add(api, domain->handle, &domain->operators.back()));
     }
+  for (const auto& op : kGathers) {
+    domain->gathers.emplace_back(api, op.name, op.codec);
+    check(api, CustomOpDomain_Add(api, domain->handle, &domain->gathers.back()));
+  }
   check(api, CustomOpDomain_Add(api, domain->handle, &domain->attention));
   return domain;
 }

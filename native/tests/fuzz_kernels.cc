@@ -387,6 +387,15 @@ void lay_out(Source& source) {
       return hybridkit_check_codes(codec, given, from, bytes, N, K);
     });
   }
+  if (!is_sparse(codec)) {
+    const bool there = !source.chance(64);
+    const int64_t row = there ? source.between(-N, N - 1) : source.hostile();
+    std::vector<float> found(static_cast<size_t>(K), 1e9f);
+    const char* wrong = hybridkit_gather(codec, expected.data(), expected.size(), N, K, &row, 1, found.data());
+    CHECK((wrong == nullptr) == (row >= -N && row < N), "row %lld", static_cast<long long>(row));
+    for (int64_t k = 0; k < K && wrong == nullptr; ++k)
+      CHECK(found[k] == layer.code(row < 0 ? row + N : row, k), "gathered row %lld", static_cast<long long>(row));
+  }
   ++tally.compared;
   if (!tiled_conv) return;
   const auto convolution = reference::tiled(layer, group, taps);

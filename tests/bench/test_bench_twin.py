@@ -96,6 +96,34 @@ def test_blocks_become_plain_matrices(options, target, tmp_path):
     np.testing.assert_allclose(outputs(tmp_path / "twin.onnx", ids), expected, rtol=1e-4, atol=1e-6)
 
 
+class Tied(nn.Module):
+    """A head that shares its weight with the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(64, 32)
+        self.head = nn.Linear(32, 64, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids):
+        return self.head(self.embedding(ids))
+
+
+def test_an_embedding_that_reads_the_head_s_tiles_becomes_a_plain_one(tmp_path):
+    torch.manual_seed(SEED)
+    options = {"bits": 8}
+    model = prepare_qat(
+        Tied(), quantizer="nbit", options=options, activations="float", quantize_all=True
+    ).eval()
+    write(model, tmp_path / "m.onnx", "onnx")
+    assert "NBit8Gather" in {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    assert write_twin(tmp_path / "m.onnx", tmp_path / "twin.onnx") == 2
+    assert {node.domain for node in onnx.load(tmp_path / "twin.onnx").graph.node} == {""}
+    ids = np.random.default_rng(0).integers(0, 64, (3, 9))
+    expected = model(torch.from_numpy(ids)).detach().numpy()
+    np.testing.assert_allclose(outputs(tmp_path / "twin.onnx", ids), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_file_without_packed_layers_has_no_twin(tmp_path):
     text = '<ir_version: 8, opset_import: ["" : 18]> g (float[n] x) => (float[n] y) { y = Relu (x) }'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")

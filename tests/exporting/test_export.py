@@ -148,7 +148,7 @@ def test_transformer_with_dynamic_sequence_and_tied_embedding(tmp_path):
     proto = onnx.load(path)
     shapes = [tuple(t.dims) for t in proto.graph.initializer if t.data_type == onnx.TensorProto.UINT8]
     assert sorted(shapes) == [(1, 1, 16, 4), (3, 1, 16, 4), (40, 4)], "the tied weight once, by rows"
-    assert {f.name for f in proto.functions} == {"TernaryMatMulInt8", "TernaryUnpack"}
+    assert {f.name for f in proto.functions} == {"TernaryMatMulInt8", "TernaryGather"}
     assert [d.dim_param for d in proto.graph.input[0].type.tensor_type.shape.dim] == ["batch", "sequence"]
     for batch, length in ((1, 1), (2, 12), (3, 5)):
         want = output(model, ids[:batch, :length])

@@ -93,11 +93,25 @@ def test_padding_above_an_eighth_is_not_worth_it(N, K, bits, group, worth):
     assert worth_tiling(N, K, bits, group) is worth
 
 
-def test_codes_that_an_embedding_reads_stay_rows():
+def test_codes_that_a_stock_operator_reads_stay_rows():
     nodes = [product("w.codes", "y", 32, 32), helper.make_node("Gather", ["w.codes", "x"], ["z"])]
     model = model_of(nodes, **{"w.codes": matrix(32, 32)})
     make_tiled(model)
     assert layouts(model) == [0]
+
+
+def test_rows_are_gathered_out_of_the_tiles_of_a_product():
+    rows = helper.make_node(
+        "TernaryGather", ["x", "w.codes"], ["z"], domain="hybridkit", K=32, N=32, layout=0
+    )
+    codes = matrix(32, 32)
+    model = model_of([rows, product("w.codes", "y", 32, 32)], **{"w.codes": codes})
+    gather = model.graph.node(0)
+    make_tiled(model)
+    assert layouts(model) == [1] == [gather.attributes["layout"].as_int()]
+    make_row_major(model)
+    assert layouts(model) == [0] == [gather.attributes["layout"].as_int()]
+    np.testing.assert_array_equal(next(packed_nodes(model)).integers(), codes)
 
 
 def test_a_weight_of_two_layers_is_tiled_once():
