@@ -13,7 +13,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from hybridkit.errors import HybridkitError, UsageError
 from hybridkit.training.config import TrainConfig
+from hybridkit.training.signals import stop_requests
 
 PATIENCE: Final = timedelta(hours=6)  # for the one that packs and writes while the others wait
 
@@ -128,11 +129,17 @@ def processes(device: str) -> Iterator[World]:
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    try:
-        with _ending_together(store, World(rank, size)):
-            yield world()
-    finally:
-        dist.destroy_process_group()
+    with ExitStack() as leaving:
+        try:
+            with _ending_together(store, World(rank, size)):
+                try:
+                    yield world()
+                except BaseException:
+                    # torchrun stops all as soon as one has ended, but what is wrong is said first
+                    leaving.enter_context(stop_requests(once=True))
+                    raise
+        finally:
+            dist.destroy_process_group()
 
 
 @contextmanager

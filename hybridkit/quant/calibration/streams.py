@@ -148,13 +148,19 @@ def record(network: nn.Module, blocks: Sequence[nn.Module], batches: Sequence[In
 
 
 def outputs_of(network: nn.Module, block: nn.Module, batches: Sequence[Inputs]) -> Hidden:
-    """The hidden states that `block` gives for each batch, as `network` runs."""
+    """The hidden states that `block` gives for each batch, as `network` runs up to there."""
     found: Hidden = []
-    handle = block.register_forward_hook(lambda *seen: found.append(hidden_of(seen[-1]).detach()))
+
+    def seen(*of_call: Any) -> None:
+        found.append(hidden_of(of_call[-1]).detach())
+        raise _AllSeen
+
+    handle = block.register_forward_hook(seen)
     try:
         with torch.no_grad(), evaluating(network), without_caches(network):
             for batch in batches:
-                call(network, batch)
+                with contextlib.suppress(_AllSeen):
+                    call(network, batch)
     finally:
         handle.remove()
     return found
