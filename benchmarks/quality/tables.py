@@ -14,7 +14,13 @@ OURS = "ours"  # how our rows begin
 
 def tables() -> dict[str, TextTable]:
     """Those whose results are there, by name."""
-    made = {"quality-encoder": encoder, "quality-decoder": decoder, "third-party": third_party}
+    made = {
+        "quality-encoder": encoder,
+        "quality-decoder": decoder,
+        "samples-encoder": samples_encoder,
+        "samples-decoder": samples_decoder,
+        "third-party": third_party,
+    }
     return {name: make() for name, make in made.items() if (RESULTS / f"{name}.json").is_file()}
 
 
@@ -49,6 +55,37 @@ def decoder() -> TextTable:
     return TextTable("SmolLM2-135M without training", columns, rows, notes)
 
 
+def samples_encoder() -> TextTable:
+    """A sentence encoder in ternary weights, by samples of calibration."""
+    found = _read("samples-encoder")
+    rows = [(f"{row['samples']:,}", f"{row['cosine']:.4f}", _minutes(row)) for row in found["rows"]]
+    columns = ("sentences", "mean cosine to the original", "minutes, one thread")
+    return TextTable("all-MiniLM-L6-v2, ternary, by samples", columns, rows, [_recipe(found)])
+
+
+def samples_decoder() -> TextTable:
+    """A small language model in ternary weights, by samples of calibration."""
+    found = _read("samples-decoder")
+    rows = [
+        (
+            f"{row['samples']:,}",
+            f"{row['perplexity novels']:,.1f}",
+            f"{row['perplexity addresses']:,.1f}",
+            f"{row['kl']:.3f}",
+            _minutes(row),
+        )
+        for row in found["rows"]
+    ]
+    columns = (
+        "samples of 512 tokens",
+        "perplexity, novels",
+        "addresses",
+        "KL, nats",
+        "minutes of one thread",
+    )
+    return TextTable("SmolLM2-135M, ternary, by samples", columns, rows, [_recipe(found)])
+
+
 def third_party() -> TextTable:
     """ONNX files of others within 1 %, beside ONNX Runtime's int8."""
     rows = []
@@ -72,6 +109,15 @@ def _ordered(found: dict[str, Any]) -> list[dict[str, Any]]:
 def _name(row: dict[str, Any]) -> str:
     name: str = row["name"]
     return f"**{name}**" if name.startswith(OURS) else name
+
+
+def _minutes(row: dict[str, Any]) -> str:
+    return f"{row['seconds'] / 60:.0f}"
+
+
+def _recipe(found: dict[str, Any]) -> str:
+    options = " ".join(found["options"])
+    return f"Groups of 64{f', `{options}`' if options else ''}. {_machine(found)}"
 
 
 def _megabytes(row: dict[str, Any]) -> str:
