@@ -107,7 +107,10 @@ class LanguageModel:
             raise FileError(
                 f"{folder} is not what `hybridkit export FOLDER --target genai` writes ({error!r})"
             ) from None
-        self._session = session(file, threads, native=native)
+        # an arena keeps what the largest prompt took, and the sizes of prompts never repeat as patterns
+        self._session = session(
+            file, threads, native=native, enable_cpu_mem_arena=False, enable_mem_pattern=False
+        )
         self._binding: Any = None
         self._seen: list[int] = []  # the tokens in the cache
         self._found = np.zeros((1, 1, self.vocabulary), np.float32)  # the logits

@@ -1,7 +1,6 @@
 #include "codes.h"
 
 #include <algorithm>
-#include <cstring>
 #include <iterator>
 #include <map>
 #include <mutex>
@@ -90,10 +89,7 @@ std::shared_ptr<const Codes> Codes::constant(int32_t codec, const Attributes& a,
 
 bool Codes::is_copy_of(const Attributes& a, int32_t codec, const Tensor& tensor) const {
   check_shape(codec, a, tensor.shape);
-  const auto* given = static_cast<const uint8_t*>(tensor.data);
-  const bool same = std::memcmp(data_, given, bytes_) == 0;
-  give_up(given, bytes_);
-  return same;
+  return equal(data_, static_cast<const uint8_t*>(tensor.data), bytes_);
 }
 
 Codes::Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor)

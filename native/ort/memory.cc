@@ -20,6 +20,7 @@ namespace {
 constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
 constexpr size_t kChunk = size_t{64} << 20;   // address space, not memory
 constexpr size_t kLine = 64;                  // a block of codes is one cache line
+constexpr size_t kSlice = size_t{4} << 20;    // copied before its pages are given up
 constexpr size_t kSmall = size_t{256} << 10;  // less than this has few pages of any size
 constexpr int kCollapse = 25;                 // MADV_COLLAPSE and PR_GET_THP_DISABLE: older headers lack them
 constexpr int kGetDisabled = 42;
@@ -50,8 +51,8 @@ struct Chunk {
 
 enum class Pages { kFile, kOther, kUnknown };
 
-// What is behind [codes, codes + bytes), all of which has been read: pages of a file that nobody has written
-// to, or anything else. /proc/self/pagemap has eight bytes for each page.
+// What is behind [codes, codes + bytes): pages of a file that nobody has written to, or that nobody has read yet, or
+// anything else. /proc/self/pagemap has eight bytes for each page.
 Pages pages_behind(const uint8_t* codes, size_t bytes) {
   constexpr uint64_t present = uint64_t{1} << 63, swapped = uint64_t{1} << 62, of_file = uint64_t{1} << 61;
   const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
@@ -102,8 +103,11 @@ std::shared_ptr<const uint8_t> settle(const uint8_t* codes, size_t bytes) {
   const Pages pages = pages_behind(codes, bytes);
   if (pages == Pages::kFile) {
     std::shared_ptr<uint8_t> copy = allocate_codes(bytes);
-    std::memcpy(copy.get(), codes, bytes);
-    give_up(codes, bytes);
+    for (size_t done = 0; done < bytes; done += kSlice) {  // a large matrix is never there twice
+      const size_t some = std::min(kSlice, bytes - done);
+      std::memcpy(copy.get() + done, codes + done, some);
+      give_up(codes + done, some);
+    }
     return copy;
   }
   if (pages == Pages::kOther) {
@@ -113,6 +117,16 @@ std::shared_ptr<const uint8_t> settle(const uint8_t* codes, size_t bytes) {
     if (from < to) madvise(reinterpret_cast<void*>(from), to - from, kCollapse);
   }
   return nullptr;
+}
+
+bool equal(const uint8_t* ours, const uint8_t* codes, size_t bytes) {
+  bool same = true;
+  for (size_t done = 0; done < bytes && same; done += kSlice) {
+    const size_t some = std::min(kSlice, bytes - done);
+    same = std::memcmp(ours + done, codes + done, some) == 0;
+    give_up(codes + done, some);
+  }
+  return same;
 }
 
 void give_up(const uint8_t* codes, size_t bytes) {
@@ -126,6 +140,8 @@ void give_up(const uint8_t* codes, size_t bytes) {
 
 #else  // no huge pages that a program can ask for
 
+#include <cstring>
+
 namespace hybridkit::ort {
 
 std::shared_ptr<uint8_t> allocate_codes(size_t bytes) {
@@ -135,6 +151,8 @@ std::shared_ptr<uint8_t> allocate_codes(size_t bytes) {
 }
 
 std::shared_ptr<const uint8_t> settle(const uint8_t*, size_t) { return nullptr; }
+
+bool equal(const uint8_t* ours, const uint8_t* codes, size_t bytes) { return std::memcmp(ours, codes, bytes) == 0; }
 
 void give_up(const uint8_t*, size_t) {}
 

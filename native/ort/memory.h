@@ -17,6 +17,9 @@ std::shared_ptr<uint8_t> allocate_codes(size_t bytes);
  * where they are. */
 std::shared_ptr<const uint8_t> settle(const uint8_t* codes, size_t bytes);
 
+/* Whether codes are the same as ours; gives up their pages, too. */
+bool equal(const uint8_t* ours, const uint8_t* codes, size_t bytes);
+
 /* Gives up the pages of a mapped file, which come back when they are read. Leaves other memory alone. */
 void give_up(const uint8_t* codes, size_t bytes);
 
