@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -51,27 +52,38 @@ class Sampling:
             raise UsageError("the repetition penalty is above 0")
 
 
-def draw(
-    logits: NDArray[np.float32], seen: Sequence[int], sampling: Sampling, random: np.random.Generator
-) -> int:
-    """The next token behind `seen`, from float32 [vocabulary]."""
+def shares(
+    logits: NDArray[np.float32], seen: Sequence[int], sampling: Sampling
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The tokens that may come behind `seen`, likeliest first, and their probabilities.
+
+    logits: float32 [vocabulary].
+    """
     if sampling.repetition_penalty != 1 and seen:
         places = np.unique(np.asarray(seen))
         values, penalty = logits[places], np.float32(sampling.repetition_penalty)
         logits = logits.copy()
         logits[places] = np.where(values > 0, values / penalty, values * penalty)
     if sampling.temperature == 0:
-        return int(logits.argmax())
+        return np.array([logits.argmax()]), np.ones(1)
     places = np.arange(len(logits))
     if 0 < sampling.top_k < len(logits):  # a vocabulary takes milliseconds to sort
         places = np.flatnonzero(logits >= np.partition(logits, -sampling.top_k)[-sampling.top_k])
     order = places[np.argsort(-logits[places], kind="stable")][: sampling.top_k or None]
     scaled = logits[order].astype(np.float64) / sampling.temperature
-    shares = np.exp(scaled - scaled[0])
-    shares /= shares.sum()
-    before = np.cumsum(shares) - shares  # of likelier ones: the likeliest always stays
-    shares = np.where(before < sampling.top_p, shares, 0.0)
-    return int(random.choice(order, p=shares / shares.sum()))
+    found = np.exp(scaled - scaled[0])
+    found /= found.sum()
+    likely = np.cumsum(found) - found < sampling.top_p  # the likeliest always stays
+    return order[likely], found[likely] / found[likely].sum()
+
+
+def draw(logits: NDArray[np.float32], seen: Sequence[int], sampling: Sampling, random: Random) -> int:
+    """The next token behind `seen`, from float32 [vocabulary]."""
+    tokens, found = shares(logits, seen, sampling)
+    if len(tokens) == 1:
+        return int(tokens[0])
+    place = np.searchsorted(np.cumsum(found)[:-1], random.random(), side="right")
+    return int(tokens[place])
 
 
 class LanguageModel:
@@ -152,7 +164,7 @@ class LanguageModel:
 
         Raises as `logits`.
         """
-        random = np.random.default_rng(sampling.seed)
+        random = Random(sampling.seed)  # NumPy's takes 5 MB to import
         tokens = list(prompt)
         for left in range(min(most, self.context - len(tokens)), 0, -1):
             token = draw(self.logits(tokens, left), tokens, sampling, random)

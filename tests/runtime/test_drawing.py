@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import numpy as np
 import pytest
@@ -10,17 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridkit.errors import UsageError
-from hybridkit.runtime.generation import Sampling, draw, sampling_of
+from hybridkit.runtime.generation import Sampling, draw, sampling_of, shares
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
-
-
-class Fixed:
-    """Notes the probabilities that a draw has, and takes the first."""
-
-    def choice(self, order, p):
-        self.shares = dict(zip(order.tolist(), p.tolist(), strict=True))
-        return order[0]
 
 
 def reference(logits, seen, how):
@@ -52,10 +45,10 @@ def reference(logits, seen, how):
 def test_probabilities_are_those_of_the_definitions(logits, seen, temperature, top_k, top_p, penalty):
     how = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=penalty)
     seen = [i for i in seen if i < len(logits)]
-    random = Fixed()
-    draw(np.asarray(logits, np.float32), seen, how, random)
+    tokens, probabilities = shares(np.asarray(logits, np.float32), seen, how)
+    assert (np.diff(probabilities) <= 0).all()
+    found = dict(zip(tokens.tolist(), probabilities.tolist(), strict=True))
     wanted = reference(logits, seen, how)
-    found = {i: p for i, p in random.shares.items() if p}
     # at the edge of top-p one more or less is a matter of rounding
     for i in found.keys() & wanted.keys():
         if len(found) == len(wanted):
@@ -64,19 +57,41 @@ def test_probabilities_are_those_of_the_definitions(logits, seen, temperature, t
     assert sum(found.values()) == pytest.approx(1)
 
 
+class Evenly:
+    """Numbers from 0 to 1, as far from each other as can be."""
+
+    def __init__(self, count):
+        self.count, self.given = count, 0
+
+    def random(self):
+        self.given += 1
+        return (self.given - 0.5) / self.count
+
+
+@given(LOGITS, st.floats(0.1, 5), st.floats(0.05, 1))
+def test_tokens_are_drawn_as_often_as_their_probabilities_say(logits, temperature, top_p):
+    array, how = np.asarray(logits, np.float32), Sampling(temperature=temperature, top_p=top_p)
+    random, count = Evenly(200), 200
+    drawn = [draw(array, [], how, random) for _ in range(count)]
+    tokens, probabilities = shares(array, [], how)
+    assert set(drawn) <= set(tokens.tolist())
+    for token, probability in zip(tokens, probabilities, strict=True):
+        assert abs(drawn.count(token) - count * probability) <= 1.01
+
+
 @given(LOGITS)
 def test_without_temperature_it_is_the_likeliest(logits):
     array = np.asarray(logits, np.float32)
-    assert draw(array, [], Sampling(), np.random.default_rng(0)) == int(array.argmax())
+    assert draw(array, [], Sampling(), Random(0)) == int(array.argmax())
     one = Sampling(temperature=1.0, top_k=1)
-    assert array[draw(array, [], one, np.random.default_rng(0))] == array.max()
+    assert array[draw(array, [], one, Random(0))] == array.max()
 
 
 def test_a_seed_gives_the_same_token_again():
     array = np.linspace(0, 1, 50).astype(np.float32)
-    drawn = [draw(array, [], Sampling(temperature=2.0), np.random.default_rng(5)) for _ in range(3)]
+    drawn = [draw(array, [], Sampling(temperature=2.0), Random(5)) for _ in range(3)]
     assert len(set(drawn)) == 1
-    many = {draw(array, [], Sampling(temperature=2.0), np.random.default_rng(n)) for n in range(50)}
+    many = {draw(array, [], Sampling(temperature=2.0), Random(n)) for n in range(50)}
     assert len(many) > 10
 
 
