@@ -151,8 +151,8 @@ std::vector<int64_t> InferenceAttributes::integers(const char* name) const {
 
 Attributes read_attributes(const KernelAttributes& source, const Operator& op) { return read(source, op); }
 Attributes read_attributes(const InferenceAttributes& source, const Operator& op) { return read(source, op); }
-Attributes read_matrix(const KernelAttributes& source, int64_t native) { return matrix(source, native); }
-Attributes read_matrix(const InferenceAttributes& source, int64_t native) { return matrix(source, native); }
+Attributes read_matrix(const KernelAttributes& source) { return matrix(source, kTiled); }
+Attributes read_matrix(const InferenceAttributes& source) { return matrix(source, kTiled); }
 
 Shape output_shape(const Attributes& attributes, const Shape& x) {
   const auto agrees = [](int64_t size, int64_t expected) { return size == expected || size < 0; };

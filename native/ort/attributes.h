@@ -47,9 +47,9 @@ struct InferenceAttributes {
 Attributes read_attributes(const KernelAttributes& source, const Operator& op);
 Attributes read_attributes(const InferenceAttributes& source, const Operator& op);
 
-/* Of an operator that reads nothing but a matrix of codes: N, K and the layout, which is 0 or `native`. */
-Attributes read_matrix(const KernelAttributes& source, int64_t native);
-Attributes read_matrix(const InferenceAttributes& source, int64_t native);
+/* Of an operator that reads nothing but a matrix of codes: N, K and the layout, which is row-major or tiled. */
+Attributes read_matrix(const KernelAttributes& source);
+Attributes read_matrix(const InferenceAttributes& source);
 
 /* The shape of the output for an input of shape `x`. Where a size of x is unknown, what depends on it is,
  * too. std::runtime_error names the shape that was expected and the one given. */

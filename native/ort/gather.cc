@@ -25,7 +25,7 @@ Shape shape_of_rows(const Attributes& attributes, Shape x) {
 class GatherKernel {
  public:
   GatherKernel(const GatherOperator& op, const OrtKernelInfo* info, std::string node)
-      : op_(op), node_(std::move(node)), attributes_(read_matrix(KernelAttributes{op.api, info}, kTiled)) {
+      : op_(op), node_(std::move(node)), attributes_(read_matrix(KernelAttributes{op.api, info})) {
     if (const Shape codes = stated_shape(op.api, info, kCodes); !codes.empty())
       Codes::check_shape(op.codec, attributes_, codes);
     if (auto tensor = constant_of(op.api, info, kCodes)) codes_ = Codes::constant(op.codec, attributes_, *tensor);
@@ -73,7 +73,7 @@ OrtStatus* infer(const OrtCustomOp* op, OrtShapeInferContext* context) {
     const OrtApi* api = self(op).api;
     const InferredInput x(api, context, kRows);
     if (x.shape.empty()) return nullptr;  // no shape is known
-    const Attributes attributes = read_matrix(InferenceAttributes{api, context}, kTiled);
+    const Attributes attributes = read_matrix(InferenceAttributes{api, context});
     set_first_output(api, context, x, shape_of_rows(attributes, x.shape), x.shape.size(), kFloat32);
   } catch (const std::exception&) {  // the runtime would neither report nor release a status
   }
