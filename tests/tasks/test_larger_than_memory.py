@@ -85,7 +85,8 @@ KINDS = {
 def test_data_larger_than_memory(name, tiny, tmp_path):
     model, make, size, room = KINDS[name]
     small, large = (str(make(tmp_path, each)) for each in (size // 24, size))
-    alone = os.environ | {  # no late threads, no memory kept for later
+    alone = os.environ | {  # no threads that start late (8 MiB of stack each), no memory kept for later
+        "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "ARROW_DEFAULT_MEMORY_POOL": "system",
         "HF_DATASETS_CACHE": str(tmp_path / "cache"),
