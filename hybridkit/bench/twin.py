@@ -139,9 +139,8 @@ def _unpack_codes(model: ir.Model, node: ir.Node) -> bool:
     packed = _array(source)
     if packed is None:
         return False
-    names = {storage.prefix: name for name, storage in STORAGES.items()}
     prefix = node.op_type.removesuffix(GATHER).removesuffix("Unpack")
-    integers = codec(names[prefix]).unpack(packed, node.attributes["K"].as_int())
+    integers = codec(STORAGES[prefix].codec).unpack(packed, node.attributes["K"].as_int())
     value = _constant(model, f"{_name(source)}.fp32", integers.astype("float32"))
     if rows is None:
         node.outputs[0].replace_all_uses_with(value)

@@ -8,10 +8,11 @@ from onnx_ir.passes import common as passes
 from hybridkit.exporting.functions import DOMAIN, DOMAIN_VERSION, function
 from hybridkit.exporting.layout import make_tiled
 from hybridkit.exporting.lowering import MICROSOFT
+from hybridkit.exporting.scales import halve_scales
 
 
 def assemble(model: ir.Model, opset: int, *, inline: bool = False) -> None:
-    """Bodies for our operators that are used, every tensor once, codes as tiles, and nothing that is unused.
+    """Bodies for our operators that are used, every tensor once, codes as tiles, nothing that is unused.
 
     `inline` puts the bodies in the place of our operators.
     """
@@ -27,6 +28,7 @@ def assemble(model: ir.Model, opset: int, *, inline: bool = False) -> None:
     passes.DeduplicateHashedInitializersPass()(model)
     if not inline:
         make_tiled(model)
+        halve_scales(model)
     passes.RemoveUnusedNodesPass()(model)
     _drop_unused_weights(model)
     passes.RemoveUnusedOpsetsPass()(model)

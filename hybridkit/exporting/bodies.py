@@ -290,7 +290,8 @@ _SUM_OF_GROUPS = """
         w = Transpose <perm = [1, 2, 0]> (q_groups)
         x_first = Transpose <perm = [1, 0, 2]> (x_int8)
         sum = MatMul (x_first, w)
-        scale_first = Transpose <perm = [1, 0]> (scale)
+        scale_float = Cast <to = 1> (scale)
+        scale_first = Transpose <perm = [1, 0]> (scale_float)
         s_w = Unsqueeze (scale_first, one)
         s = Mul (s_x, s_w)
         products = Mul (sum, s)
@@ -322,7 +323,8 @@ GROUPED = {
     """,
     "Float": f"""
         {_IN_GROUPS}
-        per_group = Unsqueeze (scale, last_axis)
+        scale_float = Cast <to = 1> (scale)
+        per_group = Unsqueeze (scale_float, last_axis)
         scaled = Mul (q_groups, per_group)
         whole_rows = Concat <axis = 0> (height_1d, last_axis)
         rows_padded = Reshape (scaled, whole_rows)

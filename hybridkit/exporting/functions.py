@@ -6,9 +6,9 @@ stock operators. Bodies are written in ONNX's textual syntax. The operators:
     {Ternary,Binary}MatMul{Int8,Float}          x [..., K], codes, scale [N], bias [N] -> y [..., N]
     Sparse34MatMul{Int8,Float}                  the same, of 3:4-sparse codes (packing/sparse.py)
     {Ternary,Binary}Conv{Int8,Float}            x [B, C, ...], codes, scale [N], bias [N] -> y [B, N, ...]
-    NBit{2,4,8}MatMul{Int8,Int8Blocks,Float}    x [..., K], codes, scale [N, groups], bias [N] -> y [..., N]
-    {Ternary,Binary,NBit2,NBit4,NBit8}Gather    rows x [...], codes -> y float32 [..., K], integer-valued
-    {Ternary,Binary,NBit2,NBit4,NBit8}Unpack    codes [..., bytes] -> y float32 [..., K], integer-valued
+    NBit{1,2,4,8}MatMul{Int8,Int8Blocks,Float}  x [..., K], codes, scale [N, groups], bias [N] -> y [..., N]
+    {Ternary,Binary,NBit{1,2,4,8}}Gather        rows x [...], codes -> y float32 [..., K], integer-valued
+    {Ternary,Binary,NBit{1,2,4,8}}Unpack        codes [..., bytes] -> y float32 [..., K], integer-valued
     {Base3,Sparse34}Repack                      codes [N, bytes] -> y [N, ceil(K / 4)], layout 0
     CachedAttention                             ONNX Runtime's GroupQueryAttention, of float32
 
@@ -16,15 +16,16 @@ Attributes K and N give the matrix and `layout` the order of the uint8 codes: 0 
 rows padded to whole bytes, lowest bits first; products and Gather may also have 1 and convolutions 2, the
 tiles of packing/tiles.py; 3:4-sparse codes have no other. Convolutions add ONNX's own attributes and flatten
 the weight [N, C/group, ...] to [N, K]. The numbers of rows are int64; negative ones count from the end.
-Scale and bias are float32. x may be float32, float16 or bfloat16; the arithmetic is float32 and y has the
-type of x:
+Scale and bias are float32; scales of n-bit products may be float16, too. x may be float32, float16 or
+bfloat16; the arithmetic is float32 and y has the type of x:
 
     Int8:   s_x = max(max|x|, 1e-5) / 127     over the last axis (MatMul), per sample (Conv)
             x^  = clip(round_half_even(x / s_x), -127, 127)
             y   = float(x^ . q) * (s_x * scale) + bias
     Float:  y   = (x . q) * scale + bias
 
-Of n-bit products every `group_size` columns of a row share a scale (the last of its groups may have fewer),
+Of n-bit products every `group_size` columns of a row share a scale (the last of its groups may have fewer);
+it is a multiple of 16, of 32 with one bit, whose codes are -1 and 1,
 and groups g are added up in their order, each step in float32:
 
     Int8:        y = p_0 + p_1 + ... + bias, p_g = float(x^_g . q_g) * (s_x * scale_g)
@@ -61,6 +62,7 @@ class Storage:
     """How a byte holds codes: 8 / bits unsigned digits d, lowest first; a code is step * d + offset."""
 
     prefix: str  # of the operators that read it
+    codec: str  # of packing, whose bytes are layout 0
     bits: int
     step: int
     offset: int
@@ -74,19 +76,26 @@ class Storage:
 
 _ALL_STEMS: Final = ("MatMulInt8", "MatMulFloat", "ConvInt8", "ConvFloat", GATHER, "Unpack")
 _NBIT_STEMS: Final = ("MatMulInt8", "MatMulInt8Blocks", "MatMulFloat", GATHER, "Unpack")
-STORAGES: Final = {  # by the name of the packing codec whose bytes are layout 0
-    "two-bit": Storage("Ternary", 2, 1, -1, _ALL_STEMS),
-    "one-bit": Storage("Binary", 1, 2, -1, _ALL_STEMS),
-    "nbit2": Storage("NBit2", 2, 1, -2, _NBIT_STEMS),
-    "nbit4": Storage("NBit4", 4, 1, -8, _NBIT_STEMS),
-    "nbit8": Storage("NBit8", 8, 1, -128, _NBIT_STEMS),
-}
+_ALL: Final = (
+    Storage("Ternary", "two-bit", 2, 1, -1, _ALL_STEMS),
+    Storage("Binary", "one-bit", 1, 2, -1, _ALL_STEMS),
+    Storage("NBit1", "one-bit", 1, 2, -1, _NBIT_STEMS),
+    Storage("NBit2", "nbit2", 2, 1, -2, _NBIT_STEMS),
+    Storage("NBit4", "nbit4", 4, 1, -8, _NBIT_STEMS),
+    Storage("NBit8", "nbit8", 8, 1, -128, _NBIT_STEMS),
+)
+STORAGES: Final = {storage.prefix: storage for storage in _ALL}
 SPARSE34: Final = "Sparse34"
 CACHED_ATTENTION: Final = "CachedAttention"
 _ATTENTION_ATTRIBUTES: Final = ("num_heads", "kv_num_heads", "scale", "softcap", "local_window_size")
 _ATTENTION_INPUTS: Final = ("query", "key", "value", "past_key", "past_value", "last", "total")
 _SPARSE34_MODES: Final = {f"{SPARSE34}MatMul{mode}": mode for mode in ("Int8", "Float")}
 _OPERATORS: Final = {s.prefix + stem: (s, stem) for s in STORAGES.values() for stem in s.stems}
+
+
+def storage_of(codec: str) -> Storage:
+    """How operators read the codes of a packing codec that have one scale for each row."""
+    return next(storage for storage in _ALL if storage.codec == codec)
 
 
 def attribute_names(operator: str) -> tuple[str, ...]:

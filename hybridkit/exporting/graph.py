@@ -16,16 +16,15 @@ from hybridkit.packing.codecs import SPARSE, codec
 
 _CONV_ATTRIBUTES: Final = ("kernel_shape", "strides", "pads", "dilations", "group")
 _KINDS: Final = ("MatMul", "Conv", "Embedding")
-_CODECS: Final = {storage.prefix: name for name, storage in STORAGES.items()} | {SPARSE34: SPARSE.name}
-_BITS: Final = {storage.prefix: storage.bits for storage in STORAGES.values()}
+_CODECS: Final = {prefix: storage.codec for prefix, storage in STORAGES.items()} | {SPARSE34: SPARSE.name}
 
 
 @dataclass(frozen=True, slots=True)
 class PackedNode:
     """A node that stands for one packed layer, as translation writes it.
 
-    prefix is Ternary, Binary, NBit2, NBit4, NBit8 or, in a file, Sparse34; kind MatMul, Conv or Embedding;
-    int8 says whether activations are quantised. `group_size` 0 means one scale per row.
+    prefix is Ternary, Binary, NBit1, NBit2, NBit4, NBit8 or, in a file, Sparse34; kind MatMul, Conv or
+    Embedding; int8 says whether activations are quantised. `group_size` 0 means one scale per row.
     """
 
     node: ir.Node
@@ -65,7 +64,7 @@ class PackedNode:
     @property
     def bits(self) -> int:
         """Bits of a code."""
-        return _BITS[self.prefix]
+        return STORAGES[self.prefix].bits
 
     @property
     def x(self) -> ir.Value:

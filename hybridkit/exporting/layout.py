@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from hybridkit.exporting.dense import restore_two_bits
 from hybridkit.exporting.functions import ROW_MAJOR, SPARSE34, TILED
 from hybridkit.exporting.graph import PackedNode, array_of, gathers, initializer, packed_nodes
+from hybridkit.exporting.scales import widen_scales
 from hybridkit.packing.tiles import tile, tiled_shape, untile
 
 MOST_PADDING: Final = 1 / 8  # of the row-major bytes
 
 
 def make_row_major(model: ir.Model) -> None:
-    """Layers in whatever form a file has them, with row-major codes: what every rewriting reads."""
+    """Layers of a file in the form that every rewriting reads: codes row-major, scales float32."""
     restore_two_bits(model)
+    widen_scales(model)
     for layer in packed_nodes(model):
         if layer.prefix.startswith("NBit") and layer.has_layout and layer.group_size >= layer.K:
             _scale_rows(layer)

@@ -29,11 +29,11 @@ INT8: Final = 4  # int8 activations in blocks
 BLOCK: Final = 128  # of MatMulNBits where a row has one scale: fewer bytes than 32 or 64, and as fast
 SMALLEST_BLOCK: Final = 16  # that MatMulNBits knows
 LARGEST_BLOCK: Final = 256  # with larger ones ONNX Runtime up to 1.26 computes zeros or NaN
-GROUPS: Final = (16, 1 << 16)  # what a group of our n-bit operators is a multiple of, and the largest
+LARGEST_GROUP: Final = 1 << 16  # of our n-bit operators
 
 Weights = Callable[[PackedNode], NDArray[np.float32]]
 
-PREFIXES: Final = tuple(storage.prefix for storage in STORAGES.values())
+PREFIXES: Final = tuple(STORAGES)
 _NBIT: Final = tuple(prefix for prefix in PREFIXES if prefix.startswith("NBit"))
 
 
@@ -137,18 +137,22 @@ def _codes_of_product(e: Emitter, layer: PackedNode, level: int) -> ir.Value:
 
 def is_operator(layer: PackedNode, how: Products) -> bool:
     """Whether an n-bit product becomes an operator of ours."""
-    step, most = GROUPS
     if how.stock:
         return False
     if layer.int8 and layer.offset is not None:  # which meets rounded activations
         return False
-    return group_columns(layer) <= most and layer.group_size % step == 0
+    return group_columns(layer) <= LARGEST_GROUP and layer.group_size % _group_step(layer) == 0
 
 
 def group_columns(layer: PackedNode) -> int:
     """Columns that share a scale, as our n-bit operators take them: whole rows are rounded up."""
-    step, _ = GROUPS
+    step = _group_step(layer)
     return layer.group_size or -(-layer.K // step) * step
+
+
+def _group_step(layer: PackedNode) -> int:
+    """What a group of our n-bit operators is a multiple of."""
+    return 32 if layer.bits == 1 else 16
 
 
 def nbit_operator(e: Emitter, layer: PackedNode, level: int = FP32) -> ir.Value:
@@ -263,12 +267,12 @@ def matmul_nbits(
 ) -> ir.Value:
     """x . (q * scales) as one stock node, whose codes are q + 2^(bits - 1): its default zero point.
 
-    scales: [N, blocks]. A block above LARGEST_BLOCK becomes several with the same scale.
+    bits: 1 is stored as 2. scales: [N, blocks]. A block above LARGEST_BLOCK becomes several with one scale.
     8-bit codes q = 16 h + l, 0 <= l < 16, are two nodes where activations are floats: ONNX Runtime takes
     4-bit codes as they are, but unpacks a matrix of 8 bits to float32 at every run. A head of 49,152 x 576
     took 242 ms a token as one node and takes 6 as two.
     """
-    codes = layer.integers()
+    codes, bits = layer.integers(), max(bits, 2)
     if not _in_halves(bits, level):
         return _matmul_nbits(e, layer, x, codes, bits, block, scales, level)
     high, low = _halves(codes)

@@ -64,13 +64,12 @@ class MatMulNBitsExporter:
     def _matmul(self, e: Emitter, layer: PackedNode) -> ir.Value:
         if layer.group_size and not lowering.fits_blocks(layer):
             return lowering.nbit_matmul(e, layer)
-        bits = max(layer.bits, 2)
         ones = np.ones(layer.N, np.float32) if layer.on_output else None
         block, scales = lowering.block_scales(layer, ones, self.options.block_size)
 
         def compute(x: ir.Value) -> ir.Value:
             level = self.options.accuracy_level
-            y = lowering.matmul_nbits(e, layer, x, bits, block, scales, level)
+            y = lowering.matmul_nbits(e, layer, x, layer.bits, block, scales, level)
             y = e.node("Mul", y, layer.scale) if layer.on_output else lowering.with_offset(e, layer, x, y)
             return lowering.with_bias(e, layer, y)
 

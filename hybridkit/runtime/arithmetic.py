@@ -138,7 +138,7 @@ def _fields(codes: Tensor, bits: int) -> Tensor:
 
 def _values(digits: Tensor, kind: Codes, bits: int) -> Tensor:
     values = digits.float()
-    if kind == "binary":
+    if bits == 1:
         return values * 2 - 1
     return values - (1 if kind == "ternary" else 1 << bits - 1)
 

@@ -47,8 +47,8 @@ class _Packed(nn.Module):
     Ternary and binary products hold tiles, on every device and with or without the native library, and so
     does an embedding that is tied to one; all others hold rows [N, bytes], layout 0.
     scale: float32 [N] or [N, groups]. offset: the same, or None. It, bits and group_size matter for n-bit
-    codes only: ternary and binary codes in groups, or with offsets, become n-bit ones of two bits, which hold
-    the same integers.
+    codes only: ternary and binary codes in groups, or with offsets, become n-bit ones of two bits and of one,
+    which hold the same integers.
     """
 
     layout = 0
@@ -65,11 +65,13 @@ class _Packed(nn.Module):
         super().__init__()
         name, codes = layer.codec, layer.codes
         wanted = operator_codec(name)
-        if (layer.group_size or layer.has_offset) and wanted in ("two-bit", "one-bit"):
+        grouped = layer.group_size > 0 or layer.has_offset
+        if grouped and wanted == "two-bit":
             wanted = "nbit2"
         if wanted != name:
             name, codes = wanted, codec(wanted).pack(layer.unpack())
-        self.code_kind, self.bits = _CODES[name]
+        self.code_kind: Codes
+        self.code_kind, self.bits = ("nbit", 1) if grouped and name == "one-bit" else _CODES[name]
         self.group_size = layer.group_size
         self.N, self.K = layer.matrix_shape
         self.shape = layer.shape

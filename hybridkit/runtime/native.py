@@ -28,13 +28,13 @@ from hybridkit.runtime.library import VARIABLE, library_path
 
 LowBit = Literal["ternary", "binary"]
 Rows = LowBit | Literal["sparse34"]  # with a scale per row
-Codec = Rows | Literal["nbit2", "nbit4", "nbit8"]
+Codec = Rows | Literal["nbit1", "nbit2", "nbit4", "nbit8"]
 DType = Literal["float32", "float16", "bfloat16"]
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 _NONE: Final = np.empty(0, np.uint8)
 
-CODECS: Final = {"ternary": 0, "binary": 1, "nbit2": 2, "nbit4": 3, "nbit8": 4, "sparse34": 5}
+CODECS: Final = {"ternary": 0, "binary": 1, "nbit2": 2, "nbit4": 3, "nbit8": 4, "sparse34": 5, "nbit1": 6}
 ACTIVATIONS: Final = {"int8": 0, "float": 1}
 DTYPES: Final = {"float32": 0, "float16": 1, "bfloat16": 2}
 _MAX_SIZE: Final = 2**31 - 1  # HYBRIDKIT_MAX_SIZE: the largest N; no other size or attribute is larger

@@ -27,18 +27,21 @@ inline int64_t product(std::initializer_list<int64_t> factors, int64_t most) {
   return result;
 }
 
-constexpr bool is_nbit(int32_t codec) { return between(codec, HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT8); }
+constexpr bool is_nbit(int32_t codec) {
+  return between(codec, HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT8) || codec == HYBRIDKIT_NBIT1;
+}
 
 constexpr bool is_sparse(int32_t codec) { return codec == HYBRIDKIT_SPARSE34; }
 
 // Of a codec that is known, as kernels read it: those of 3:4-sparse codes when they are expanded.
 constexpr int bits_of(int32_t codec) {
-  return is_nbit(codec) ? 2 << (codec - HYBRIDKIT_NBIT2) : codec == HYBRIDKIT_BINARY ? 1 : 2;
+  if (codec == HYBRIDKIT_BINARY || codec == HYBRIDKIT_NBIT1) return 1;
+  return is_nbit(codec) ? 2 << (codec - HYBRIDKIT_NBIT2) : 2;
 }
 
 // What is wrong with the sizes of a packed matrix, or NULL.
 inline const char* problem_with_sizes(int32_t codec, int64_t N, int64_t K) {
-  if (!between(codec, HYBRIDKIT_TERNARY, HYBRIDKIT_SPARSE34)) return "unknown codec";
+  if (!between(codec, HYBRIDKIT_TERNARY, HYBRIDKIT_NBIT1)) return "unknown codec";
   if (!between(N, 1, HYBRIDKIT_MAX_SIZE)) return "N must be from 1 to 2147483647";
   if (!between(K, 1, HYBRIDKIT_MAX_K)) return "K must be from 1 to 4194304";
   return nullptr;
@@ -52,15 +55,17 @@ inline const char* problem_with_conv_sizes(int32_t codec, int64_t N, int64_t K, 
 }
 
 // What is wrong with the columns that share a scale, or NULL.
-inline const char* problem_with_group_size(int64_t group_size) {
-  if (between(group_size, 1, HYBRIDKIT_MAX_GROUP) && group_size % HYBRIDKIT_GROUP_STEP == 0) return nullptr;
-  return "group_size must be a multiple of 16 from 16 to 65536";
+inline const char* problem_with_group_size(int bits, int64_t group_size) {
+  const int64_t step = bits == 1 ? 2 * HYBRIDKIT_GROUP_STEP : HYBRIDKIT_GROUP_STEP;
+  if (between(group_size, 1, HYBRIDKIT_MAX_GROUP) && group_size % step == 0) return nullptr;
+  return bits == 1 ? "group_size must be a multiple of 32 from 32 to 65536"
+                   : "group_size must be a multiple of 16 from 16 to 65536";
 }
 
 // What is wrong with the sizes and groups of a matrix, or NULL.
 inline const char* problem_with_shape(const hybridkit_matrix& matrix) {
   if (const char* wrong = problem_with_sizes(matrix.codec, matrix.N, matrix.K)) return wrong;
-  if (is_nbit(matrix.codec)) return problem_with_group_size(matrix.group_size);
+  if (is_nbit(matrix.codec)) return problem_with_group_size(bits_of(matrix.codec), matrix.group_size);
   return matrix.group_size == 0 ? nullptr : "only n-bit codes have groups";
 }
 

@@ -15,11 +15,15 @@ constexpr int kFloatStreamPanel = 4; // rows at a time: 4 x 16 sums
 constexpr int64_t kFloatChunk = 256; // columns that are unpacked at a time, 16 KiB
 
 // What the lowest digit of each lane stands for. vpermilps looks at two bits of an index and no others, so that a
-// digit needs no mask.
-template <int bits>
+// digit of one or two needs no mask.
+template <int bits, bool nbit = false>
 inline __m256 value_of(__m256i digits) {
-  const __m256 table = bits == 2 ? _mm256_setr_ps(-1, 0, 1, 0, -1, 0, 1, 0) : _mm256_setr_ps(-1, 1, -1, 1, -1, 1, -1, 1);
-  return _mm256_permutevar_ps(table, digits);
+  if constexpr (bits > 2) {
+    const __m256i digit = _mm256_and_si256(digits, _mm256_set1_epi32((1 << bits) - 1));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(digit, _mm256_set1_epi32(1 << (bits - 1))));
+  }
+  const __m256 two_bits = nbit ? _mm256_setr_ps(-2, -1, 0, 1, -2, -1, 0, 1) : _mm256_setr_ps(-1, 0, 1, 0, -1, 0, 1, 0);
+  return _mm256_permutevar_ps(bits == 2 ? two_bits : _mm256_setr_ps(-1, 1, -1, 1, -1, 1, -1, 1), digits);
 }
 
 template <int rows>
@@ -44,7 +48,7 @@ inline void finish(const FloatWork& work, int64_t tile, int64_t row, const __m25
 
 // One block of a tile times `rows` rows, of which the first `count` columns exist. `chains` independent sums per output
 // hide the latency of FMA.
-template <int bits, int rows, int chains>
+template <int bits, bool nbit, int rows, int chains>
 inline void stream_block(const uint8_t* codes, const float* x, int64_t stride, int count,
                          __m256 (&sum)[chains][rows][2]) {
   constexpr int columns = static_cast<int>(block_columns(bits));
@@ -54,7 +58,8 @@ inline void stream_block(const uint8_t* codes, const float* x, int64_t stride, i
   for (int k = 0; k < columns; ++k) {
     if (k >= count) break;
     const int shift = k % 4 * 8 + bits * (k / 4);
-    const __m256 a = value_of<bits>(_mm256_srli_epi32(low, shift)), b = value_of<bits>(_mm256_srli_epi32(high, shift));
+    const __m256 a = value_of<bits, nbit>(_mm256_srli_epi32(low, shift));
+    const __m256 b = value_of<bits, nbit>(_mm256_srli_epi32(high, shift));
     for (int m = 0; m < rows; ++m) {
       const __m256 factor = _mm256_broadcast_ss(x + m * stride + k);
       sum[k % chains][m][0] = _mm256_fmadd_ps(a, factor, sum[k % chains][m][0]);
@@ -75,9 +80,9 @@ void stream_tile(const FloatWork& work, int64_t tile, int64_t row) {
   for (int64_t left = work.K; left > 0; left -= columns, codes += kBlockBytes, x += columns) {
     _mm_prefetch(reinterpret_cast<const char*>(codes + 1024), _MM_HINT_T0);
     if (left >= columns) {
-      stream_block<bits, rows, chains>(codes, x, work.x_stride, columns, sum);
+      stream_block<bits, false, rows, chains>(codes, x, work.x_stride, columns, sum);
     } else {
-      stream_block<bits, rows, chains>(codes, x, work.x_stride, static_cast<int>(left), sum);
+      stream_block<bits, false, rows, chains>(codes, x, work.x_stride, static_cast<int>(left), sum);
     }
   }
   for (int c = 1; c < chains; ++c)
@@ -86,20 +91,26 @@ void stream_tile(const FloatWork& work, int64_t tile, int64_t row) {
   finish<rows>(work, tile, row, sum[0]);
 }
 
-template <int bits>
-void stream_floats(const FloatWork& work) {
+// panel(rows as a constant, tile, first row) for all tiles, in panels of rows that are nearly equal.
+template <class Panel>
+void in_stream_panels(const FloatWork& work, const Panel& panel) {
   const int64_t panels = (work.rows + kFloatStreamPanel - 1) / kFloatStreamPanel;
-  const int64_t panel = (work.rows + panels - 1) / panels;
+  const int64_t most = (work.rows + panels - 1) / panels;
   for (int64_t tile = 0; tile < work.tiles; ++tile) {
-    for (int64_t row = 0; row < work.rows; row += panel) {
-      switch (work.rows - row < panel ? work.rows - row : panel) {
-        case 1: stream_tile<bits, 1>(work, tile, row); break;
-        case 2: stream_tile<bits, 2>(work, tile, row); break;
-        case 3: stream_tile<bits, 3>(work, tile, row); break;
-        default: stream_tile<bits, 4>(work, tile, row);
+    for (int64_t row = 0; row < work.rows; row += most) {
+      switch (work.rows - row < most ? work.rows - row : most) {
+        case 1: panel(std::integral_constant<int, 1>(), tile, row); break;
+        case 2: panel(std::integral_constant<int, 2>(), tile, row); break;
+        case 3: panel(std::integral_constant<int, 3>(), tile, row); break;
+        default: panel(std::integral_constant<int, 4>(), tile, row);
       }
     }
   }
+}
+
+template <int bits>
+void stream_floats(const FloatWork& work) {
+  in_stream_panels(work, [&](auto rows, int64_t tile, int64_t row) { stream_tile<bits, rows>(work, tile, row); });
 }
 
 // Columns [first, first + count) of a tile as floats [count][16]; `first` begins a block.

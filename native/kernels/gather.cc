@@ -16,7 +16,7 @@ struct Values {
 
 Values values_of(int32_t codec) {
   if (codec == HYBRIDKIT_TERNARY) return {1, -1};
-  if (codec == HYBRIDKIT_BINARY) return {2, -1};
+  if (bits_of(codec) == 1) return {2, -1};
   return {1, -static_cast<float>(1 << (bits_of(codec) - 1))};
 }
 

@@ -33,7 +33,6 @@ template <int bits>
 void unpack_groups(const FloatWork& work, int64_t tile, int64_t first, int64_t count, float* out) {
   constexpr int64_t columns = block_columns(bits);
   const int64_t size = work.groups.granules * kGranule;
-  const __m256i mask = _mm256_set1_epi32((1 << bits) - 1), zero = _mm256_set1_epi32(1 << (bits - 1));
   __m256 scale[2] = {group_scale(work.groups, tile, first / size, 0), group_scale(work.groups, tile, first / size, 1)};
   for (int64_t k = first; k < first + count; k += columns) {
     const uint8_t* codes = work.codes + (tile * work.blocks + k / columns) * kBlockBytes;
@@ -42,14 +41,13 @@ void unpack_groups(const FloatWork& work, int64_t tile, int64_t first, int64_t c
     if (k % size == 0) {
       for (int h = 0; h < 2; ++h) scale[h] = group_scale(work.groups, tile, k / size, h);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int p = 0; p < 8 / bits; ++p) {
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j, out += kTileRows) {
         const __m256i packed[2] = {low, high};
         for (int h = 0; h < 2; ++h) {
-          const __m256i digit = _mm256_and_si256(_mm256_srli_epi32(packed[h], 8 * j + bits * p), mask);
-          const __m256 code = _mm256_cvtepi32_ps(_mm256_sub_epi32(digit, zero));
+          const __m256 code = value_of<bits, true>(_mm256_srli_epi32(packed[h], 8 * j + bits * p));
           _mm256_store_ps(out + 8 * h, _mm256_mul_ps(code, scale[h]));
         }
       }
@@ -73,8 +71,46 @@ void groups_of_floats(const FloatWork& work) {
   }
 }
 
+// Few rows: a weight is unpacked where it is used, and the sums of a group are scaled as a whole.
+template <int bits, int rows>
+void stream_groups(const FloatWork& work, int64_t tile, int64_t row) {
+  constexpr int columns = static_cast<int>(block_columns(bits)), chains = rows == 1 ? 4 : rows == 2 ? 2 : 1;
+  const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes;
+  const float* x = work.x + row * work.x_stride;
+  const int64_t size = work.groups.granules * kGranule;
+  __m256 total[rows][2];
+  for (auto& of_row : total) of_row[0] = of_row[1] = _mm256_setzero_ps();
+  int64_t left = work.K;
+  for (int64_t group = 0; group < work.groups.count; ++group) {
+    __m256 sum[chains][rows][2];
+    for (auto& chain : sum)
+      for (auto& of_row : chain) of_row[0] = of_row[1] = _mm256_setzero_ps();
+    for (int64_t k = 0; k < size && left > 0; k += columns, left -= columns, codes += kBlockBytes, x += columns) {
+      _mm_prefetch(reinterpret_cast<const char*>(codes + 1024), _MM_HINT_T0);
+      const int count = left < columns ? static_cast<int>(left) : columns;
+      if (count == columns) {
+        stream_block<bits, true, rows, chains>(codes, x, work.x_stride, columns, sum);
+      } else {
+        stream_block<bits, true, rows, chains>(codes, x, work.x_stride, count, sum);
+      }
+    }
+    for (int h = 0; h < 2; ++h) {
+      const __m256 scale = group_scale(work.groups, tile, group, h);
+      for (int m = 0; m < rows; ++m) {
+        for (int c = 1; c < chains; ++c) sum[0][m][h] = _mm256_add_ps(sum[0][m][h], sum[c][m][h]);
+        total[m][h] = _mm256_fmadd_ps(sum[0][m][h], scale, total[m][h]);
+      }
+    }
+  }
+  for (int m = 0; m < rows; ++m)
+    for (int h = 0; h < 2; ++h) write_half(work, row + m, tile, h, total[m][h]);
+}
+
 inline void group_floats(const FloatWork& work) {
-  work.bits == 2 ? groups_of_floats<2>(work) : work.bits == 4 ? groups_of_floats<4>(work) : groups_of_floats<8>(work);
+  with_bits(work, [&](auto bits) {
+    if (work.rows > kFloatStreamRows) return groups_of_floats<bits>(work);
+    in_stream_panels(work, [&](auto rows, int64_t tile, int64_t row) { stream_groups<bits, rows>(work, tile, row); });
+  });
 }
 
 }  // namespace

@@ -18,11 +18,12 @@ inline typename V::Float scales_of(const Groups& groups, int64_t tile, int64_t g
 }
 
 // `rows` rows of a panel times `tiles` tiles. What a digit counts more than its code, 2^(bits - 1) times the sum of the
-// activations, is where a group's sums begin. One row masks digits in place instead of shifting them down: the digit p
+// activations, is where a group's sums begin; of one bit, whose digits count twice, where they end. One row masks digits in place instead of shifting them down: the digit p
 // counts 2^(bits p) times too much, which is taken back from a sum of its own.
 template <class V, int bits, int rows, int tiles>
 void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_t row) {
-  constexpr int planes = 8 / bits, blocks = kGranule / static_cast<int>(block_columns(bits));  // of a granule
+  constexpr int planes = 8 / bits, step = static_cast<int>(padding_of(bits)) / kGranule;  // granules at a time
+  constexpr int blocks = static_cast<int>(step_bytes(bits)) / kBlockBytes;                // of a step
   constexpr int parts = kTileRows / V::lanes, vectors = tiles * parts, places = rows == 1 ? planes : 1;
   const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes;
   const int64_t next_tile = work.blocks * kBlockBytes, count = work.groups.count;
@@ -31,22 +32,23 @@ void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_
   typename V::Float total[rows][vectors];
   for (auto& of_row : total)
     for (auto& part : of_row) part = V::nothing();
-  int64_t left = work.blocks / blocks;
+  int64_t left = work.blocks / blocks * step;
   for (int64_t group = 0; group < count; ++group) {
     typename V::Int sum[rows][places][vectors];
     for (int m = 0; m < rows; ++m)
       for (int p = 0; p < places; ++p)
-        for (int v = 0; v < vectors; ++v) sum[m][p][v] = p == 0 ? V::all(x_sum[m * count + group]) : V::zero();
+        for (int v = 0; v < vectors; ++v) sum[m][p][v] = bits > 1 && p == 0 ? V::all(x_sum[m * count + group]) : V::zero();
     const int64_t granules = work.groups.granules < left ? work.groups.granules : left;
     left -= granules;
-    for (int64_t g = 0; g < granules; ++g, x += rows * kGranule) {
+    for (int64_t g = 0; g < granules; g += step, x += step * rows * kGranule) {
 #pragma GCC unroll 4
       for (int b = 0; b < blocks; ++b, codes += kBlockBytes) {
         typename V::Int packed[vectors];
         for (int v = 0; v < vectors; ++v) packed[v] = V::load(codes + v / parts * next_tile + v % parts * V::bytes);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int p = 0; p < planes; ++p) {
-          const int8_t* fours = x + (b * planes + p) * 4;
+          const int four_columns = b * planes + p;
+          const int8_t* fours = x + four_columns / 4 * rows * kGranule + four_columns % 4 * 4;
           if constexpr (rows == 1) {
             for (int v = 0; v < vectors; ++v) {
               const auto mask = V::byte(static_cast<char>(((1 << bits) - 1) << (bits * p)));
@@ -74,6 +76,7 @@ void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_
       for (int m = 0; m < rows; ++m) {
         typename V::Int digits = sum[m][0][v];
         for (int p = 1; p < places; ++p) digits = V::add(digits, V::template shifted_down<bits>(sum[m][p][v], p));
+        if constexpr (bits == 1) digits = V::add(V::add(digits, digits), V::all(x_sum[m * count + group]));
         total[m][v] = V::add_scaled(total[m][v], digits, V::times(V::all(x_scale[m * count + group]), scale));
       }
     }
@@ -128,7 +131,7 @@ void group_products(const Int8Work& work) {
 
 template <class V>
 void group_int8_products(const Int8Work& work) {
-  work.bits == 2 ? group_products<V, 2>(work) : work.bits == 4 ? group_products<V, 4>(work) : group_products<V, 8>(work);
+  with_bits(work, [&](auto bits) { group_products<V, bits>(work); });
 }
 
 }  // namespace

@@ -9,8 +9,8 @@
  * int8 gives the same bits on every instruction set. A row (sample) that holds a NaN or an infinity gives NaN in all of
  * its outputs under int8; float behaves as a float32 matmul.
  *
- * n-bit codes, q from -2^(bits - 1) to 2^(bits - 1) - 1 with bits 2, 4 or 8, have a scale for every group g of
- * group_size columns (the last group of a row may be shorter), and y is a sum over the groups, in float32, rounded after
+ * n-bit codes, q from -2^(bits - 1) to 2^(bits - 1) - 1 with bits 2, 4 or 8 and -1 or 1 with one bit, have a scale for
+ * every group g of group_size columns (the last group of a row may be shorter), and y is a sum over the groups, in float32, rounded after
  * every step:
  *
  *   int8:         y = 0 + p_0 + p_1 + ... + bias,  p_g = float(x^_g . q_g) * (s_x * scale_g),  s_x per row of x
@@ -25,7 +25,7 @@
  *   2  tiled, for convolutions: as 1, but the columns of a row are in the order (kernel, channel) where layout 0
  *      has ONNX's (channel, kernel): k' = tap * channels + channel. The rows of each group are tiled on their own,
  *      group after group. A patch of an image in channels-last order is then a few contiguous runs.
- * A digit d stands for d - 1 (ternary), 2 d - 1 (binary) or d - 2^(bits - 1) (n-bit); the ternary digit 3 is invalid.
+ * A digit d stands for d - 1 (ternary), 2 d - 1 (one bit) or d - 2^(bits - 1) (other n-bit); the ternary digit 3 is invalid.
  * hybridkit_matmul reads layout 1, hybridkit_conv layout 2. One block [16, 4] is 64 bytes, which every instruction set
  * takes as one sequential stream: lanes are rows, so that sums need no reduction across lanes, and four neighbours in k make one dot product.
  *
@@ -62,7 +62,7 @@ enum { HYBRIDKIT_TILE_ROWS = 16, HYBRIDKIT_BLOCK_BYTES = 64 };
  * more than eight times the sample itself. */
 enum { HYBRIDKIT_MAX_K = 1 << 22, HYBRIDKIT_MAX_SIZE = 0x7fffffff, HYBRIDKIT_MAX_PADDED = 1 << 22 };
 
-/* The largest group of n-bit codes, and what its size is a multiple of. */
+/* The largest group of n-bit codes, and what its size is a multiple of; of one bit twice that. */
 enum { HYBRIDKIT_MAX_GROUP = 1 << 16, HYBRIDKIT_GROUP_STEP = 16 };
 
 /* The most heads of attention, and the largest head. */
@@ -74,7 +74,8 @@ typedef enum {
   HYBRIDKIT_NBIT2 = 2,
   HYBRIDKIT_NBIT4 = 3,
   HYBRIDKIT_NBIT8 = 4,
-  HYBRIDKIT_SPARSE34 = 5
+  HYBRIDKIT_SPARSE34 = 5,
+  HYBRIDKIT_NBIT1 = 6
 } hybridkit_codec;
 typedef enum { HYBRIDKIT_INT8 = 0, HYBRIDKIT_FLOAT = 1, HYBRIDKIT_INT8_BLOCKS = 2 } hybridkit_activations;
 typedef enum { HYBRIDKIT_F32 = 0, HYBRIDKIT_F16 = 1, HYBRIDKIT_BF16 = 2 } hybridkit_dtype;
@@ -88,7 +89,8 @@ typedef struct {
   const float* scale; /* [N]; null for n-bit codes */
   const float* bias;  /* [N] */
   size_t code_bytes;  /* of the codes; other than N and K need is an error, whatever N and K are */
-  int64_t group_size; /* of n-bit codes, a multiple of HYBRIDKIT_GROUP_STEP up to HYBRIDKIT_MAX_GROUP; else 0 */
+  int64_t group_size; /* of n-bit codes, a multiple of HYBRIDKIT_GROUP_STEP (one bit: twice that) up to
+                       * HYBRIDKIT_MAX_GROUP; else 0 */
   const void* group_scale; /* [ceil(N / 16), ceil(K / group_size), 16] of scale_dtype; null where group_size is 0 */
   int32_t scale_dtype;     /* of group_scale: HYBRIDKIT_F32 or HYBRIDKIT_F16 */
 } hybridkit_matrix;
@@ -122,11 +124,12 @@ HYBRIDKIT_API const char* hybridkit_expand(const uint8_t* codes, int64_t N, int6
 HYBRIDKIT_API const char* hybridkit_gather(int32_t codec, const uint8_t* codes, size_t code_bytes, int64_t N, int64_t K,
                                            const int64_t* rows, int64_t count, float* y);
 
-/* Scales [N, ceil(K / group_size)] to the order of group_scale, whose bytes hybridkit_scale_bytes tells (0 if something
- * is out of range). HYBRIDKIT_F16 is refused where one of the scales is no float16 number. */
+/* Scales [N, ceil(K / group_size)] of `dtype`, HYBRIDKIT_F32 or HYBRIDKIT_F16, to the order of group_scale, whose bytes
+ * hybridkit_scale_bytes tells (0 if something is out of range). `scale_dtype` HYBRIDKIT_F16 is refused where one of the
+ * scales is no float16 number. */
 HYBRIDKIT_API size_t hybridkit_scale_bytes(int32_t scale_dtype, int64_t N, int64_t K, int64_t group_size);
-HYBRIDKIT_API const char* hybridkit_tile_scales(const float* scale, int64_t N, int64_t K, int64_t group_size,
-                                                int32_t scale_dtype, void* out);
+HYBRIDKIT_API const char* hybridkit_tile_scales(const void* scale, int32_t dtype, int64_t N, int64_t K,
+                                                int64_t group_size, int32_t scale_dtype, void* out);
 
 /* x [M, K] -> y [M, N], both of `dtype` and contiguous; M >= 0. */
 HYBRIDKIT_API const char* hybridkit_matmul(const hybridkit_matrix* matrix, int32_t dtype, const void* x, int64_t M,

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace hybridkit {
 
@@ -24,6 +25,7 @@ constexpr int64_t blocks_of(int bits, int64_t K) { return padded_columns(bits, K
 // 3:4-sparse codes: bytes of 32 columns of a tile, which expanded are two blocks of ternary ones.
 constexpr int kUnitBytes = 80, kUnitColumns = 32;
 constexpr int64_t units_of(int64_t K) { return (K + kUnitColumns - 1) / kUnitColumns; }
+constexpr int64_t step_bytes(int bits) { return padding_of(bits) / block_columns(bits) * kBlockBytes; }
 constexpr int64_t groups_of(int64_t K, int64_t group_size) { return (K + group_size - 1) / group_size; }
 constexpr int64_t tiles_of(int64_t N) { return (N + kTileRows - 1) / kTileRows; }
 
@@ -36,7 +38,7 @@ struct Groups {
 };
 
 struct Work {
-  int bits;              // 2 ternary, 1 binary; 2, 4 or 8 with groups
+  int bits;              // 2 ternary, 1 binary; 1, 2, 4 or 8 with groups
   const uint8_t* codes;  // [tiles][blocks][64]
   int64_t tiles, blocks;
   int64_t columns;       // of the output that exist, 16 tiles or up to 15 fewer
@@ -56,6 +58,17 @@ struct Int8Work : Work {
   const float* x_scale;  // [rows] or [rows][groups], s_x; NaN where it is of numbers that are not finite
   const int32_t* x_sum;  // [rows], the sum of the row's codes, or [rows][groups], the group's times -2^(bits - 1)
 };
+
+// Calls `kernel` with the bits of codes in groups as a constant: kernel(std::integral_constant<int, bits>).
+template <class Kernel>
+void with_bits(const Work& work, const Kernel& kernel) {
+  switch (work.bits) {
+    case 1: return kernel(std::integral_constant<int, 1>());
+    case 2: return kernel(std::integral_constant<int, 2>());
+    case 4: return kernel(std::integral_constant<int, 4>());
+    default: return kernel(std::integral_constant<int, 8>());
+  }
+}
 
 struct FloatWork : Work {
   const float* x;        // [rows][K], `x_stride` floats from row to row

@@ -55,7 +55,8 @@ inline void unpack(const uint8_t* codes, int64_t blocks, int64_t rows, uint8_t* 
         _mm512_store_si512(out, _mm512_xor_si512(packed, middle));
         continue;
       }
-      const __m512i digits = Vector::both(Vector::shifted16<bits>(packed, p), mask);
+      __m512i digits = Vector::both(Vector::shifted16<bits>(packed, p), mask);
+      if constexpr (nbit && bits == 1) digits = _mm512_add_epi8(digits, digits);
       _mm512_store_si512(out, nbit ? _mm512_sub_epi8(digits, middle) : digits);
     }
   }
@@ -301,7 +302,7 @@ void int8(const Int8Work& work) {
 
 void group_int8(const Int8Work& work) {
   if (!is_for_tiles(work)) return avx512::group_int8(work);
-  work.bits == 2 ? all_tiles<2, true>(work) : work.bits == 4 ? all_tiles<4, true>(work) : all_tiles<8, true>(work);
+  with_bits(work, [&](auto bits) { all_tiles<bits, true>(work); });
 }
 
 }  // namespace

@@ -198,27 +198,32 @@ void int8(const Int8Work& work) {
   }
 }
 
-// Two granules of n-bit codes fill sums of 16 bits: 8 products of 2 * 15 * 127. Codes of 8 bits are two digits of 4,
-// each with sums of its own.
+// So many granules of n-bit codes fill sums of 16 bits: two with 8 products of 2 * 15 * 127, and 32 of one bit with 128
+// of 2 * 127. Codes of 8 bits are two digits of 4, each with sums of its own.
+constexpr int64_t granules_of_16_bits(int bits) { return bits == 1 ? 32 : 2; }
+
 template <int bits, int rows>
 inline void add_granules(const uint8_t* codes, const int8_t* x, int64_t granules, __m256i (&sum)[rows][2]) {
-  constexpr int planes = 8 / bits, blocks = bits / 2, halves = bits == 8 ? 2 : 1;
+  constexpr int planes = 8 / bits, step = static_cast<int>(padding_of(bits)) / kGranule, halves = bits == 8 ? 2 : 1;
+  constexpr int blocks = static_cast<int>(step_bytes(bits)) / kBlockBytes;
   __m256i sum16[halves][rows][2];
   for (auto& half : sum16)
     for (auto& of_row : half) of_row[0] = of_row[1] = _mm256_setzero_si256();
-  const __m256i mask = _mm256_set1_epi8(bits == 2 ? 3 : 15);
-  for (int64_t g = 0; g < granules; ++g, x += rows * kGranule) {
+  const __m256i mask = _mm256_set1_epi8(bits == 8 ? 15 : (1 << bits) - 1);
+  for (int64_t g = 0; g < granules; g += step, x += step * rows * kGranule) {
 #pragma GCC unroll 4
     for (int b = 0; b < blocks; ++b, codes += kBlockBytes) {
       for (int h = 0; h < 2; ++h) {
         const __m256i packed = load(codes + 32 * h);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int p = 0; p < planes; ++p) {
+          const int four_columns = b * planes + p;
 #pragma GCC unroll 2
           for (int half = 0; half < halves; ++half) {
             const __m256i digits = _mm256_and_si256(_mm256_srli_epi16(packed, bits * p + 4 * half), mask);
             for (int m = 0; m < rows; ++m) {
-              const __m256i four = broadcast4(x + m * kGranule + (b * planes + p) * 4);
+              const int64_t granule = four_columns / 4 * rows + m;
+              const __m256i four = broadcast4(x + granule * kGranule + four_columns % 4 * 4);
               sum16[half][m][h] = accumulated(sum16[half][m][h], _mm256_maddubs_epi16(digits, four));
             }
           }
@@ -238,24 +243,31 @@ inline void add_granules(const uint8_t* codes, const int8_t* x, int64_t granules
 
 template <int bits, int rows>
 void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_t row) {
-  constexpr int64_t granule_bytes = kGranule / block_columns(bits) * kBlockBytes;
+  constexpr int64_t step = padding_of(bits) / kGranule, most = granules_of_16_bits(bits);
   const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes;
   const int64_t count = work.groups.count;
   __m256 total[rows][2];
   for (auto& of_row : total) of_row[0] = of_row[1] = _mm256_setzero_ps();
-  int64_t left = work.blocks * kBlockBytes / granule_bytes;
+  int64_t left = work.blocks * kBlockBytes / step_bytes(bits) * step;
   for (int64_t group = 0; group < count; ++group) {
     __m256i sum[rows][2];
     for (int m = 0; m < rows; ++m) {
-      sum[m][0] = sum[m][1] = _mm256_set1_epi32(work.x_sum[(row + m) * count + group]);
+      sum[m][0] = sum[m][1] = bits == 1 ? _mm256_setzero_si256() : _mm256_set1_epi32(work.x_sum[(row + m) * count + group]);
     }
     const int64_t granules = work.groups.granules < left ? work.groups.granules : left;
     left -= granules;
-    for (int64_t g = 0; g < granules; g += 2) {
-      const int64_t two = granules - g < 2 ? 1 : 2;
-      add_granules<bits, rows>(codes, x, two, sum);
-      codes += two * granule_bytes;
-      x += two * rows * kGranule;
+    for (int64_t g = 0; g < granules; g += most) {
+      const int64_t some = granules - g < most ? granules - g : most;
+      add_granules<bits, rows>(codes, x, some, sum);
+      codes += some / step * step_bytes(bits);
+      x += some * rows * kGranule;
+    }
+    if constexpr (bits == 1) {  // digits count twice, and one less
+      for (int m = 0; m < rows; ++m)
+        for (int h = 0; h < 2; ++h) {
+          const __m256i less = _mm256_set1_epi32(work.x_sum[(row + m) * count + group]);
+          sum[m][h] = _mm256_add_epi32(_mm256_add_epi32(sum[m][h], sum[m][h]), less);
+        }
     }
     for (int h = 0; h < 2; ++h) {
       const __m256 scale = group_scale(work.groups, tile, group, h);
@@ -286,7 +298,7 @@ void group_products(const Int8Work& work) {
 }
 
 void group_int8(const Int8Work& work) {
-  work.bits == 2 ? group_products<2>(work) : work.bits == 4 ? group_products<4>(work) : group_products<8>(work);
+  with_bits(work, [&](auto bits) { group_products<bits>(work); });
 }
 
 void attend(const AttentionWork& work) { attend_with<Floats8>(work); }

@@ -70,13 +70,15 @@ void tile_of_floats(const FloatWork& work, int64_t tile) {
   write_floats<rows>(work, tile, sum[0]);
 }
 
-// Column k of a granule of n-bit codes, whose first block is at `codes`.
+// Column k of a step of n-bit codes, whose first block is at `codes`.
 template <int bits>
 inline __m512 nbit_column(const uint8_t* codes, int k) {
   constexpr int columns = static_cast<int>(block_columns(bits));
   const __m512i packed = _mm512_loadu_si512(codes + k / columns * kBlockBytes);
   const int j = k % 4, plane = k % columns / 4;
-  if constexpr (bits == 8) {
+  if constexpr (bits == 1) {
+    return column_of<1>(packed, k);
+  } else if constexpr (bits == 8) {
     const __m512i high = _mm512_slli_epi32(packed, static_cast<unsigned>(24 - 8 * j));
     const __m512i digit = _mm512_srli_epi32(high, 24);
     return _mm512_sub_ps(_mm512_cvtepi32_ps(digit), _mm512_set1_ps(128));
@@ -91,12 +93,13 @@ inline __m512 nbit_column(const uint8_t* codes, int k) {
   }
 }
 
-// One granule of `tiles` tiles, `next_tile` bytes apart, times `rows` rows, of which the first `count` columns exist.
+// One step of `tiles` tiles, `next_tile` bytes apart, times `rows` rows, of which the first `count` columns exist.
 template <int bits, int rows, int tiles, int chains>
-inline void granule_of_floats(const uint8_t* codes, int64_t next_tile, const float* x, int64_t stride, int count,
+inline void step_of_floats(const uint8_t* codes, int64_t next_tile, const float* x, int64_t stride, int count,
                               __m512 (&sum)[chains][rows][tiles]) {
-#pragma GCC unroll 16
-  for (int k = 0; k < kGranule; ++k) {
+  constexpr int step = static_cast<int>(padding_of(bits));
+#pragma GCC unroll 32
+  for (int k = 0; k < step; ++k) {
     if (k >= count) break;
     __m512 weight[tiles];
     for (int t = 0; t < tiles; ++t) weight[t] = nbit_column<bits>(codes + t * next_tile, k);
@@ -111,7 +114,7 @@ inline void granule_of_floats(const uint8_t* codes, int64_t next_tile, const flo
 template <int bits, int rows, int tiles>
 void tiles_of_groups(const FloatWork& work, int64_t tile) {
   constexpr int sums = rows * tiles, chains = sums == 1 ? 8 : sums == 2 ? 4 : sums <= 4 ? 2 : 1;
-  constexpr int64_t granule_bytes = kGranule / block_columns(bits) * kBlockBytes;
+  constexpr int step = static_cast<int>(padding_of(bits));
   const int64_t next_tile = work.blocks * kBlockBytes;
   const uint8_t* codes = work.codes + tile * next_tile;
   const float* x = work.x;
@@ -124,13 +127,14 @@ void tiles_of_groups(const FloatWork& work, int64_t tile) {
     for (auto& chain : sum)
       for (auto& of_row : chain)
         for (auto& part : of_row) part = _mm512_setzero_ps();
-    for (int64_t g = 0; g < work.groups.granules && left > 0; ++g, left -= kGranule, codes += granule_bytes, x += kGranule) {
+    for (int64_t k = 0; k < work.groups.granules * kGranule && left > 0; k += step, left -= step, x += step) {
       for (int t = 0; t < tiles; ++t) _mm_prefetch(reinterpret_cast<const char*>(codes + t * next_tile + 1536), _MM_HINT_T0);
-      if (left >= kGranule) {
-        granule_of_floats<bits, rows, tiles, chains>(codes, next_tile, x, work.x_stride, kGranule, sum);
+      if (left >= step) {
+        step_of_floats<bits, rows, tiles, chains>(codes, next_tile, x, work.x_stride, step, sum);
       } else {
-        granule_of_floats<bits, rows, tiles, chains>(codes, next_tile, x, work.x_stride, static_cast<int>(left), sum);
+        step_of_floats<bits, rows, tiles, chains>(codes, next_tile, x, work.x_stride, static_cast<int>(left), sum);
       }
+      codes += step_bytes(bits);
     }
     for (int t = 0; t < tiles; ++t) {
       const __m512 scale = scales_of<Vector>(work.groups, tile + t, group);
@@ -194,15 +198,15 @@ int64_t tiles_with_groups(const FloatWork& work, int64_t tile) {
 constexpr int64_t kUnpackedRows = 24;     // from here on weights are unpacked into memory
 constexpr int64_t kUnpackedColumns = 128;  // of two tiles at a time: 16 KiB
 
-// Columns [first, first + count) of a tile as floats, scaled, 2 x 16 from column to column; `first` begins a granule.
+// Columns [first, first + count) of a tile as floats, scaled, 2 x 16 from column to column; `first` begins a step.
 template <int bits>
 void unpack_groups(const FloatWork& work, int64_t tile, int64_t first, int64_t count, float* out) {
-  constexpr int64_t granule_bytes = kGranule / block_columns(bits) * kBlockBytes;
-  const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes + first / kGranule * granule_bytes;
-  for (int64_t k = first; k < first + count; k += kGranule, codes += granule_bytes) {
+  constexpr int step = static_cast<int>(padding_of(bits));
+  const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes + first / step * step_bytes(bits);
+  for (int64_t k = first; k < first + count; k += step, codes += step_bytes(bits)) {
     const __m512 scale = scales_of<Vector>(work.groups, tile, k / kGranule / work.groups.granules);
-#pragma GCC unroll 16
-    for (int i = 0; i < kGranule; ++i, out += 2 * kTileRows) {
+#pragma GCC unroll 32
+    for (int i = 0; i < step; ++i, out += 2 * kTileRows) {
       _mm512_store_ps(out, _mm512_mul_ps(nbit_column<bits>(codes, i), scale));
     }
   }
@@ -328,7 +332,7 @@ void floats(const FloatWork& work) {
 }
 
 void group_floats(const FloatWork& work) {
-  work.bits == 2 ? floats_with_groups<2>(work) : work.bits == 4 ? floats_with_groups<4>(work) : floats_with_groups<8>(work);
+  with_bits(work, [&](auto bits) { floats_with_groups<bits>(work); });
 }
 
 }  // namespace avx512

@@ -188,7 +188,8 @@ inline int8x16_t nbit_plane(uint8x16_t packed, int p) {
   if constexpr (bits == 8) return vreinterpretq_s8_u8(veorq_u8(packed, vdupq_n_u8(0x80)));
   const uint8x16_t shifted = vshlq_u8(packed, vdupq_n_s8(static_cast<int8_t>(-bits * p)));
   const uint8x16_t digits = vandq_u8(shifted, vdupq_n_u8((1 << bits) - 1));
-  return vsubq_s8(vreinterpretq_s8_u8(digits), vdupq_n_s8(static_cast<int8_t>(1 << (bits - 1))));
+  const uint8x16_t steps = bits == 1 ? vaddq_u8(digits, digits) : digits;
+  return vsubq_s8(vreinterpretq_s8_u8(steps), vdupq_n_s8(static_cast<int8_t>(1 << (bits - 1))));
 }
 
 inline float32x4_t group_scale(const Groups& groups, int64_t tile, int64_t group, int v) {
@@ -212,27 +213,27 @@ void write_total(const Work& work, int64_t row, int64_t first, float32x4_t total
 
 template <int bits, int rows>
 void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_t row) {
-  constexpr int planes = 8 / bits, blocks = bits / 2;  // of a granule
+  constexpr int planes = 8 / bits, step = static_cast<int>(padding_of(bits)) / kGranule;  // granules at a time
   const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes;
   const int64_t count = work.groups.count;
   float32x4_t total[rows][4];
   for (auto& of_row : total)
     for (auto& part : of_row) part = vdupq_n_f32(0);
-  int64_t left = work.blocks / blocks;
+  int64_t left = work.blocks * kBlockBytes / step_bytes(bits) * step;
   for (int64_t group = 0; group < count; ++group) {
     Sums<rows> sum;
     for (auto& of_row : sum.of)
       for (auto& s : of_row) s = vdupq_n_s32(0);
     const int64_t granules = work.groups.granules < left ? work.groups.granules : left;
     left -= granules;
-    for (int64_t g = 0; g < granules; ++g, codes += blocks * kBlockBytes, x += rows * kGranule) {
-#pragma GCC unroll 4
-      for (int four = 0; four < 4; ++four) {
+    for (int64_t g = 0; g < granules; g += step, codes += step_bytes(bits), x += step * rows * kGranule) {
+#pragma GCC unroll 8
+      for (int four = 0; four < 4 * step; ++four) {
         for (int v = 0; v < 4; ++v) {
           const int8x16_t code = nbit_plane<bits>(vld1q_u8(codes + four / planes * kBlockBytes + 16 * v), four % planes);
           for (int m = 0; m < rows; ++m) {
             int32_t activations;
-            memcpy(&activations, x + m * kGranule + 4 * four, sizeof activations);
+            memcpy(&activations, x + (four / 4 * rows + m) * kGranule + four % 4 * 4, sizeof activations);
             sum.of[m][v] = vdotq_s32(sum.of[m][v], code, vreinterpretq_s8_s32(vdupq_n_s32(activations)));
           }
         }
@@ -267,7 +268,7 @@ void group_products(const Int8Work& work) {
 }
 
 void group_int8(const Int8Work& work) {
-  work.bits == 2 ? group_products<2>(work) : work.bits == 4 ? group_products<4>(work) : group_products<8>(work);
+  with_bits(work, [&](auto bits) { group_products<bits>(work); });
 }
 
 // Columns [first, first + count) of a tile as floats [count][16], scaled.
@@ -283,7 +284,8 @@ void unpack_groups(const FloatWork& work, int64_t tile, int64_t first, int64_t c
     for (int v = 0; v < 4; ++v) {
       const uint32x4_t packed = vreinterpretq_u32_u8(vld1q_u8(codes + 16 * v));
       const uint32x4_t digit = vandq_u32(vshlq_u32(packed, shift), mask);
-      const int32x4_t code = vsubq_s32(vreinterpretq_s32_u32(digit), zero);
+      const uint32x4_t steps = bits == 1 ? vaddq_u32(digit, digit) : digit;
+      const int32x4_t code = vsubq_s32(vreinterpretq_s32_u32(steps), zero);
       vst1q_f32(out + 4 * v, vmulq_f32(vcvtq_f32_s32(code), group_scale(work.groups, tile, k / size, v)));
     }
   }
@@ -307,7 +309,7 @@ void groups_of_floats(const FloatWork& work) {
 }
 
 void group_floats(const FloatWork& work) {
-  work.bits == 2 ? groups_of_floats<2>(work) : work.bits == 4 ? groups_of_floats<4>(work) : groups_of_floats<8>(work);
+  with_bits(work, [&](auto bits) { groups_of_floats<bits>(work); });
 }
 
 uint32_t magnitude(const float* x, int64_t n) {

@@ -27,7 +27,8 @@ int code_at(const Work& work, int64_t row, int64_t k) {
 }
 
 int nbit_code_at(const Work& work, int64_t row, int64_t k) {
-  return digit_at(work, row, k) - (1 << (work.bits - 1));
+  const int digit = digit_at(work, row, k);
+  return work.bits == 1 ? 2 * digit - 1 : digit - (1 << (work.bits - 1));
 }
 
 float group_scale_at(const Work& work, int64_t row, int64_t group) {

@@ -129,7 +129,7 @@ const char* hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64
 }
 
 int hybridkit_reads_tiles(int32_t codec) {
-  return is_sparse(codec) ? isa().sparse_int8 != nullptr : between(codec, HYBRIDKIT_TERNARY, HYBRIDKIT_NBIT8);
+  return is_sparse(codec) ? isa().sparse_int8 != nullptr : between(codec, HYBRIDKIT_TERNARY, HYBRIDKIT_NBIT1);
 }
 
 const char* hybridkit_expand(const uint8_t* codes, int64_t N, int64_t K, uint8_t* out) {
@@ -146,20 +146,23 @@ const char* hybridkit_expand(const uint8_t* codes, int64_t N, int64_t K, uint8_t
 }
 
 size_t hybridkit_scale_bytes(int32_t scale_dtype, int64_t N, int64_t K, int64_t group_size) {
-  if (problem_with_sizes(HYBRIDKIT_NBIT2, N, K) != nullptr || problem_with_group_size(group_size) != nullptr) return 0;
+  if (problem_with_sizes(HYBRIDKIT_NBIT2, N, K) != nullptr || problem_with_group_size(2, group_size) != nullptr) return 0;
   if (!between(scale_dtype, HYBRIDKIT_F32, HYBRIDKIT_F16)) return 0;
   return static_cast<size_t>(tiles_of(N) * groups_of(K, group_size) * kTileRows * size_of(scale_dtype));
 }
 
-const char* hybridkit_tile_scales(const float* scale, int64_t N, int64_t K, int64_t group_size, int32_t scale_dtype,
-                                  void* out) {
+const char* hybridkit_tile_scales(const void* scale, int32_t dtype, int64_t N, int64_t K, int64_t group_size,
+                                  int32_t scale_dtype, void* out) {
   const size_t bytes = hybridkit_scale_bytes(scale_dtype, N, K, group_size);
-  if (bytes == 0) return "N, K, group_size or scale_dtype is out of range";
+  if (bytes == 0 || (dtype != HYBRIDKIT_F32 && dtype != HYBRIDKIT_F16))
+    return "N, K, group_size or a dtype is out of range";
   const int64_t groups = groups_of(K, group_size);
   std::memset(out, 0, bytes);
   for (int64_t n = 0; n < N; ++n) {
     for (int64_t g = 0; g < groups; ++g) {
-      const float value = scale[n * groups + g];
+      const int64_t from = n * groups + g;
+      const float value = dtype == HYBRIDKIT_F32 ? static_cast<const float*>(scale)[from]
+                                                 : half::from_f16(static_cast<const uint16_t*>(scale)[from]);
       const int64_t to = (n / kTileRows * groups + g) * kTileRows + n % kTileRows;
       if (scale_dtype == HYBRIDKIT_F32) {
         static_cast<float*>(out)[to] = value;

@@ -82,8 +82,10 @@ Attributes read(const Source& source, const Operator& op) {
   if (op.nbit()) {
     attributes.group_size = source.integer("group_size");
     check_range("group_size", attributes.group_size, 1, HYBRIDKIT_MAX_GROUP);
-    if (attributes.group_size % HYBRIDKIT_GROUP_STEP != 0)
-      fail("attribute group_size must be a multiple of 16, got " + std::to_string(attributes.group_size));
+    const int64_t step = op.codec == HYBRIDKIT_NBIT1 ? 2 * HYBRIDKIT_GROUP_STEP : HYBRIDKIT_GROUP_STEP;
+    if (attributes.group_size % step != 0)
+      fail("attribute group_size must be a multiple of " + std::to_string(step) + ", got " +
+           std::to_string(attributes.group_size));
   }
   if (convolution) attributes.convolution = read_geometry(source, attributes.N, attributes.K);
   return attributes;

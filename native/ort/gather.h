@@ -1,4 +1,4 @@
-/* The operators {Ternary,Binary,NBit2,NBit4,NBit8}Gather: rows of the codes of a product, which shares them. */
+/* The operators {Ternary,Binary,NBit1,NBit2,NBit4,NBit8}Gather: rows of the codes of a product, which shares them. */
 #ifndef HYBRIDKIT_ORT_GATHER_H
 #define HYBRIDKIT_ORT_GATHER_H
 

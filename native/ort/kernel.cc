@@ -26,9 +26,9 @@ void check_vector(const Attributes& attributes, Input input, const Shape& shape)
                            ", got " + to_string(shape));
 }
 
-const float* vector_of(const Attributes& attributes, Input input, const Tensor& tensor) {
+const void* vector_of(const Attributes& attributes, Input input, const Tensor& tensor) {
   check_vector(attributes, input, tensor.shape);
-  return static_cast<const float*>(tensor.data);
+  return tensor.data;
 }
 
 // Shapes that the model states are checked when the session is made, not when it first runs.
@@ -51,7 +51,7 @@ class Kernel {
     if (auto tensor = constant_of(api, info, kCodes)) codes_ = Codes::constant(op.codec, attributes_, *tensor);
     if (auto tensor = constant_of(api, info, kScale)) scale_ = vector_of(attributes_, kScale, *tensor);
     if (auto tensor = constant_of(api, info, kBias)) bias_ = vector_of(attributes_, kBias, *tensor);
-    if (scale_ != nullptr && op.nbit()) scales_.emplace(attributes_, scale_);
+    if (scale_ != nullptr && op.nbit()) scales_.emplace(attributes_, scale_, op.scale_dtype);
   }
 
   void run(OrtKernelContext* context) const {
@@ -60,17 +60,18 @@ class Kernel {
     std::optional<Codes> passed;  // codes that are no constant are checked and tiled at every run
     if (codes_ == nullptr) passed.emplace(op_.codec, attributes_, input(context, kCodes));
     const Codes& codes = codes_ != nullptr ? *codes_ : *passed;
-    const float* scale = scale_ ? scale_ : vector_of(attributes_, kScale, input(context, kScale));
+    const void* scale = scale_ ? scale_ : vector_of(attributes_, kScale, input(context, kScale));
     std::optional<Scales> arranged;
-    if (op_.nbit() && !scales_) arranged.emplace(attributes_, scale);
+    if (op_.nbit() && !scales_) arranged.emplace(attributes_, scale, op_.scale_dtype);
+    const void* bias = bias_ ? bias_ : vector_of(attributes_, kBias, input(context, kBias));
     const Scales* scales = scales_ ? &*scales_ : arranged ? &*arranged : nullptr;
     const hybridkit_matrix matrix = {codes.codec(),
                                      op_.activations,
                                      attributes_.N,
                                      attributes_.K,
                                      codes.data(),
-                                     scale,
-                                     bias_ ? bias_ : vector_of(attributes_, kBias, input(context, kBias)),
+                                     op_.nbit() ? nullptr : static_cast<const float*>(scale),
+                                     static_cast<const float*>(bias),
                                      codes.bytes(),
                                      attributes_.group_size,
                                      scales ? scales->data() : nullptr,
@@ -103,8 +104,8 @@ class Kernel {
   Attributes attributes_;
   std::shared_ptr<const Codes> codes_;  // null: passed at every run
   std::optional<Scales> scales_;  // of n-bit codes, where they are constant
-  const float* scale_ = nullptr;  // null: passed at every run
-  const float* bias_ = nullptr;
+  const void* scale_ = nullptr;  // null: passed at every run
+  const void* bias_ = nullptr;
 };
 
 }  // namespace

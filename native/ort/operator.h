@@ -9,18 +9,18 @@ namespace hybridkit::ort {
 
 enum Input : size_t { kX, kCodes, kScale, kBias, kInputs };
 
-/* One operator for one type of activations: several operators of a name together are the runtime's schema. */
+/* One operator for one type of activations and one of scales, which may be float16 with n-bit codes: several operators of a name together are the runtime's schema. */
 struct Operator : OrtCustomOp {
   const OrtApi* api;
   const char* name;
   int32_t codec, activations;
   bool convolution;
-  int32_t dtype;
+  int32_t dtype, scale_dtype;
 
-  bool nbit() const { return codec >= HYBRIDKIT_NBIT2 && codec <= HYBRIDKIT_NBIT8; }
+  bool nbit() const { return (codec >= HYBRIDKIT_NBIT2 && codec <= HYBRIDKIT_NBIT8) || codec == HYBRIDKIT_NBIT1; }
 
   Operator(const OrtApi* api, const char* name, hybridkit_codec codec, hybridkit_activations activations,
-           bool convolution, hybridkit_dtype dtype);
+           bool convolution, hybridkit_dtype dtype, hybridkit_dtype scale_dtype);
 };
 
 /* What OrtCustomOp points to (kernel.cc, inference.cc). None lets an exception through. */

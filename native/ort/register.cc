@@ -37,6 +37,9 @@ constexpr struct {
     {"TernaryMatMulFloat", HYBRIDKIT_TERNARY, HYBRIDKIT_FLOAT, false},
     {"BinaryMatMulInt8", HYBRIDKIT_BINARY, HYBRIDKIT_INT8, false},
     {"BinaryMatMulFloat", HYBRIDKIT_BINARY, HYBRIDKIT_FLOAT, false},
+    {"NBit1MatMulInt8", HYBRIDKIT_NBIT1, HYBRIDKIT_INT8, false},
+    {"NBit1MatMulInt8Blocks", HYBRIDKIT_NBIT1, HYBRIDKIT_INT8_BLOCKS, false},
+    {"NBit1MatMulFloat", HYBRIDKIT_NBIT1, HYBRIDKIT_FLOAT, false},
     {"NBit2MatMulInt8", HYBRIDKIT_NBIT2, HYBRIDKIT_INT8, false},
     {"NBit2MatMulInt8Blocks", HYBRIDKIT_NBIT2, HYBRIDKIT_INT8_BLOCKS, false},
     {"NBit2MatMulFloat", HYBRIDKIT_NBIT2, HYBRIDKIT_FLOAT, false},
@@ -58,18 +61,21 @@ constexpr struct {
   const char* name;
   hybridkit_codec codec;
 } kGathers[] = {
-    {"TernaryGather", HYBRIDKIT_TERNARY}, {"BinaryGather", HYBRIDKIT_BINARY}, {"NBit2Gather", HYBRIDKIT_NBIT2},
-    {"NBit4Gather", HYBRIDKIT_NBIT4},     {"NBit8Gather", HYBRIDKIT_NBIT8},
+    {"TernaryGather", HYBRIDKIT_TERNARY}, {"BinaryGather", HYBRIDKIT_BINARY}, {"NBit1Gather", HYBRIDKIT_NBIT1},
+    {"NBit2Gather", HYBRIDKIT_NBIT2},     {"NBit4Gather", HYBRIDKIT_NBIT4},   {"NBit8Gather", HYBRIDKIT_NBIT8},
 };
 
 std::unique_ptr<Domain> make_domain(const OrtApi* api) {
   auto domain = std::make_unique<Domain>(api);
   check(api, CreateCustomOpDomain(api, "hybridkit", &domain->handle));
   for (const auto& op : kOperators)
-    for (hybridkit_dtype dtype : {HYBRIDKIT_F32, HYBRIDKIT_F16, HYBRIDKIT_BF16}) {
-      domain->operators.emplace_back(api, op.name, op.codec, op.activations, op.convolution, dtype);
-      check(api, CustomOpDomain_Add(api, domain->handle, &domain->operators.back()));
-    }
+    for (hybridkit_dtype dtype : {HYBRIDKIT_F32, HYBRIDKIT_F16, HYBRIDKIT_BF16})
+      for (hybridkit_dtype scale_dtype : {HYBRIDKIT_F32, HYBRIDKIT_F16}) {
+        const Operator made(api, op.name, op.codec, op.activations, op.convolution, dtype, scale_dtype);
+        if (scale_dtype != HYBRIDKIT_F32 && !made.nbit()) continue;
+        domain->operators.push_back(made);
+        check(api, CustomOpDomain_Add(api, domain->handle, &domain->operators.back()));
+      }
   for (const auto& op : kGathers) {
     domain->gathers.emplace_back(api, op.name, op.codec);
     check(api, CustomOpDomain_Add(api, domain->handle, &domain->gathers.back()));
@@ -110,13 +116,24 @@ OrtStatus* too_old(const OrtApiBase* base) {
 }  // namespace
 
 Operator::Operator(const OrtApi* api, const char* name, hybridkit_codec codec,
-                   hybridkit_activations activations, bool convolution, hybridkit_dtype dtype)
-    : api(api), name(name), codec(codec), activations(activations), convolution(convolution), dtype(dtype) {
+                   hybridkit_activations activations, bool convolution, hybridkit_dtype dtype,
+                   hybridkit_dtype scale_dtype)
+    : api(api),
+      name(name),
+      codec(codec),
+      activations(activations),
+      convolution(convolution),
+      dtype(dtype),
+      scale_dtype(scale_dtype) {
   GetName = [](const OrtCustomOp* op) { return self(op).name; };
   GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU
   GetInputTypeCount = [](const OrtCustomOp*) { return size_t{kInputs}; };
   GetInputType = [](const OrtCustomOp* op, size_t index) {
-    return index == kX ? element_type(self(op).dtype) : index == kCodes ? kUint8 : kFloat32;
+    const Operator& o = self(op);
+    return index == kX       ? element_type(o.dtype)
+           : index == kCodes ? kUint8
+           : index == kScale ? element_type(o.scale_dtype)
+                             : kFloat32;
   };
   GetOutputTypeCount = [](const OrtCustomOp*) { return size_t{1}; };
   GetOutputType = [](const OrtCustomOp* op, size_t) { return element_type(self(op).dtype); };

@@ -11,8 +11,8 @@ namespace hybridkit::ort {
 /* In float16 where that holds every scale exactly: fewer bytes to stream. */
 class Scales {
  public:
-  /* `scale` has the shape attributes.scale_shape(). */
-  Scales(const Attributes& attributes, const float* scale);
+  /* `scale` has the shape attributes.scale_shape() and is HYBRIDKIT_F32 or HYBRIDKIT_F16. */
+  Scales(const Attributes& attributes, const void* scale, int32_t dtype);
 
   const void* data() const { return own_.get(); }
   int32_t dtype() const { return dtype_; }

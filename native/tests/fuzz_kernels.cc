@@ -83,13 +83,16 @@ class Source {
 };
 
 bool is_size(int64_t value) { return value >= 1 && value <= kLargest; }
-bool is_nbit(int32_t codec) { return codec >= 2 && codec <= 4; }
+bool is_nbit(int32_t codec) { return (codec >= 2 && codec <= 4) || codec == HYBRIDKIT_NBIT1; }
 bool allowed(int32_t codec, int64_t N, int64_t K, int64_t group = 1) {
-  return codec >= 0 && codec <= 5 && is_size(N) && K >= 1 && K <= kLargestK && group >= 1 && N % group == 0;
+  return codec >= 0 && codec <= 6 && is_size(N) && K >= 1 && K <= kLargestK && group >= 1 && N % group == 0;
 }
-bool is_group_size(int64_t size) { return size >= 16 && size <= 65536 && size % 16 == 0; }
+bool is_group_size(int32_t codec, int64_t size) {
+  return size >= 16 && size <= 65536 && size % (codec == HYBRIDKIT_NBIT1 ? 32 : 16) == 0;
+}
 bool is_sparse(int32_t codec) { return codec == HYBRIDKIT_SPARSE34; }
-int64_t bits_of(int32_t codec) { return codec == 1 ? 1 : codec < 3 ? 2 : codec == 3 ? 4 : 8; }
+bool is_one_bit(int32_t codec) { return codec == HYBRIDKIT_BINARY || codec == HYBRIDKIT_NBIT1; }
+int64_t bits_of(int32_t codec) { return is_one_bit(codec) ? 1 : codec < 3 ? 2 : codec == 3 ? 4 : 8; }
 
 // The header's definitions of the layouts; 0 for what is not allowed.
 Wide row_major_bytes(int32_t codec, int64_t N, int64_t K) {
@@ -99,7 +102,7 @@ Wide row_major_bytes(int32_t codec, int64_t N, int64_t K) {
 Wide tile_bytes(int32_t codec, int64_t N, int64_t K, int64_t group = 1) {
   if (!allowed(codec, N, K, group)) return 0;
   if (is_sparse(codec)) return Wide{(N + 15) / 16} * ((K + 31) / 32) * 80;
-  const int64_t columns = codec == HYBRIDKIT_BINARY ? 32 : 16;
+  const int64_t columns = is_one_bit(codec) ? 32 : 16;
   return Wide{group} * ((N / group + 15) / 16) * ((K + columns - 1) / columns) * columns * 2 * bits_of(codec);
 }
 Wide conv_bytes(int32_t codec, int64_t N, int64_t K, int64_t group) {
@@ -122,7 +125,7 @@ struct Call {
 bool types_are_right(const Call& call) {
   const hybridkit_matrix& m = call.matrix;
   const bool grouped = is_nbit(m.codec);
-  if (grouped && (!is_group_size(m.group_size) || m.scale_dtype < 0 || m.scale_dtype > 1)) return false;
+  if (grouped && (!is_group_size(m.codec, m.group_size) || m.scale_dtype < 0 || m.scale_dtype > 1)) return false;
   if (!grouped && m.group_size != 0) return false;
   return m.activations >= 0 && m.activations <= (grouped ? 2 : 1) && call.dtype >= 0 && call.dtype <= 2;
 }
@@ -207,7 +210,7 @@ void try_call(Source& source, const Call& call, bool right, const std::vector<re
 }
 
 void tells_kernel_and_tasks(const hybridkit_matrix& matrix, int64_t M) {
-  const bool groups = is_nbit(matrix.codec) ? is_group_size(matrix.group_size) : matrix.group_size == 0;
+  const bool groups = is_nbit(matrix.codec) ? is_group_size(matrix.codec, matrix.group_size) : matrix.group_size == 0;
   const bool right = allowed(matrix.codec, matrix.N, matrix.K) && groups && M >= 0;
   CHECK((hybridkit_tasks(&matrix, M) >= 1) == right, "tasks");
   CHECK((hybridkit_kernel(&matrix, M) != nullptr) == right, "kernel");
@@ -216,7 +219,7 @@ void tells_kernel_and_tasks(const hybridkit_matrix& matrix, int64_t M) {
 void multiply(Source& source) {
   Call call{};
   hybridkit_matrix& m = call.matrix;
-  m.codec = source.type(6);
+  m.codec = source.type(7);
   m.activations = source.type(is_nbit(m.codec) ? 3 : 2);
   call.dtype = source.type(3);
   m.N = source.between(1, source.one_of<int64_t>({8, 20, 70}));
@@ -356,7 +359,7 @@ void try_check(Source& source, int32_t codec, std::vector<uint8_t> codes, const 
 }
 
 void lay_out(Source& source) {
-  const int32_t codec = source.type(6), layout = source.type(2);
+  const int32_t codec = source.type(7), layout = source.type(2);
   int64_t group = source.between(1, 4), taps = source.between(1, 9);
   int64_t N = group * source.between(1, 40), K = taps * source.between(1, 40);
   source.damage({&N, &K, &group, &taps});

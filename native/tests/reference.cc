@@ -10,7 +10,7 @@ namespace {
 constexpr double kUnit = 1.0 / (1 << 24);  // half a unit in the last place of 1, in float32
 
 int bits_of(int32_t codec) {
-  constexpr int bits[] = {2, 1, 2, 4, 8, 2};
+  constexpr int bits[] = {2, 1, 2, 4, 8, 2, 1};
   return bits[codec];
 }
 
@@ -18,7 +18,7 @@ int bits_of(const Layer& layer) { return bits_of(layer.codec); }
 
 int digit_of(const Layer& layer, int64_t n, int64_t k) {
   const int code = layer.code(n, k);
-  if (layer.codec == HYBRIDKIT_BINARY) return (code + 1) / 2;
+  if (bits_of(layer) == 1) return (code + 1) / 2;
   return layer.codec == HYBRIDKIT_TERNARY ? code + 1 : code + (1 << (bits_of(layer) - 1));
 }
 
@@ -160,7 +160,7 @@ Layer random_layer(test::Random& random, int32_t codec, int64_t N, int64_t K, in
   const bool nbit = codec >= HYBRIDKIT_NBIT2 && codec <= HYBRIDKIT_NBIT8, extreme = random.chance(10);
   for (int64_t i = 0; i < N * K; ++i) {
     const auto draw = nbit ? random.between(-half, half - 1) : random.between(0, 2);
-    const auto code = codec == HYBRIDKIT_TERNARY ? draw - 1 : codec == HYBRIDKIT_BINARY ? draw % 2 * 2 - 1 : draw;
+    const auto code = codec == HYBRIDKIT_TERNARY ? draw - 1 : bits_of(codec) == 1 ? draw % 2 * 2 - 1 : draw;
     layer.codes.push_back(static_cast<int8_t>(nbit && extreme ? (draw < 0 ? -half : half - 1) : code));
   }
   for (int64_t n = 0; layer.sparse() && n < N; ++n) {

@@ -38,14 +38,16 @@ void check_case(test::Random& random, const Case& c, const std::vector<float>& g
 }
 
 Case random_case(test::Random& random, int64_t M, int64_t N, int64_t K) {
-  return {random.one_of<int32_t>({HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT4, HYBRIDKIT_NBIT8}),
+  const auto codec = random.one_of<int32_t>({HYBRIDKIT_NBIT1, HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT4, HYBRIDKIT_NBIT8});
+  return {codec,
           random.one_of<int32_t>({HYBRIDKIT_INT8, HYBRIDKIT_INT8_BLOCKS, HYBRIDKIT_FLOAT}),
           random.one_of<int32_t>({HYBRIDKIT_F32, HYBRIDKIT_F32, HYBRIDKIT_F16, HYBRIDKIT_BF16}),
           random.one_of<int32_t>({HYBRIDKIT_F32, HYBRIDKIT_F16}),
           M,
           N,
           K,
-          random.one_of<int64_t>({16, 32, 32, 48, 64, 80, 128, 256, 496, 65536})};
+          codec == HYBRIDKIT_NBIT1 ? random.one_of<int64_t>({32, 32, 64, 96, 128, 160, 480, 544, 65536})
+                                   : random.one_of<int64_t>({16, 32, 32, 48, 64, 80, 128, 256, 496, 65536})};
 }
 
 void check_random(test::Random& random, int64_t M, int64_t N, int64_t K) {
@@ -75,9 +77,9 @@ TEST(groups_every_column_count) {
 TEST(groups_large) {  // several tasks, panels and blocks of rows
   test::Random random(44);
   for (const int32_t activations : {HYBRIDKIT_INT8, HYBRIDKIT_INT8_BLOCKS, HYBRIDKIT_FLOAT}) {
-    for (const int32_t codec : {HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT4, HYBRIDKIT_NBIT8}) {
+    for (const int32_t codec : {HYBRIDKIT_NBIT1, HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT4, HYBRIDKIT_NBIT8}) {
       for (const auto& [M, N, K, group_size] : std::vector<std::array<int64_t, 4>>{
-               {205, 100, 333, 64}, {40, 40, 1300, 32}, {40, 50, 1300, 576}, {23, 20, 2100, 65536}, {16, 3, 512, 496}}) {
+               {205, 100, 333, 64}, {40, 40, 1300, 32}, {40, 50, 1300, 576}, {23, 20, 2100, 65536}, {16, 3, 512, codec == HYBRIDKIT_NBIT1 ? 480 : 496}}) {
         const Case c{codec, activations, HYBRIDKIT_F32, HYBRIDKIT_F16, M, N, K, group_size};
         check_case(random, c, random_activations(random, c.M * c.K, c.K), hybridkit_thread_pool(2));
       }
@@ -87,7 +89,7 @@ TEST(groups_large) {  // several tasks, panels and blocks of rows
 
 TEST(groups_extremes_are_exact) {  // the largest sums there are
   test::Random random(45);
-  for (const int32_t codec : {HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT4, HYBRIDKIT_NBIT8}) {
+  for (const int32_t codec : {HYBRIDKIT_NBIT1, HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT4, HYBRIDKIT_NBIT8}) {
     for (const int64_t M : {1, 5, 17}) {
       const Case c{codec, HYBRIDKIT_INT8, HYBRIDKIT_F32, HYBRIDKIT_F32, M, 3, 65536 + 40, HYBRIDKIT_MAX_GROUP};
       check_case(random, c, std::vector<float>(static_cast<size_t>(M * c.K), -3.0f), nullptr);
@@ -125,6 +127,12 @@ TEST(groups_refuse_nonsense) {
   for (const int64_t size : {int64_t{0}, int64_t{-16}, int64_t{8}, int64_t{40}, int64_t{65552}, int64_t{1} << 62}) {
     CHECK(refused([&](hybridkit_matrix& m) { m.group_size = size; }), "group_size %lld", static_cast<long long>(size));
   }
+  CHECK(refused([](hybridkit_matrix& m) {
+          m.codec = HYBRIDKIT_NBIT1;
+          m.group_size = 48;
+          m.code_bytes = hybridkit_code_bytes(HYBRIDKIT_NBIT1, 1, 3, 40);
+        }),
+        "48 columns of one bit");
   CHECK(refused([](hybridkit_matrix& m) { m.group_scale = nullptr; }), "scales");
   CHECK(refused([](hybridkit_matrix& m) { m.bias = nullptr; }), "bias");
   CHECK(refused([](hybridkit_matrix& m) { m.scale_dtype = HYBRIDKIT_BF16; }), "scale_dtype");
@@ -139,17 +147,26 @@ TEST(groups_scales_in_tiles) {
   for (int i = 0; i < 20 * test::cases(); ++i) {
     const int64_t N = random.between(1, 40), K = random.between(1, 100), size = random.one_of<int64_t>({16, 48, 64});
     auto layer = reference::random_layer(random, HYBRIDKIT_NBIT2, N, K, size);
-    std::vector<float> given = layer.scale;
     for (const int32_t dtype : {HYBRIDKIT_F32, HYBRIDKIT_F16}) {
       const auto expected = reference::tiled_scales(layer, dtype);
       CHECK(hybridkit_scale_bytes(dtype, N, K, size) == expected.size(), "bytes");
       std::vector<uint8_t> tiled(expected.size());
-      const char* error = hybridkit_tile_scales(layer.scale.data(), N, K, size, dtype, tiled.data());
+      const char* error = hybridkit_tile_scales(layer.scale.data(), HYBRIDKIT_F32, N, K, size, dtype, tiled.data());
       CHECK(error == nullptr && tiled == expected, "%s", error ? error : "another order");
+    }
+    const auto halves = reference::array_of(HYBRIDKIT_F16, layer.scale);
+    for (const int32_t dtype : {HYBRIDKIT_F32, HYBRIDKIT_F16}) {
+      const auto expected = reference::tiled_scales(layer, dtype);
+      std::vector<uint8_t> tiled(expected.size());
+      const char* error = hybridkit_tile_scales(halves.bytes.data(), HYBRIDKIT_F16, N, K, size, dtype,
+                                                tiled.data());
+      CHECK(error == nullptr && tiled == expected, "%s", error ? error : "others of float16");
     }
     layer.scale[0] = 1.0f + std::ldexp(1.0f, -12);
     std::vector<uint8_t> tiled(hybridkit_scale_bytes(HYBRIDKIT_F16, N, K, size));
-    CHECK(hybridkit_tile_scales(layer.scale.data(), N, K, size, HYBRIDKIT_F16, tiled.data()) != nullptr, "rounded");
+    const char* error =
+        hybridkit_tile_scales(layer.scale.data(), HYBRIDKIT_F32, N, K, size, HYBRIDKIT_F16, tiled.data());
+    CHECK(error != nullptr, "rounded");
   }
   CHECK(hybridkit_scale_bytes(HYBRIDKIT_BF16, 1, 1, 16) == 0 && hybridkit_scale_bytes(0, 1, 1, 15) == 0, "nonsense");
 }

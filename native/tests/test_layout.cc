@@ -30,7 +30,7 @@ TEST(layout_out_of_range_has_no_size) {
       CHECK(hybridkit_code_bytes(HYBRIDKIT_TERNARY, layout, size, 5) == 0, "N %lld", static_cast<long long>(size));
       CHECK(hybridkit_code_bytes(HYBRIDKIT_BINARY, layout, 5, size) == 0, "K %lld", static_cast<long long>(size));
     }
-    CHECK(hybridkit_code_bytes(6, layout, 5, 5) == 0 && hybridkit_code_bytes(-1, layout, 5, 5) == 0, "codec");
+    CHECK(hybridkit_code_bytes(7, layout, 5, 5) == 0 && hybridkit_code_bytes(-1, layout, 5, 5) == 0, "codec");
     CHECK(hybridkit_code_bytes(0, layout, 5, HYBRIDKIT_MAX_K + 1) == 0, "K");
   }
   for (int shift = 31; shift < 63; ++shift) {  // 2^40 groups of a row of 2^22 codes have 2^64 bytes, which is 0
@@ -68,7 +68,7 @@ TEST(layout_tiling) {
 TEST(layout_tiling_of_nbit_codes) {
   test::Random random(23);
   for (int i = 0; i < 60 * test::cases(); ++i) {
-    const auto codec = random.one_of<int32_t>({HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT4, HYBRIDKIT_NBIT8});
+    const auto codec = random.one_of<int32_t>({HYBRIDKIT_NBIT1, HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT4, HYBRIDKIT_NBIT8});
     const int64_t N = random.between(1, 40), K = random.between(1, 90);
     const auto layer = reference::random_layer(random, codec, N, K, 32);
     const auto codes = reference::row_major(layer), tiled = reference::tiled(layer);
@@ -92,7 +92,7 @@ TEST(layout_tiling_refuses_nonsense) {
     return hybridkit_conv_tile(0, codes.data(), N, K, group, taps, out.data()) == nullptr;
   };
   constexpr int64_t huge = int64_t{1} << 31, least = std::numeric_limits<int64_t>::min();
-  CHECK(!tiles(6, 4, 4) && !tiles(0, 0, 4) && !tiles(0, huge, 4) && !tiles(0, 4, huge) && !tiles(0, 4, -1), "tile");
+  CHECK(!tiles(7, 4, 4) && !tiles(0, 0, 4) && !tiles(0, huge, 4) && !tiles(0, 4, huge) && !tiles(0, 4, -1), "tile");
   CHECK(!conv(4, 4, 0, 1) && !conv(4, 4, 3, 1) && !conv(4, 4, least, 1) && !conv(huge, 4, huge, 1), "group");
   CHECK(!conv(4, 4, 1, 0) && !conv(4, 4, 1, 3) && !conv(4, 4, 1, -1) && !conv(4, 4, 1, huge), "taps");
   CHECK(out == std::vector<uint8_t>(256, 7), "wrote");
@@ -162,7 +162,7 @@ TEST(layout_checks_find_damage) {
       damaged = good;
       damaged[random.between(0, static_cast<int64_t>(good.size()) - 1)] |= 3 << 2 * random.between(0, 3);
       CHECK((check(codec, damaged, N, K) != nullptr) == (codec == HYBRIDKIT_TERNARY), "a digit 3");
-      CHECK(check(6, good, N, K) != nullptr && check(codec, good, 0, K) != nullptr, "nonsense");
+      CHECK(check(7, good, N, K) != nullptr && check(codec, good, 0, K) != nullptr, "nonsense");
       CHECK(check(codec, good, N, -1) != nullptr, "nonsense");
     }
   }

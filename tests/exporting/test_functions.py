@@ -210,18 +210,19 @@ def expected_conv(x, codes, scale, bias, mode, geometry):
     )
 
 
-@pytest.mark.parametrize("name", sorted(functions.STORAGES))
+@pytest.mark.parametrize("storage", functions.STORAGES.values(), ids=functions.STORAGES)
 @quick
 @example(K=1, lead=(1,), seed=0)
 @example(K=777, lead=(3,), seed=1)
 @given(
     K=st.integers(1, 40), lead=st.lists(st.integers(1, 4), max_size=3).map(tuple), seed=st.integers(0, 2**31)
 )
-def test_unpack_body(name, K, lead, seed):
+def test_unpack_body(storage, K, lead, seed):
     rng = np.random.default_rng(seed)
-    codes = rng.choice(np.array(codec(name).levels, np.int8), (int(np.prod(lead)), K))
-    packed = codec(name).pack(codes).reshape(*lead, -1)
-    model = one_node_model(f"{functions.STORAGES[name].prefix}Unpack", {}, packed.shape, K=K)
+    held = codec(storage.codec)
+    codes = rng.choice(np.array(held.levels, np.int8), (int(np.prod(lead)), K))
+    packed = held.pack(codes).reshape(*lead, -1)
+    model = one_node_model(f"{storage.prefix}Unpack", {}, packed.shape, K=K)
     for got in (run_ort(model, {"codes": packed}), ReferenceEvaluator(model).run(None, {"codes": packed})[0]):
         np.testing.assert_array_equal(got, codes.reshape(*lead, K).astype(np.float32))
 

@@ -20,12 +20,13 @@ OPSET = 18
 CODECS = {
     "Ternary": "two-bit",
     "Binary": "one-bit",
+    "NBit1": "one-bit",
     "NBit2": "nbit2",
     "NBit4": "nbit4",
     "NBit8": "nbit8",
     "Sparse34": "sparse34",
 }
-BITS = {"Ternary": 2, "Binary": 1, "NBit2": 2, "NBit4": 4, "NBit8": 8}
+BITS = {"Ternary": 2, "Binary": 1, "NBit1": 1, "NBit2": 2, "NBit4": 4, "NBit8": 8}
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
 

@@ -68,26 +68,30 @@ def test_matmul(prefix, mode, dtype, N, K, lead, layout, exponent, seed):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", ["Int8", "Int8Blocks", "Float"])
-@pytest.mark.parametrize("prefix", ["NBit2", "NBit4", "NBit8"])
+@pytest.mark.parametrize("prefix", ["NBit1", "NBit2", "NBit4", "NBit8"])
 @quick
-@example(N=1, K=1, lead=[], layout=1, group_size=16, halves=True, exponent=0, seed=0)
-@example(N=17, K=777, lead=[2], layout=0, group_size=64, halves=True, exponent=0, seed=1)
-@example(N=40, K=129, lead=[2, 0, 3], layout=1, group_size=32, halves=False, exponent=0, seed=2)
-@example(N=33, K=70, lead=[40], layout=1, group_size=65536, halves=False, exponent=0, seed=3)
+@example(N=1, K=1, lead=[], layout=1, group_size=16, scales="float16", exponent=0, seed=0)
+@example(N=17, K=777, lead=[2], layout=0, group_size=64, scales="rounded", exponent=0, seed=1)
+@example(N=40, K=129, lead=[2, 0, 3], layout=1, group_size=32, scales="float32", exponent=0, seed=2)
+@example(N=33, K=70, lead=[40], layout=1, group_size=65536, scales="float32", exponent=0, seed=3)
 @given(
     N=st.integers(1, 70),
     K=st.integers(1, 150),
     lead=st.lists(st.integers(0, 4), max_size=3),
     layout=st.integers(0, 1),
     group_size=st.sampled_from([16, 32, 48, 128]),
-    halves=st.booleans(),
+    scales=st.sampled_from(["float32", "rounded", "float16"]),
     exponent=st.integers(-6, 2),
     seed=seeds,
 )
-def test_nbit_matmul(prefix, mode, dtype, N, K, lead, layout, group_size, halves, exponent, seed):
+def test_nbit_matmul(prefix, mode, dtype, N, K, lead, layout, group_size, scales, exponent, seed):
+    if prefix == "NBit1":
+        group_size += group_size % 32
     layer = random_layer(prefix, N, K, seed, group_size)
-    if halves:  # which kernels then keep as such
-        layer["scale"] = layer["scale"].astype(np.float16).astype(np.float32)
+    if scales != "float32":  # kernels keep what is float16 as such
+        layer["scale"] = layer["scale"].astype(np.float16)
+    if scales == "rounded":
+        layer["scale"] = layer["scale"].astype(np.float32)
     held = layer if layout == 0 else tiled(layer, prefix, K)
     x = activations((*lead, K), seed, exponent)
     shape = [f"d{i}" for i in range(len(lead))] + [K]
@@ -118,10 +122,12 @@ def test_sparse_codes_on_every_instruction_set(mode):
                 assert_same(mode, "float32", run(model, x[:rows]), portable[:rows], 100)
 
 
+@pytest.mark.parametrize("scales", [np.float32, np.float16])
 @pytest.mark.parametrize("mode", ["Int8", "Int8Blocks", "Float"])
-def test_nbit_layers_that_are_inputs(mode):
+def test_nbit_layers_that_are_inputs(mode, scales):
     N, K = 20, 70
     layer = tiled(random_layer("NBit4", N, K, 0, 32), "NBit4", K)
+    layer["scale"] = layer["scale"].astype(scales)
     attributes = {"N": N, "K": K, "layout": 1, "group_size": 32}
     x = activations((3, K), 1)
     constant, passed = (

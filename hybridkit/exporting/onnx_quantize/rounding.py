@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridkit.errors import HybridkitError
-from hybridkit.exporting.functions import STORAGES
+from hybridkit.exporting.functions import storage_of
 from hybridkit.packing.codecs import Codec, codec, codec_for, operator_codec
 from hybridkit.quant.output_fit import Grid, evenly_spaced, fit_output
 from hybridkit.quant.protocol import (
@@ -66,7 +66,7 @@ class Rounding:
     @property
     def prefix(self) -> str:
         """Of the operators that read the codes: Ternary, Binary, NBit2, NBit4 or NBit8."""
-        return STORAGES[self.codec.name].prefix
+        return storage_of(self.codec.name).prefix
 
     @property
     def is_nbit(self) -> bool:
@@ -76,7 +76,7 @@ class Rounding:
     @property
     def stored_bits(self) -> int:
         """Bits of a code in the file."""
-        return STORAGES[self.codec.name].bits
+        return storage_of(self.codec.name).bits
 
     def holding(self, found: Quantized) -> Rounding:
         """Itself; with n-bit codes where there are groups or offsets, which no other operator has."""
