@@ -15,7 +15,8 @@ namespace hybridkit {
 namespace {
 
 constexpr int kPanel = 6;          // rows of a register tile: 6 x 16 sums of 16 bits
-constexpr int kGroupPanel = 4;
+constexpr int kGroupPanel = 4;     // of n-bit codes: 4 x 16 sums, and as many floats in the stack
+constexpr int kGroupTileRows = 8;  // above them codes of one and two bits are unpacked for all rows at once
 constexpr int kStreamRows = 2;
 constexpr int64_t kChunk = 256;    // columns until sums of 16 bits are full: 64 products of 4
 
@@ -156,6 +157,17 @@ void multiply(const int8_t* x, const uint8_t* digits, int64_t granules, bool add
   }
 }
 
+inline void multiply(int64_t rows, const int8_t* x, const uint8_t* digits, int64_t granules, bool add, int32_t* sums) {
+  switch (rows) {
+    case 1: return multiply<1>(x, digits, granules, add, sums);
+    case 2: return multiply<2>(x, digits, granules, add, sums);
+    case 3: return multiply<3>(x, digits, granules, add, sums);
+    case 4: return multiply<4>(x, digits, granules, add, sums);
+    case 5: return multiply<5>(x, digits, granules, add, sums);
+    default: return multiply<6>(x, digits, granules, add, sums);
+  }
+}
+
 // Many rows: a chunk of a tile is unpacked once and multiplied with all panels.
 template <int bits>
 void tiles(const Int8Work& work) {
@@ -172,14 +184,7 @@ void tiles(const Int8Work& work) {
         const int8_t* x = work.x + row * padded + block * block_granules * rows * kGranule;
         const int64_t granules = count * block_granules;
         int32_t* to = sums + row * kTileRows;
-        switch (rows) {
-          case 1: multiply<1>(x, digits, granules, block > 0, to); break;
-          case 2: multiply<2>(x, digits, granules, block > 0, to); break;
-          case 3: multiply<3>(x, digits, granules, block > 0, to); break;
-          case 4: multiply<4>(x, digits, granules, block > 0, to); break;
-          case 5: multiply<5>(x, digits, granules, block > 0, to); break;
-          default: multiply<6>(x, digits, granules, block > 0, to);
-        }
+        multiply(rows, x, digits, granules, block > 0, to);
       }
     }
     for (int64_t row = 0; row < work.rows; ++row) {
@@ -198,9 +203,9 @@ void int8(const Int8Work& work) {
   }
 }
 
-// So many granules of n-bit codes fill sums of 16 bits: two with 8 products of 2 * 15 * 127, and 32 of one bit with 128
-// of 2 * 127. Codes of 8 bits are two digits of 4, each with sums of its own.
-constexpr int64_t granules_of_16_bits(int bits) { return bits == 1 ? 32 : 2; }
+// So many granules of n-bit codes fill sums of 16 bits: 2 with 8 products of 2 * 15 * 127, 8 of two bits with 32 of
+// 2 * 3 * 127. Codes of 8 bits are two digits of 4, each with sums of its own.
+constexpr int64_t granules_of_16_bits(int bits) { return bits == 1 ? 16 : bits == 2 ? 8 : 2; }
 
 template <int bits, int rows>
 inline void add_granules(const uint8_t* codes, const int8_t* x, int64_t granules, __m256i (&sum)[rows][2]) {
@@ -281,8 +286,60 @@ void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_
     for (int h = 0; h < 2; ++h) write_half(work, row + m, tile, h, total[m][h]);
 }
 
+// Sums of a group, [rows][16], made floats and added to what the groups before gave.
+template <int bits>
+inline void end_group(const Int8Work& work, int64_t tile, int64_t group, const int32_t* sums, float* totals) {
+  const bool first = group == 0, last = group + 1 == work.groups.count;
+  const __m256 scale[2] = {group_scale(work.groups, tile, group, 0), group_scale(work.groups, tile, group, 1)};
+  const float* x_scale = work.x_scale + group;
+  const int32_t* x_sum = work.x_sum + group;
+  for (int64_t row = 0; row < work.rows; ++row, x_scale += work.groups.count, x_sum += work.groups.count) {
+    const __m256i less = _mm256_set1_epi32(*x_sum);
+    const __m256 factor = _mm256_set1_ps(*x_scale);
+    for (int h = 0; h < 2; ++h, sums += 8, totals += 8) {
+      const __m256i digits = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums));
+      const __m256i sum = _mm256_add_epi32(bits == 1 ? _mm256_add_epi32(digits, digits) : digits, less);
+      const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(factor, scale[h]));
+      const __m256 total = _mm256_add_ps(first ? _mm256_setzero_ps() : _mm256_load_ps(totals), product);
+      last ? write_half(work, row, tile, h, total) : _mm256_store_ps(totals, total);
+    }
+  }
+}
+
+// Many rows: what fits into sums of 16 bits of a group is unpacked once and multiplied with all panels.
+template <int bits>
+void group_tiles(const Int8Work& work) {
+  constexpr int64_t most = granules_of_16_bits(bits), step = padding_of(bits) / kGranule;
+  alignas(64) uint8_t digits[most * kGranule * kTileRows];
+  alignas(64) int32_t sums[kBlockRows * kTileRows];
+  alignas(64) float totals[kBlockRows * kTileRows];
+  const int64_t padded = work.blocks * block_columns(bits), granules = padded / kGranule;
+  for (int64_t tile = 0; tile < work.tiles; ++tile) {
+    const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes;
+    for (int64_t group = 0; group < work.groups.count; ++group) {
+      const int64_t begin = group * work.groups.granules;
+      const int64_t end = begin + work.groups.granules < granules ? begin + work.groups.granules : granules;
+      for (int64_t first = begin; first < end; first += most) {
+        const int64_t count = end - first < most ? end - first : most;
+        const int64_t bytes = count / step * step_bytes(bits);
+        unpack<bits>(codes, bytes / kBlockBytes, digits);
+        codes += bytes;
+        for (int64_t row = 0; row < work.rows; row += work.panel) {
+          const int64_t rows = work.rows - row < work.panel ? work.rows - row : work.panel;
+          const int8_t* x = work.x + row * padded + first * rows * kGranule;
+          multiply(rows, x, digits, count, first > begin, sums + row * kTileRows);
+        }
+      }
+      end_group<bits>(work, tile, group, sums, totals);
+    }
+  }
+}
+
 template <int bits>
 void group_products(const Int8Work& work) {
+  if constexpr (bits <= 2) {  // of more bits so few fit into 16 that it takes longer
+    if (work.rows > kGroupTileRows) return group_tiles<bits>(work);
+  }
   const int64_t padded = work.blocks * block_columns(bits);
   for (int64_t tile = 0; tile < work.tiles; ++tile) {
     for (int64_t row = 0; row < work.rows; row += work.panel) {
