@@ -18,8 +18,9 @@ inline typename V::Float scales_of(const Groups& groups, int64_t tile, int64_t g
 }
 
 // `rows` rows of a panel times `tiles` tiles. What a digit counts more than its code, 2^(bits - 1) times the sum of the
-// activations, is where a group's sums begin; of one bit, whose digits count twice, where they end. One row masks digits in place instead of shifting them down: the digit p
-// counts 2^(bits p) times too much, which is taken back from a sum of its own.
+// activations, is where a group's sums begin; of one bit, whose digits count twice, where they end. One row masks digits
+// in place instead of shifting them down: the digit p counts 2^(bits p) times too much, which is taken back from a sum of
+// its own.
 template <class V, int bits, int rows, int tiles>
 void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_t row) {
   constexpr int planes = 8 / bits, step = static_cast<int>(padding_of(bits)) / kGranule;  // granules at a time

@@ -10,8 +10,8 @@
  * its outputs under int8; float behaves as a float32 matmul.
  *
  * n-bit codes, q from -2^(bits - 1) to 2^(bits - 1) - 1 with bits 2, 4 or 8 and -1 or 1 with one bit, have a scale for
- * every group g of group_size columns (the last group of a row may be shorter), and y is a sum over the groups, in float32, rounded after
- * every step:
+ * every group g of group_size columns (the last group of a row may be shorter), and y is a sum over the groups, in
+ * float32, rounded after every step:
  *
  *   int8:         y = 0 + p_0 + p_1 + ... + bias,  p_g = float(x^_g . q_g) * (s_x * scale_g),  s_x per row of x
  *   int8 blocks:  the same with an s_x for every group of a row of x: of the activations in that group
@@ -25,7 +25,8 @@
  *   2  tiled, for convolutions: as 1, but the columns of a row are in the order (kernel, channel) where layout 0
  *      has ONNX's (channel, kernel): k' = tap * channels + channel. The rows of each group are tiled on their own,
  *      group after group. A patch of an image in channels-last order is then a few contiguous runs.
- * A digit d stands for d - 1 (ternary), 2 d - 1 (one bit) or d - 2^(bits - 1) (other n-bit); the ternary digit 3 is invalid.
+ * A digit d stands for d - 1 (ternary), 2 d - 1 (one bit) or d - 2^(bits - 1) (other n-bit); the ternary digit 3 is
+ * invalid.
  * hybridkit_matmul reads layout 1, hybridkit_conv layout 2. One block [16, 4] is 64 bytes, which every instruction set
  * takes as one sequential stream: lanes are rows, so that sums need no reduction across lanes, and four neighbours in k make one dot product.
  *
