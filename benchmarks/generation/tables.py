@@ -13,8 +13,6 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 TITLES = {
     "generation": "SmolLM2-135M: tokens a second",
     "generation-one": "1.07 billion random weights: tokens a second",
-    "generation-half": "Half a billion random weights: tokens a second",
-    "generation-sparse": "The same, 3:4-sparse in 1.25 bits",
 }
 MEASURES = ("prompt 128", "prompt 512", "decode 16", "decode 1024")
 ENGINES = {"ours": "hybridkit", "genai": "onnxruntime-genai", "llama": "llama.cpp"}
