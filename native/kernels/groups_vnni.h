@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "isa.h"
+#include "processor.h"
 
 namespace hybridkit {
 namespace {
@@ -27,7 +28,7 @@ void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_
   constexpr int blocks = static_cast<int>(step_bytes(bits)) / kBlockBytes;                // of a step
   constexpr int parts = kTileRows / V::lanes, vectors = tiles * parts, places = rows == 1 ? planes : 1;
   const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes;
-  const int64_t next_tile = work.blocks * kBlockBytes, count = work.groups.count;
+  const int64_t next_tile = work.blocks * kBlockBytes, count = work.groups.count, ahead = stream_ahead();
   const float* x_scale = work.x_scale + row * count;
   const int32_t* x_sum = work.x_sum + row * count;
   typename V::Float total[rows][vectors];
@@ -45,6 +46,7 @@ void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_
 #pragma GCC unroll 4
       for (int b = 0; b < blocks; ++b, codes += kBlockBytes) {
         typename V::Int packed[vectors];
+        if constexpr (rows == 1) _mm_prefetch(reinterpret_cast<const char*>(codes + ahead), _MM_HINT_T0);
         for (int v = 0; v < vectors; ++v) packed[v] = V::load(codes + v / parts * next_tile + v % parts * V::bytes);
 #pragma GCC unroll 8
         for (int p = 0; p < planes; ++p) {

@@ -9,6 +9,7 @@
 #include <immintrin.h>
 
 #include "isa.h"
+#include "processor.h"
 
 namespace hybridkit {
 namespace {
@@ -18,9 +19,9 @@ constexpr int64_t kBlocksOfSum = 1 << 14;  // 32-bit sums of digits masked in pl
 // Sums of one row of activations over a whole tile; as for AVX2, digits are masked in place instead of shifted down,
 // and what digit p counts too much, 2^(bits p), is taken back from its own sum. `chains` blocks are summed side by
 // side, since the processor starts a product every cycle and ends it some cycles later: 16 sums in all take 5 % less
-// time than 8 (Zen 4). The processor sees by itself that this is one sequential stream: asking for codes ahead of time
-// made it slower by a sixth (from DRAM), and so did two or four tiles at a time, which share their loads of
-// activations but read several streams.
+// time than 8 (Zen 4). That processor sees by itself that this is one sequential stream: asking for codes ahead of time
+// made it slower by a sixth (from DRAM), and so did two or four tiles at a time, which share their loads of activations
+// but read several streams. On Sapphire Rapids asking 4 KiB ahead takes a quarter of the time away.
 template <class V, int bits>
 inline __attribute__((always_inline)) void stream_tile(const Int8Work& work, int64_t tile) {
   constexpr int planes = 8 / bits, parts = kTileRows / V::lanes;
@@ -33,7 +34,9 @@ inline __attribute__((always_inline)) void stream_tile(const Int8Work& work, int
       for (auto& of_plane : chain)
         for (auto& part : of_plane) part = V::zero();
   };
+  const int64_t ahead = stream_ahead();
   const auto add_block = [&](int chain, const uint8_t* block, const int8_t* fours) {
+    _mm_prefetch(reinterpret_cast<const char*>(block + ahead), _MM_HINT_T0);
 #pragma GCC unroll 2
     for (int part = 0; part < parts; ++part) {
       const typename V::Int packed = V::load(block + part * V::bytes);

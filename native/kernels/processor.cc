@@ -1,7 +1,5 @@
 #include "processor.h"
 
-#include <cstdint>
-
 #if defined(__x86_64__)
 #include <cpuid.h>
 #if defined(__linux__)
@@ -19,11 +17,13 @@ namespace {
 
 // Intel's manual, volume 2, CPUID: leaf 1, and leaf 7 with subleaves 0 and 1.
 struct Cpuid {
+  bool intel = false;
   unsigned ecx1 = 0, ebx7 = 0, ecx7 = 0, edx7 = 0, eax7_1 = 0;
   uint64_t saved = 0;  // XCR0: which registers the operating system keeps for each thread
 
   Cpuid() {
     unsigned eax, ebx, ecx, edx;
+    if (__get_cpuid(0, &eax, &ebx, &ecx, &edx)) intel = ebx == signature_INTEL_ebx;
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return;
     ecx1 = ecx;
     if (bit(ecx1, 27)) {  // OSXSAVE
@@ -48,6 +48,8 @@ const Cpuid& cpuid() {
 }
 
 }  // namespace
+
+int64_t stream_ahead() { return cpuid().intel ? 4096 : 0; }
 
 bool has_avx2() {
   constexpr uint64_t ymm = 0x6;
