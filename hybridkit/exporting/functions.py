@@ -24,9 +24,9 @@ bfloat16; the arithmetic is float32 and y has the type of x:
             y   = float(x^ . q) * (s_x * scale) + bias
     Float:  y   = (x . q) * scale + bias
 
-Of n-bit products every `group_size` columns of a row share a scale (the last of its groups may have fewer);
-it is a multiple of 16, of 32 with one bit, whose codes are -1 and 1,
-and groups g are added up in their order, each step in float32:
+Of n-bit products every `group_size` columns of a row share a scale (the last of its groups may have fewer).
+It is a multiple of 16, or of 32 with one bit, whose codes are -1 and 1. Groups g are added up in their order,
+each step in float32:
 
     Int8:        y = p_0 + p_1 + ... + bias, p_g = float(x^_g . q_g) * (s_x * scale_g)
     Int8Blocks:  the same, with s_x of the activations of each group instead of the whole row

@@ -34,7 +34,7 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 _NONE: Final = np.empty(0, np.uint8)
 
-CODECS: Final = {"ternary": 0, "binary": 1, "nbit2": 2, "nbit4": 3, "nbit8": 4, "sparse34": 5, "nbit1": 6}
+CODECS: Final = {"ternary": 0, "binary": 1, "nbit1": 2, "nbit2": 3, "nbit4": 4, "nbit8": 5, "sparse34": 6}
 ACTIVATIONS: Final = {"int8": 0, "float": 1}
 DTYPES: Final = {"float32": 0, "float16": 1, "bfloat16": 2}
 _MAX_SIZE: Final = 2**31 - 1  # HYBRIDKIT_MAX_SIZE: the largest N; no other size or attribute is larger

@@ -27,21 +27,18 @@ inline int64_t product(std::initializer_list<int64_t> factors, int64_t most) {
   return result;
 }
 
-constexpr bool is_nbit(int32_t codec) {
-  return between(codec, HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT8) || codec == HYBRIDKIT_NBIT1;
-}
+constexpr bool is_nbit(int32_t codec) { return between(codec, HYBRIDKIT_NBIT1, HYBRIDKIT_NBIT8); }
 
 constexpr bool is_sparse(int32_t codec) { return codec == HYBRIDKIT_SPARSE34; }
 
 // Of a codec that is known, as kernels read it: those of 3:4-sparse codes when they are expanded.
 constexpr int bits_of(int32_t codec) {
-  if (codec == HYBRIDKIT_BINARY || codec == HYBRIDKIT_NBIT1) return 1;
-  return is_nbit(codec) ? 2 << (codec - HYBRIDKIT_NBIT2) : 2;
+  return is_nbit(codec) ? 1 << (codec - HYBRIDKIT_NBIT1) : codec == HYBRIDKIT_BINARY ? 1 : 2;
 }
 
 // What is wrong with the sizes of a packed matrix, or NULL.
 inline const char* problem_with_sizes(int32_t codec, int64_t N, int64_t K) {
-  if (!between(codec, HYBRIDKIT_TERNARY, HYBRIDKIT_NBIT1)) return "unknown codec";
+  if (!between(codec, HYBRIDKIT_TERNARY, HYBRIDKIT_SPARSE34)) return "unknown codec";
   if (!between(N, 1, HYBRIDKIT_MAX_SIZE)) return "N must be from 1 to 2147483647";
   if (!between(K, 1, HYBRIDKIT_MAX_K)) return "K must be from 1 to 4194304";
   return nullptr;

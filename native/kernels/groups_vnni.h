@@ -28,7 +28,8 @@ void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_
   constexpr int blocks = static_cast<int>(step_bytes(bits)) / kBlockBytes;                // of a step
   constexpr int parts = kTileRows / V::lanes, vectors = tiles * parts, places = rows == 1 ? planes : 1;
   const uint8_t* codes = work.codes + tile * work.blocks * kBlockBytes;
-  const int64_t next_tile = work.blocks * kBlockBytes, count = work.groups.count, ahead = stream_ahead();
+  const int64_t next_tile = work.blocks * kBlockBytes, count = work.groups.count;
+  const int64_t ahead = rows == 1 ? stream_ahead() : 0;
   const float* x_scale = work.x_scale + row * count;
   const int32_t* x_sum = work.x_sum + row * count;
   typename V::Float total[rows][vectors];

@@ -21,7 +21,7 @@ constexpr int64_t kBlocksOfSum = 1 << 14;  // 32-bit sums of digits masked in pl
 // side, since the processor starts a product every cycle and ends it some cycles later: 16 sums in all take 5 % less
 // time than 8 (Zen 4). That processor sees by itself that this is one sequential stream: asking for codes ahead of time
 // made it slower by a sixth (from DRAM), and so did two or four tiles at a time, which share their loads of activations
-// but read several streams. On Sapphire Rapids asking 4 KiB ahead takes a quarter of the time away.
+// but read several streams. On a Xeon with AMX asking 4 KiB ahead takes a fifth of the time away.
 template <class V, int bits>
 inline __attribute__((always_inline)) void stream_tile(const Int8Work& work, int64_t tile) {
   constexpr int planes = 8 / bits, parts = kTileRows / V::lanes;

@@ -203,8 +203,8 @@ void int8(const Int8Work& work) {
   }
 }
 
-// So many granules of n-bit codes fill sums of 16 bits: 2 with 8 products of 2 * 15 * 127, 8 of two bits with 32 of
-// 2 * 3 * 127. Codes of 8 bits are two digits of 4, each with sums of its own.
+// So many granules of n-bit codes fit into sums of 16 bits: 2 with 8 products of 2 * 15 * 127, 8 of two bits with 32 of
+// 2 * 3 * 127, 16 of one bit with 64 of 2 * 127. Codes of 8 bits are two digits of 4, each with sums of its own.
 constexpr int64_t granules_of_16_bits(int bits) { return bits == 1 ? 16 : bits == 2 ? 8 : 2; }
 
 template <int bits, int rows>
@@ -257,7 +257,8 @@ void multiply_groups(const Int8Work& work, const int8_t* x, int64_t tile, int64_
   for (int64_t group = 0; group < count; ++group) {
     __m256i sum[rows][2];
     for (int m = 0; m < rows; ++m) {
-      sum[m][0] = sum[m][1] = bits == 1 ? _mm256_setzero_si256() : _mm256_set1_epi32(work.x_sum[(row + m) * count + group]);
+      const int32_t less = bits == 1 ? 0 : work.x_sum[(row + m) * count + group];  // of one bit at the end
+      sum[m][0] = sum[m][1] = _mm256_set1_epi32(less);
     }
     const int64_t granules = work.groups.granules < left ? work.groups.granules : left;
     left -= granules;

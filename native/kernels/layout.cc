@@ -129,7 +129,7 @@ const char* hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64
 }
 
 int hybridkit_reads_tiles(int32_t codec) {
-  return is_sparse(codec) ? isa().sparse_int8 != nullptr : between(codec, HYBRIDKIT_TERNARY, HYBRIDKIT_NBIT1);
+  return is_sparse(codec) ? isa().sparse_int8 != nullptr : between(codec, HYBRIDKIT_TERNARY, HYBRIDKIT_NBIT8);
 }
 
 const char* hybridkit_expand(const uint8_t* codes, int64_t N, int64_t K, uint8_t* out) {

@@ -17,7 +17,7 @@ struct Operator : OrtCustomOp {
   bool convolution;
   int32_t dtype, scale_dtype;
 
-  bool nbit() const { return (codec >= HYBRIDKIT_NBIT2 && codec <= HYBRIDKIT_NBIT8) || codec == HYBRIDKIT_NBIT1; }
+  bool nbit() const { return codec >= HYBRIDKIT_NBIT1 && codec <= HYBRIDKIT_NBIT8; }
 
   Operator(const OrtApi* api, const char* name, hybridkit_codec codec, hybridkit_activations activations,
            bool convolution, hybridkit_dtype dtype, hybridkit_dtype scale_dtype);

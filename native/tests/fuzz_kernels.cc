@@ -83,7 +83,7 @@ class Source {
 };
 
 bool is_size(int64_t value) { return value >= 1 && value <= kLargest; }
-bool is_nbit(int32_t codec) { return (codec >= 2 && codec <= 4) || codec == HYBRIDKIT_NBIT1; }
+bool is_nbit(int32_t codec) { return codec >= HYBRIDKIT_NBIT1 && codec <= HYBRIDKIT_NBIT8; }
 bool allowed(int32_t codec, int64_t N, int64_t K, int64_t group = 1) {
   return codec >= 0 && codec <= 6 && is_size(N) && K >= 1 && K <= kLargestK && group >= 1 && N % group == 0;
 }
@@ -92,7 +92,9 @@ bool is_group_size(int32_t codec, int64_t size) {
 }
 bool is_sparse(int32_t codec) { return codec == HYBRIDKIT_SPARSE34; }
 bool is_one_bit(int32_t codec) { return codec == HYBRIDKIT_BINARY || codec == HYBRIDKIT_NBIT1; }
-int64_t bits_of(int32_t codec) { return is_one_bit(codec) ? 1 : codec < 3 ? 2 : codec == 3 ? 4 : 8; }
+int64_t bits_of(int32_t codec) {
+  return is_one_bit(codec) ? 1 : codec == HYBRIDKIT_NBIT4 ? 4 : codec == HYBRIDKIT_NBIT8 ? 8 : 2;
+}
 
 // The header's definitions of the layouts; 0 for what is not allowed.
 Wide row_major_bytes(int32_t codec, int64_t N, int64_t K) {

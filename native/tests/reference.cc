@@ -10,7 +10,7 @@ namespace {
 constexpr double kUnit = 1.0 / (1 << 24);  // half a unit in the last place of 1, in float32
 
 int bits_of(int32_t codec) {
-  constexpr int bits[] = {2, 1, 2, 4, 8, 2, 1};
+  constexpr int bits[] = {2, 1, 1, 2, 4, 8, 2};
   return bits[codec];
 }
 

@@ -79,7 +79,11 @@ TEST(groups_large) {  // several tasks, panels and blocks of rows
   for (const int32_t activations : {HYBRIDKIT_INT8, HYBRIDKIT_INT8_BLOCKS, HYBRIDKIT_FLOAT}) {
     for (const int32_t codec : {HYBRIDKIT_NBIT1, HYBRIDKIT_NBIT2, HYBRIDKIT_NBIT4, HYBRIDKIT_NBIT8}) {
       for (const auto& [M, N, K, group_size] : std::vector<std::array<int64_t, 4>>{
-               {205, 100, 333, 64}, {40, 40, 1300, 32}, {40, 50, 1300, 576}, {23, 20, 2100, 65536}, {16, 3, 512, codec == HYBRIDKIT_NBIT1 ? 480 : 496}}) {
+               {205, 100, 333, 64},
+               {40, 40, 1300, 32},
+               {40, 50, 1300, 576},
+               {23, 20, 2100, 65536},
+               {16, 3, 512, codec == HYBRIDKIT_NBIT1 ? 480 : 496}}) {
         const Case c{codec, activations, HYBRIDKIT_F32, HYBRIDKIT_F16, M, N, K, group_size};
         check_case(random, c, random_activations(random, c.M * c.K, c.K), hybridkit_thread_pool(2));
       }

@@ -21,14 +21,7 @@ from hybridkit.packing.codecs import codec
 from hybridkit.runtime import arithmetic
 
 OPSET = 18
-KINDS = {
-    "Ternary": "two-bit",
-    "Binary": "one-bit",
-    "NBit1": "one-bit",
-    "NBit2": "nbit2",
-    "NBit4": "nbit4",
-    "NBit8": "nbit8",
-}
+KINDS = {prefix: storage.codec for prefix, storage in functions.STORAGES.items()}
 quick = settings(max_examples=15, deadline=None)
 prefixes = st.sampled_from(sorted(KINDS))
 nbit_prefixes = st.sampled_from(["NBit1", "NBit2", "NBit4", "NBit8"])

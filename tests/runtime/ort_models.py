@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from hybridkit.exporting.functions import function, input_names
+from hybridkit.exporting.functions import STORAGES, function, input_names
 from hybridkit.packing.codecs import codec
 from hybridkit.packing.tiles import tile
 from hybridkit.runtime.library import library_path, register
@@ -17,16 +17,8 @@ from hybridkit.runtime.library import library_path, register
 needs_library = pytest.mark.skipif(library_path() is None, reason="installed without the native library")
 
 OPSET = 18
-CODECS = {
-    "Ternary": "two-bit",
-    "Binary": "one-bit",
-    "NBit1": "one-bit",
-    "NBit2": "nbit2",
-    "NBit4": "nbit4",
-    "NBit8": "nbit8",
-    "Sparse34": "sparse34",
-}
-BITS = {"Ternary": 2, "Binary": 1, "NBit1": 1, "NBit2": 2, "NBit4": 4, "NBit8": 8}
+CODECS = {prefix: storage.codec for prefix, storage in STORAGES.items()} | {"Sparse34": "sparse34"}
+BITS = {prefix: storage.bits for prefix, storage in STORAGES.items()}
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
 
