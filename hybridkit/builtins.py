@@ -22,6 +22,10 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
             "optim.controllers.trust_ratio:TrustRatio",
             "relative-step, times a factor that follows what steps did to the loss of their own batch",
         ),
+        "probe": (
+            "optim.controllers.probe:Probe",
+            "relative-step, times a factor that follows samples held back; goes back where they get worse",
+        ),
         "aux-nn": (
             "optim.controllers.aux_nn:AuxNN",
             "relative-step, times a network that learns online from what its decisions did",

@@ -92,6 +92,21 @@ def by_length(plan: Epoch, lengths: Labels, random: np.random.Generator) -> Epoc
     return [made[t] for t in random.permutation(len(made))]
 
 
+def stand_ins(labels: Labels, held: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+    """For each sample the one to take, int64 [samples]: itself, or for those at `held` a random other one.
+
+    That one is not held, and of the same cluster where the cluster has any such. Not all may be held.
+    """
+    found = np.arange(len(labels))
+    free = np.ones(len(labels), bool)
+    free[held] = False
+    for label in np.unique(labels[held]):
+        members = held[labels[held] == label]
+        others = np.flatnonzero(free & (labels == label))
+        found[members] = random.choice(others if len(others) else np.flatnonzero(free), len(members))
+    return found
+
+
 class Sampler(ABC):
     """An endless iterator of `Draw`s over samples with cluster `labels` (int64 [samples], from 0).
 
@@ -115,12 +130,28 @@ class Sampler(ABC):
         self.seed = seed
         self.lengths = lengths
         self.clusters = int(self.labels.max()) + 1
+        self._stand_ins: NDArray[np.int64] | None = None
+        self._held_until = 0
         self._start(epoch=0, position=0)
+
+    def hold_back(self, indices: NDArray[np.int64], draws: int) -> None:
+        """Give none of the samples at `indices` (int64) in the first `draws` batches of all.
+
+        Others stand in for them, of the same cluster where it has any, chosen by the seed, so that batches
+        and epochs keep their sizes.
+        """
+        random = np.random.default_rng([self.seed, *b"held back"])
+        self._stand_ins, self._held_until = stand_ins(self.labels, indices, random), draws
 
     @property
     def steps_per_epoch(self) -> int:
         """How many batches show every sample once."""
         return len(self._batches)
+
+    @property
+    def drawn(self) -> int:
+        """How many batches were given."""
+        return self.epoch * self.steps_per_epoch + self.position
 
     def __iter__(self) -> Iterator[Draw]:
         return self
@@ -129,6 +160,8 @@ class Sampler(ABC):
         if self.position == len(self._batches):
             self._start(self.epoch + 1, 0)
         indices = self._batches[self.position]
+        if self._stand_ins is not None and self.drawn < self._held_until:
+            indices = self._stand_ins[indices]
         self.position += 1
         counts = np.bincount(self.labels[indices], minlength=self.clusters)
         return Draw(

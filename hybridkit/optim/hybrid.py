@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from hybridkit.errors import NotFiniteError, UsageError
 from hybridkit.optim import foreach
+from hybridkit.optim.averaged import Averaged
 from hybridkit.optim.constraints.none import Unconstrained
 from hybridkit.optim.controllers.schedules import Constant
 from hybridkit.optim.groups import (
@@ -24,7 +25,16 @@ from hybridkit.optim.groups import (
     split_by_cluster,
 )
 from hybridkit.optim.observed import Observed
-from hybridkit.optim.protocol import Constraint, LRController, Outcome, TrainingState, announced
+from hybridkit.optim.protocol import (
+    Constraint,
+    Judge,
+    LRController,
+    Outcome,
+    Proposal,
+    TrainingState,
+    Verdict,
+    announced,
+)
 from hybridkit.optim.radius import RadiusRule
 from hybridkit.optim.readout import Readout
 from hybridkit.optim.record import Metrics, StepRecord, describe
@@ -139,6 +149,8 @@ class HybridOptimizer(Optimizer):
         }
         if self.announced.uses_update_alignment and self._snapshot is not None:
             hybrid["last_update"] = [u.clone() for u in self._snapshot.updates]
+        if self.announced.probe_until:
+            hybrid["averaged"] = self._averaged.state_dict()
         return {**self.base.state_dict(), "hybrid": hybrid}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -161,6 +173,8 @@ class HybridOptimizer(Optimizer):
         self._observed = Observed()
         if self._snapshot is not None and "last_update" in hybrid:
             torch._foreach_copy_(self._snapshot.updates, list(hybrid["last_update"]))
+        if self.announced.probe_until:
+            self._averaged.load_state_dict(hybrid["averaged"])
 
     # --- one step
 
@@ -174,16 +188,30 @@ class HybridOptimizer(Optimizer):
         self._observed.add(loss, cluster_id, histogram)
 
     @overload
-    def step(self, closure: None = None, *, evaluate: Evaluate | None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float], *, evaluate: Evaluate | None = None) -> float: ...
     def step(
-        self, closure: Callable[[], float] | None = None, *, evaluate: Evaluate | None = None
+        self, closure: None = None, *, evaluate: Evaluate | None = None, probe: Evaluate | None = None
+    ) -> None: ...
+    @overload
+    def step(
+        self,
+        closure: Callable[[], float],
+        *,
+        evaluate: Evaluate | None = None,
+        probe: Evaluate | None = None,
+    ) -> float: ...
+    def step(
+        self,
+        closure: Callable[[], float] | None = None,
+        *,
+        evaluate: Evaluate | None = None,
+        probe: Evaluate | None = None,
     ) -> float | None:
         """Take one step; returns the closure's loss, which is observed where no loss has been yet.
 
         evaluate: the loss of the step's own batch again, as it was observed (the same mode and dropout),
         without gradients. It is called after steps whose controller wants to know what they did to it.
+        probe: the loss of samples that nothing has been learned from, in evaluation mode. It is called,
+        with the mean of the weights in place, where the controller judges by it; the weights may go back.
 
         Raises NotFiniteError, before anything is changed, if the loss or a gradient is not finite.
         """
@@ -196,7 +224,7 @@ class HybridOptimizer(Optimizer):
             again = _replay(loss, closure)
         with torch.no_grad():
             if any(p.grad is not None for p in self._parameters):
-                self._step(again, evaluate)
+                self._step(again, evaluate, probe)
         return loss
 
     @property
@@ -206,13 +234,13 @@ class HybridOptimizer(Optimizer):
         `loss`, `learning_rate`, `lr_multiplier`, `trust_radius`, `constraint_active`, `gradient_magnitude`,
         `loss_trend`, `gradient_variance`, `update_alignment` and, where updates are measured,
         `update_magnitude` (as applied, l2) and `unconstrained_norm` (before, in the constraint's norm), and
-        `reduction_ratio` (`Outcome`) where the controller wanted it.
+        `reduction_ratio` (`Outcome`), or `probe_loss` and `went_back`, where the controller wanted it.
         Reading it waits for the device where the step has not been followed by another one yet.
         """
         self._settle()
         return dict(self._last.metrics) if self._last else {}
 
-    def _step(self, closure: Any, evaluate: Evaluate | None) -> None:
+    def _step(self, closure: Any, evaluate: Evaluate | None, probe: Evaluate | None) -> None:
         state = self._look()
         proposal = self.controller.propose(state)
         check_proposal(self.controller, proposal, self._members.shape[1] if self._splits else 0)
@@ -227,6 +255,8 @@ class HybridOptimizer(Optimizer):
             self._pending = self._project(self._snapshot, [r * scale for r in self.radius.radii])
             if proposal.wants_ratio and evaluate is not None:
                 self._reduced = self._reduction(self._snapshot, evaluate)
+        if self.announced.probe_until:
+            metrics |= self._judge(proposal, probe)
         self._last = StepRecord(state, proposal, metrics)
         self._observed = Observed()
         self.step_number += 1
@@ -309,6 +339,24 @@ class HybridOptimizer(Optimizer):
         applied = foreach.norm(updates)
         return torch.cat([report.norm.reshape(-1), torch.stack([applied, report.active.any().float()])])
 
+    def _judge(self, proposal: Proposal, probe: Evaluate | None) -> Metrics:
+        """Keep the mean of the weights, and act on what the controller makes of it; what there is to log."""
+        averaged = self._averaged
+        if probe is None or not proposal.averaged_over:
+            averaged.drop()
+            return {}
+        averaged.follow(proposal.averaged_over)
+        if not proposal.wants_probe:
+            return {}
+        with averaged.in_place():
+            loss = float(probe())
+        verdict = cast(Judge, self.controller).judge(loss)
+        if verdict is Verdict.BEST:
+            averaged.keep()
+        elif verdict is Verdict.WORSE:
+            averaged.go_back()
+        return {"probe_loss": loss, "went_back": verdict is Verdict.WORSE}
+
     def _reduction(self, snapshot: Snapshot, evaluate: Evaluate) -> Tensor:
         """The loss after the step, and by what the gradient says that it falls, fp32 [2]."""
         after = torch.as_tensor(evaluate(), dtype=torch.float32, device=self._zero.device)
@@ -343,6 +391,7 @@ class HybridOptimizer(Optimizer):
         self._members = foreach.membership(labels, 1 + max(labels), device)
         self._zero = torch.zeros((), device=device)
         self._snapshot = Snapshot(self._parameters) if self._measures else None
+        self._averaged = Averaged(self._parameters)
         self.constraint.bind(self._parameters, labels)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from enum import Enum
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -44,12 +45,24 @@ class Proposal:
 
     `lr_multiplier` scales every group's learning rate for this step alone; a tuple holds one multiplier
     per parameter cluster. `trust_radius` None leaves the radius to the adaptation rule. `wants_ratio` asks
-    for the `reduction_ratio` of the step's outcome, which costs a forward pass.
+    for the `reduction_ratio` of the step's outcome, which costs a forward pass. `wants_probe` asks to `judge`
+    the loss of samples held back, under the mean of the weights over the last `averaged_over` steps (0: no
+    mean is kept from here on).
     """
 
     lr_multiplier: float | tuple[float, ...] = 1.0
     trust_radius: float | None = None
     wants_ratio: bool = False
+    averaged_over: int = 0
+    wants_probe: bool = False
+
+
+class Verdict(Enum):
+    """On the running mean of the weights, by the loss of samples held back."""
+
+    BEST = "best"  # remember it
+    WORSE = "worse"  # go back to the one that is remembered
+    NEITHER = "neither"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +86,9 @@ class LRController(Protocol):
     for `TrainingState.update_alignment`, which costs one pass over the parameters. `learns` True says that
     the multiplier is found out in the run, so that one that never moves is worth a warning. `per_cluster`
     True announces tuples of multipliers wherever there are parameter clusters. `uses_reduction_ratio` True
-    says that proposals may want that. The last three may be left out and are then False (`announced`).
+    says that proposals may want that. A controller that wants a probe is a `Judge`: `probe_until` is the
+    share of the run in which it does, `probe_looks` how often. All but the first two may be left out
+    (`announced`).
     """
 
     bounds: tuple[float, float]
@@ -98,6 +113,17 @@ class LRController(Protocol):
         ...
 
 
+class Judge(LRController, Protocol):
+    """A controller that decides by samples held back from training."""
+
+    probe_until: float
+    probe_looks: int
+
+    def judge(self, loss: float) -> Verdict:
+        """What becomes of the weights whose mean has this loss on them."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Announced:
     """What a controller or a constraint says about itself."""
@@ -106,11 +132,14 @@ class Announced:
     learns: bool = False
     per_cluster: bool = False
     uses_reduction_ratio: bool = False
+    probe_until: float = 0.0
+    probe_looks: int = 0
 
 
 def announced(strategy: object) -> Announced:
     """The attributes of a strategy, with the defaults of those that it leaves out."""
-    said = {f.name: bool(getattr(strategy, f.name, f.default)) for f in fields(Announced)}
+    plain: Any = Announced()
+    said = {f.name: getattr(strategy, f.name, getattr(plain, f.name)) for f in fields(Announced)}
     return Announced(**said)
 
 

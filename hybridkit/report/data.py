@@ -148,6 +148,7 @@ def _charts(
         _line("each step", steps, "loss"),
         _line("mean of the epoch", epochs, "loss"),
         _line("validation", evaluations, "validation_loss"),
+        _line("samples held back", steps, "probe_loss"),
     )
     yield _chart("Loss", loss, "training (with a teacher: the mixture) and validation (the task's own)")
     yield _chart("Learning rate", [_line("learning rate", steps, "learning_rate")])

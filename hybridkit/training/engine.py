@@ -134,10 +134,16 @@ class Engine:
         with self._network.no_sync():
             yield
 
-    def update(self, optimizer: Optimizer, evaluate: Callable[[], float] | None = None) -> dict[str, float]:
+    def update(
+        self,
+        optimizer: Optimizer,
+        evaluate: Callable[[], float] | None = None,
+        probe: Callable[[], float] | None = None,
+    ) -> dict[str, float]:
         """Clip the gradients where that is asked for, and take the step; returns what there is to log.
 
-        evaluate: for a HybridOptimizer, which may want to know the step's loss again.
+        evaluate, probe: for a HybridOptimizer, which may want to know the step's loss again, or that of
+        samples held back.
 
         Raises NotFiniteError, before anything is changed, where clipping or the optimizer sees a gradient
         that is not finite. With a loss scale such a step is left out.
@@ -149,7 +155,8 @@ class Engine:
             values["gradient_norm"] = norm = self._clip(optimizer, self.config.clip_norm)
             if self.scaler is None and not math.isfinite(norm):
                 raise NotFiniteError(f"the gradient's norm is {norm}")
-        more: dict[str, Any] = {} if evaluate is None else {"evaluate": evaluate}
+        asked = {"evaluate": evaluate, "probe": probe}
+        more: dict[str, Any] = {name: loss for name, loss in asked.items() if loss is not None}
         if self.scaler is None:
             optimizer.step(**more)
             return values

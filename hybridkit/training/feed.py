@@ -114,7 +114,7 @@ class Sampled:
     @property
     def drawn(self) -> int:
         """How many batches were taken."""
-        return self.sampler.epoch * self.sampler.steps_per_epoch + self.sampler.position
+        return self.sampler.drawn
 
     def __next__(self) -> Fed:
         if self._ahead and not self._ahead.running:

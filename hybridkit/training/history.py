@@ -14,7 +14,7 @@ from typing import Literal
 from hybridkit.errors import FileError, printable
 from hybridkit.training.files import parse_json
 
-What = Literal["started", "resumed", "warning", "interrupted", "failed", "finished"]
+What = Literal["started", "resumed", "warning", "went back", "interrupted", "failed", "finished"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,6 +245,9 @@ class _Session:
             values |= shares
         self._write("step", values)
         self.tell(StepDone(step, values))
+        if values.get("went_back"):
+            rose = f"the loss on samples held back had risen to {values['probe_loss']:.4g}"
+            self._note("went back", f"{rose}; the weights are their best again, steps are shorter")
         warning = self.watch.look(values["lr_multiplier"], step) if self.watch else None
         if warning:
             self.tell(Warned(warning))

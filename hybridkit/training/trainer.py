@@ -33,7 +33,7 @@ from hybridkit.pretrained import is_pretrained
 from hybridkit.quant.attachments import adapter_names
 from hybridkit.quant.layers import latent_weights, scale_parameters, set_ramp
 from hybridkit.sources.protocol import Code, Source, open_source
-from hybridkit.tasks.data import Data, first, is_stream, on, size
+from hybridkit.tasks.data import Batch, Data, first, is_stream, on, size, take
 from hybridkit.tasks.protocol import Meter, Task, collate_of
 from hybridkit.tasks.resolve import make_model
 from hybridkit.training.checkpoint import Checkpoint
@@ -59,6 +59,7 @@ from hybridkit.training.network import (
     seed_everything,
 )
 from hybridkit.training.objective import Objective
+from hybridkit.training.probe import held_back
 from hybridkit.training.progress import Progress
 from hybridkit.training.schema import RandomStates, RunState, rehearse
 from hybridkit.training.weights import load_weights
@@ -120,6 +121,7 @@ class Trainer:
         self.engine = Engine(config, self.task, self.model, self.world)
         if restored or self.engine.sharded:
             self.optimizer = self._optimizer(roles)
+        self.probe = self._hold_back()
         self.objective = self._objective()
         self.progress = Progress()
         if state:
@@ -180,7 +182,8 @@ class Trainer:
         if isinstance(self.optimizer, HybridOptimizer):
             self.optimizer.observe(value, cluster_id, histogram)
         try:
-            measured = self.engine.update(self.optimizer, evaluate)
+            probe = self._probe_loss if self.probe is not None and stage is None else None
+            measured = self.engine.update(self.optimizer, evaluate, probe)
         except NotFiniteError:
             raise DivergedError(f"the gradient is not finite {where}") from None
         values = {
@@ -199,6 +202,32 @@ class Trainer:
         optimizer = self.optimizer
         wanted = isinstance(optimizer, HybridOptimizer) and optimizer.announced.uses_reduction_ratio
         return self.engine.loss_again(fed, self.objective.again, stage) if wanted else None
+
+    def _hold_back(self) -> Batch | None:
+        """The samples that the controller judges by, which the feed holds back from here on; often none.
+
+        Nothing can be memorised in a run that sees no sample twice until then.
+        """
+        optimizer, feed, config = self.optimizer, self.feed, self.config
+        if not (isinstance(optimizer, HybridOptimizer) and isinstance(feed, Sampled)) or self.engine.sharded:
+            return None
+        said, data = optimizer.announced, self.task.splits().train
+        steps = int(said.probe_until * self.total_steps)
+        if steps <= self.steps_per_epoch:
+            return None
+        trained = self.total_steps * config.accumulate * config.batch_size * config.processes
+        held = held_back(size(data) or 0, config.seed, trained=trained, looks=said.probe_looks)
+        if not len(held):
+            return None
+        feed.sampler.hold_back(held, steps * config.accumulate)
+        return take(data, held.tolist(), collate_of(self.task))
+
+    def _probe_loss(self) -> float:
+        config = self.config
+        found = evaluate(
+            self.model, self.task, self.probe, batch_size=config.batch_size, device=config.device
+        )
+        return found["loss"]
 
     def _workload(self, fed: Sequence[Fed]) -> dict[str, int]:
         """Samples and tokens of the step's batches, in all processes."""

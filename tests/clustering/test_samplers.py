@@ -136,3 +136,22 @@ def test_bad_input_is_a_usage_error(labels, batch_size):
 def test_unknown_names_get_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'balanced'"):
         make_sampler("balancd", [0], 1, 0)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@settings(max_examples=40, deadline=None)
+@given(labels=label_lists, batch_size=batch_sizes, seed=seeds, draws=st.integers(0, 60), data=st.data())
+def test_others_stand_in_for_samples_held_back(name, labels, batch_size, seed, draws, data):
+    held = data.draw(st.sets(st.integers(0, len(labels) - 1), max_size=len(labels) - 1))
+    sampler, plain = (make_sampler(name, labels, batch_size, seed) for _ in range(2))
+    sampler.hold_back(np.array(sorted(held), np.int64), draws)
+    free = {label for i, label in enumerate(labels) if i not in held}
+    for drawn in range(min(draws + 5, 70)):
+        expected, found = next(plain), next(sampler)
+        pairs = list(zip(expected.indices.tolist(), found.indices.tolist(), strict=True))
+        if drawn >= draws:
+            assert found.indices.equal(expected.indices)
+            continue
+        assert not held & {taken for _, taken in pairs}
+        assert all(wanted == taken for wanted, taken in pairs if wanted not in held)
+        assert all(labels[wanted] == labels[taken] for wanted, taken in pairs if labels[wanted] in free)

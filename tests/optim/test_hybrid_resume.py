@@ -32,7 +32,7 @@ def make(model, name="adamw", controller="constant", constraint="l2", clusters=2
 @given(
     name=st.sampled_from(["adamw", "sgd"]),
     controller=st.sampled_from(
-        ["constant", "cosine", "wsd", "hypergradient", "relative-step", "trust-ratio", "aux-nn"]
+        ["constant", "cosine", "wsd", "hypergradient", "relative-step", "trust-ratio", "probe", "aux-nn"]
     ),
     constraint=st.sampled_from(["none", "l2", "per-cluster", "per-layer", "spectral"]),
     cut=st.integers(0, 4),
