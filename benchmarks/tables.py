@@ -66,7 +66,7 @@ def blocks() -> dict[str, str]:
         "satellite-cells": "\n".join(settings("satellite")),
         "letters": comparison("letters"),
         "letters-cells": "\n".join(settings("letters")),
-        **{name: markdown(table) for name, table in pretrained().items()},
+        **{name: markdown(table) for name, table in by_folder().items()},
         **kernel_blocks(),
     }
 
@@ -152,13 +152,14 @@ def settings(file: str) -> Iterator[str]:
         yield markdown(setting_table(found))
 
 
-def pretrained() -> dict[str, TextTable]:
-    """What became of other people's models, trained and not."""
+def by_folder() -> dict[str, TextTable]:
+    """The tables that the folders beside this file make of results of their own."""
+    from benchmarks.development.results import tables as developed
     from benchmarks.distillation.tables import tables as trained
     from benchmarks.generation.tables import tables as generated
     from benchmarks.quality.tables import tables as calibrated
 
-    return trained() | calibrated() | generated()
+    return developed() | trained() | calibrated() | generated()
 
 
 def kernel_blocks() -> dict[str, str]:

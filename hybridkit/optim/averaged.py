@@ -53,10 +53,13 @@ class Averaged:
         self.best = [m.clone() for m in self.mean]
 
     @torch.no_grad()
-    def go_back(self) -> None:
-        """The best mean becomes the weights, and the mean."""
+    def go_back(self) -> bool:
+        """The best mean becomes the weights, and the mean; whether there is one."""
+        if not self.best:
+            return False
         torch._foreach_copy_(self.parameters, self.best)
         torch._foreach_copy_(self.mean, self.best)
+        return True
 
     def drop(self) -> None:
         """Give the memory back."""

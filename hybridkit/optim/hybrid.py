@@ -353,9 +353,8 @@ class HybridOptimizer(Optimizer):
         verdict = cast(Judge, self.controller).judge(loss)
         if verdict is Verdict.BEST:
             averaged.keep()
-        elif verdict is Verdict.WORSE:
-            averaged.go_back()
-        return {"probe_loss": loss, "went_back": verdict is Verdict.WORSE}
+        went_back = verdict is Verdict.WORSE and averaged.go_back()
+        return {"probe_loss": loss, "went_back": went_back}
 
     def _reduction(self, snapshot: Snapshot, evaluate: Evaluate) -> Tensor:
         """The loss after the step, and by what the gradient says that it falls, fp32 [2]."""

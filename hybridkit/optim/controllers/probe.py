@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from hybridkit.optim.controllers.relative_step import RelativeStep
 from hybridkit.optim.protocol import Proposal, TrainingState, Verdict
 from hybridkit.options import option
+
+CLOSEST: Final = 5  # steps between two looks: over fewer a mean is as noisy as the weights
 
 
 class Probe(RelativeStep):
@@ -34,7 +36,7 @@ class Probe(RelativeStep):
         until: Annotated[float, Gt(0.0), Lt(1.0)] = option(
             0.5, "share of the run in which samples are held back and looked at"
         )
-        looks: Annotated[int, Ge(1)] = option(20, "how often that happens")
+        looks: Annotated[int, Ge(1)] = option(20, "how often that happens, at most")
         rise: Annotated[float, Ge(0.0)] = option(
             0.05, "by what share the probe's loss may lie above its least"
         )
@@ -56,7 +58,7 @@ class Probe(RelativeStep):
         taken, end = state.step_number + 1, int(state.max_steps * self.options.until)
         if taken > end:
             return Proposal(multiplier)
-        every = max(end // self.options.looks, 1)
+        every = max(end // self.options.looks, CLOSEST)
         return Proposal(multiplier, averaged_over=every, wants_probe=taken % every == 0)
 
     def judge(self, loss: float) -> Verdict:
