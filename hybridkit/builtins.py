@@ -24,7 +24,7 @@ _TABLE: dict[Kind, dict[str, tuple[str, str]]] = {
         ),
         "probe": (
             "optim.controllers.probe:Probe",
-            "relative-step, times a factor that follows samples held back; goes back where they get worse",
+            "trust-ratio, bounded by what samples held back say; goes back where they get worse",
         ),
         "aux-nn": (
             "optim.controllers.aux_nn:AuxNN",

@@ -16,7 +16,7 @@ from hybridkit.optim.averaged import Averaged
 from hybridkit.optim.controllers.probe import Probe
 from hybridkit.optim.controllers.relative_step import RelativeStep
 from hybridkit.optim.hybrid import HybridOptimizer
-from hybridkit.optim.protocol import TrainingState, Verdict
+from hybridkit.optim.protocol import Outcome, Proposal, TrainingState, Verdict
 from hybridkit.testing.storage import through_checkpoint
 from hybridkit.training.probe import held_back
 
@@ -70,18 +70,28 @@ def test_the_verdicts():
     assert judge(-1.0) is Verdict.BEST  # losses may be negative
     assert judge(-0.96) is Verdict.NEITHER
     assert judge(-0.9) is Verdict.WORSE
-    assert Probe().judge(math.nan) is Verdict.NEITHER  # there is nothing to go back to
 
 
-def test_the_factor_stays_within_its_bounds():
+def told(probe, ratio):
+    outcome = Outcome(1.0, 0.9, Proposal(1.0), 0.1, False, ratio)
+    probe.feedback(TrainingState(1.0, 1.0, -1, 0.0, 0.0, 0, max_steps=STEPS), outcome)
+    return probe.factor
+
+
+def test_the_ratio_moves_the_factor_within_the_bound_of_the_probe():
     probe = Probe()
     probe.judge(1.0)
-    factors = [(probe.judge(9.0), probe.factor)[1] for _ in range(5)]
-    assert factors == [0.5, 0.25, 0.125, 0.1, 0.1]
-    found = [(probe.judge(0.9 - 0.1 * n), probe.factor)[1] for n in range(8)]
-    assert found == sorted(found)
-    assert found[0] == pytest.approx(0.15)
-    assert found[-1] == 1
+    assert [told(probe, 0.9), told(probe, 0.9)] == pytest.approx([1.3, 1.69])
+    probe.judge(2.0)
+    assert (probe.factor, probe.bound) == pytest.approx((0.845, 0.845))
+    assert told(probe, 0.9) == probe.bound  # longer is what was worse
+    assert told(probe, 0.0) == pytest.approx(0.65 * 0.845)
+    probe.judge(0.9)
+    assert probe.bound == pytest.approx(1.5 * 0.845)
+    assert [told(probe, 0.9) for _ in range(9)][-1] == probe.bound
+    for _ in range(20):
+        probe.judge(2.0)
+    assert probe.factor == 0.01
 
 
 def test_it_looks_as_often_as_it_says_in_its_part_of_the_run():
@@ -127,7 +137,7 @@ def test_where_it_rises_the_weights_are_the_best_mean_again():
     plan = [
         RelativeStep().propose(TrainingState(1.0, 1.0, -1, 0.0, 0.0, n, max_steps=STEPS)) for n in (22, 30)
     ]
-    for n, factor, planned in zip((22, 30), (0.5, 0.75), plan, strict=True):
+    for n, factor, planned in zip((22, 30), (0.5, 0.5), plan, strict=True):
         assert steps[n]["lr_multiplier"] == pytest.approx(factor * planned.lr_multiplier)
     assert optimizer.state_dict()["hybrid"]["averaged"] == {"count": 0, "mean": [], "best": []}
 

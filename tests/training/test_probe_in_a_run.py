@@ -51,7 +51,7 @@ def test_samples_are_held_back_in_the_first_half(flags):
 
 
 def test_a_run_that_repeats_nothing_until_then_has_no_probe():
-    trainers = [Trainer.seeded(config(name, max_steps=24)) for name in ("probe", "relative-step")]
+    trainers = [Trainer.seeded(config(name, max_steps=24)) for name in ("probe", "trust-ratio")]
     assert trainers[0].probe is None
     for trainer in trainers:
         torch.manual_seed(0)
