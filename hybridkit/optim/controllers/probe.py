@@ -22,9 +22,10 @@ class Probe(TrustRatio):
     (Conn, Gould and Toint 2000, "Trust-Region Methods", algorithm 6.1.1).
 
         now and then:  loss = that of the probe, under the running mean of the weights
-        loss <= best:             best <- loss; remember the mean;    bound <- bound * forth
-        loss > (1 + rise) best:   the weights go back to that mean;   factor, bound <- factor * back
-        always:                   factor <= bound, which is infinite at first
+        loss <= best:    best <- loss; remember the mean;    bound <- bound * forth
+        loss > limit:    the weights go back to that mean;   factor, bound <- factor * back
+        always:          factor <= bound, which is infinite at first
+        limit = best + rise best + share_won (loss at the first look - best)
 
     The ratio tells steps that are too short for what the loss bears, whatever the data; the probe tells what
     is only memorised, where the training loss falls and the probe rises. Without anybody who has a probe, or
@@ -39,6 +40,9 @@ class Probe(TrustRatio):
         rise: Annotated[float, Ge(0.0)] = option(
             0.05, "by what share the probe's loss may lie above its least"
         )
+        share_won: Annotated[float, Ge(0.0)] = option(
+            0.01, "and by what share of what it has fallen, which counts where it is nearly 0"
+        )
         back: Annotated[float, Gt(0.0), Le(1.0)] = option(0.5, "what the factor is multiplied by above it")
         forth: Annotated[float, Ge(1.0), Lt(10.0)] = option(1.5, "what its bound is, at every new least")
 
@@ -47,7 +51,7 @@ class Probe(TrustRatio):
     def __init__(self, options: Options | None = None) -> None:
         super().__init__(options or self.Options())
         self.probe_until, self.probe_looks = self.options.until, self.options.looks
-        self.bound, self.best = math.inf, math.inf
+        self.bound, self.best, self.first = math.inf, math.inf, math.nan
 
     def propose(self, state: TrainingState) -> Proposal:
         """The plan's multiplier times the factor."""
@@ -66,19 +70,21 @@ class Probe(TrustRatio):
     def judge(self, loss: float) -> Verdict:
         """Of the probe's loss: what becomes of the weights. A loss that is not a number is the worst."""
         o = self.options
+        if not math.isfinite(self.first):
+            self.first = loss
         if loss <= self.best:
             self.best, self.bound = loss, self.bound * o.forth
             return Verdict.BEST
-        if loss <= self.best + o.rise * abs(self.best):
+        if loss <= self.best + o.rise * abs(self.best) + o.share_won * (self.first - self.best):
             return Verdict.NEITHER
         self.factor = self.bound = max(self.factor * o.back, 1 / FURTHEST)
         return Verdict.WORSE
 
     def state_dict(self) -> dict[str, Any]:
         """The factor's, its bound and the least loss."""
-        return {**super().state_dict(), "bound": self.bound, "best": self.best}
+        return {**super().state_dict(), "bound": self.bound, "best": self.best, "first": self.first}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         super().load_state_dict(state)
-        self.bound, self.best = float(state["bound"]), float(state["best"])
+        self.bound, self.best, self.first = (float(state[name]) for name in ("bound", "best", "first"))
