@@ -32,7 +32,7 @@ def test_the_code_runs():
 def test_every_builtin_strategy_is_named():
     kinds = ("lr_controller", "constraint")
     named = [s.name for s in builtins.hybridkit_strategies() if s.kind in kinds]
-    assert len(named) == 12
+    assert len(named) == 13
     for name in named:
         assert f"| `{name}` |" in TEXT
 
