@@ -74,7 +74,7 @@ def test_the_verdicts():
 
 def told(probe, ratio):
     outcome = Outcome(1.0, 0.9, Proposal(1.0), 0.1, False, ratio)
-    probe.feedback(TrainingState(1.0, 1.0, -1, 0.0, 0.0, 0, max_steps=STEPS), outcome)
+    probe.feedback(TrainingState(1.0, 1.0, -1, 0.0, 0.0, 9, max_steps=STEPS), outcome)
     return probe.factor
 
 

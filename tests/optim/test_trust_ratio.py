@@ -24,9 +24,9 @@ def state(step=0, max_steps=100):
     return TrainingState(1.0, 1.0, -1, 0.0, 0.0, step, max_steps=max_steps)
 
 
-def told(controller, ratio):
+def told(controller, ratio, step=10):
     outcome = Outcome(1.0, 0.9, Proposal(1.0), 0.1, False, ratio)
-    controller.feedback(state(), outcome)
+    controller.feedback(state(step), outcome)
     return controller.factor
 
 
@@ -74,6 +74,9 @@ def test_without_anybody_who_evaluates_it_is_the_plan():
 
 
 def test_steps_get_longer_and_shorter_within_bounds():
+    controller = TrustRatio()
+    assert told(controller, 0.9, step=4) == 1  # in the warm-up
+    assert told(controller, 0.0, step=4) == pytest.approx(0.65)
     controller = TrustRatio()
     assert told(controller, 0.9) == pytest.approx(1.3)
     assert told(controller, 0.4) == pytest.approx(1.3)

@@ -21,7 +21,7 @@ class TrustRatio(RelativeStep):
     "Trust-Region Methods", algorithm 6.1.1).
 
         rho = (loss before - loss after, on the step's own batch) / -<g, delta>
-        factor <- factor * shorter where rho < low,    factor * longer where rho > high
+        factor <- factor * shorter where rho < low,    factor * longer where rho > high, behind the warm-up
 
     rho is near 1 where steps are so short that the loss is a plane, and near 0 or below where they lead
     across the valley. It is measured at every `every`th step until `until` of the run, by whoever gives the
@@ -61,7 +61,7 @@ class TrustRatio(RelativeStep):
             return
         if ratio < o.low:
             self.factor *= o.shorter
-        elif ratio > o.high:
+        elif ratio > o.high and state.progress >= o.warmup:  # before, every plan's steps are too short
             self.factor *= o.longer
         self.factor = min(max(self.factor, 1 / FURTHEST), FURTHEST)
 
