@@ -18,7 +18,8 @@ class Averaged:
     Shorter steps lower the loss at once, since they are less noisy, and say nothing about where they lead.
     The mean has that noise no longer, however long they are.
 
-    It holds two copies of the parameters, the second from the first `keep` on.
+    It holds two copies of the parameters, the second from the first `keep` on, and a third while the mean is
+    in their place.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
