@@ -93,7 +93,12 @@ def test_data_larger_than_memory(name, tiny, tmp_path):
     }
     arguments = [name, tiny(model), small, large, str(room)]
     done = subprocess.run(
-        [sys.executable, "-c", EPOCH, *arguments], capture_output=True, text=True, check=False, env=alone
+        # what threads start late all the same (a reader's own) has 1 MiB of stack
+        ["sh", "-c", 'ulimit -s 1024; exec "$@"', "sh", sys.executable, "-c", EPOCH, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=alone,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.split()[-1]) > 0
