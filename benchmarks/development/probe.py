@@ -13,19 +13,19 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from rich.progress import Progress
 
 from hybridkit.bench.convergence.methods import COSINE, MUON, OURS, TUNED, Method
-from hybridkit.bench.convergence.plan import Plan, best_rates
+from hybridkit.bench.convergence.plan import Plan
+from hybridkit.bench.convergence.run import get, tune
 from hybridkit.bench.convergence.settings import Setting, settings
 from hybridkit.bench.convergence.store import trial_store
 from hybridkit.bench.convergence.trials import Record, Trial, run
 from hybridkit.bench.machine import available_cores, this_machine
-from hybridkit.bench.pool import Runs, processes
+from hybridkit.bench.pool import Runs, Tick, processes
 from hybridkit.bench.statistics import bootstrap_median
 from hybridkit.packing.atomic import atomic_file
 
@@ -61,15 +61,13 @@ def main() -> None:
     with processes(available_cores()) as executor, Progress() as bars:
         runs: Runs[Trial, Record] = Runs(run, executor, trial_store(given.out.with_suffix(".jsonl")))
 
-        def get(title: str, trials: Sequence[Trial]) -> None:
-            missing = runs.missing(trials)
-            bar = bars.add_task(title, total=len(missing))
-            runs.get(missing, lambda: bars.advance(bar))
+        def progress(title: str, total: int) -> Tick:
+            bar = bars.add_task(title, total=total)
+            return lambda: bars.advance(bar)
 
-        get("ours", [*ours, *probed])
-        get("tuning the rivals", plan.tuning())
-        rates = best_rates(plan, runs.results)
-        get("the rivals", plan.tuned(rates))
+        get(runs, "Ours", [*ours, *probed], progress)
+        rates = tune(plan, runs, progress)
+        get(runs, "The tuned rivals", plan.tuned(rates), progress)
     rows = []
     for setting in plan.settings:
         losses = {

@@ -7,12 +7,33 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridkit.optim.protocol import Announced
+from hybridkit.tasks.data import Batch, size, take
 from hybridkit.tasks.splits import fixed_permutation
+from hybridkit.training.config import TrainConfig
+from hybridkit.training.feed import Feed, Sampled
 
 LEAST: Final = 8  # samples; of sets of twice as many
 SMALL: Final = 64  # of small sets a quarter up to this, since fewer say little
 MOST: Final = 256  # of large ones an eighth up to this
 COST: Final = 0.05  # of the run's time, at most: a training step counts as three forward passes
+
+
+def hold_back(feed: Feed, said: Announced, config: TrainConfig, total_steps: int) -> Batch | None:
+    """The samples that a controller judges by, which `feed` holds back from here on; often none.
+
+    Nothing can be memorised in a run that sees no sample twice until `said.probe_until`. Streams have no
+    samples to hold back.
+    """
+    steps = int(said.probe_until * total_steps)
+    if not isinstance(feed, Sampled) or steps <= -(-feed.steps_per_epoch // config.accumulate):
+        return None
+    trained = total_steps * config.accumulate * config.batch_size * config.processes
+    held = held_back(size(feed.data) or 0, config.seed, trained=trained, looks=said.probe_looks)
+    if not len(held):
+        return None
+    feed.sampler.hold_back(held, steps * config.accumulate)
+    return take(feed.data, held.tolist(), feed.collate)
 
 
 def held_back(samples: int, seed: int, *, trained: int, looks: int) -> NDArray[np.int64]:

@@ -33,7 +33,7 @@ from hybridkit.pretrained import is_pretrained
 from hybridkit.quant.attachments import adapter_names
 from hybridkit.quant.layers import latent_weights, scale_parameters, set_ramp
 from hybridkit.sources.protocol import Code, Source, open_source
-from hybridkit.tasks.data import Batch, Data, first, is_stream, on, size, take
+from hybridkit.tasks.data import Batch, Data, first, is_stream, on, size
 from hybridkit.tasks.protocol import Meter, Task, collate_of
 from hybridkit.tasks.resolve import make_model
 from hybridkit.training.checkpoint import Checkpoint
@@ -59,7 +59,7 @@ from hybridkit.training.network import (
     seed_everything,
 )
 from hybridkit.training.objective import Objective
-from hybridkit.training.probe import held_back
+from hybridkit.training.probe import hold_back
 from hybridkit.training.progress import Progress
 from hybridkit.training.schema import RandomStates, RunState, rehearse
 from hybridkit.training.weights import load_weights
@@ -121,7 +121,9 @@ class Trainer:
         self.engine = Engine(config, self.task, self.model, self.world)
         if restored or self.engine.sharded:
             self.optimizer = self._optimizer(roles)
-        self.probe = self._hold_back()
+        self.probe: Batch | None = None  # samples that the controller judges by
+        if isinstance(self.optimizer, HybridOptimizer) and not self.engine.sharded:
+            self.probe = hold_back(self.feed, self.optimizer.announced, config, self.total_steps)
         self.objective = self._objective()
         self.progress = Progress()
         if state:
@@ -203,31 +205,9 @@ class Trainer:
         wanted = isinstance(optimizer, HybridOptimizer) and optimizer.announced.uses_reduction_ratio
         return self.engine.loss_again(fed, self.objective.again, stage) if wanted else None
 
-    def _hold_back(self) -> Batch | None:
-        """The samples that the controller judges by, which the feed holds back from here on; often none.
-
-        Nothing can be memorised in a run that sees no sample twice until then.
-        """
-        optimizer, feed, config = self.optimizer, self.feed, self.config
-        if not (isinstance(optimizer, HybridOptimizer) and isinstance(feed, Sampled)) or self.engine.sharded:
-            return None
-        said, data = optimizer.announced, self.task.splits().train
-        steps = int(said.probe_until * self.total_steps)
-        if steps <= self.steps_per_epoch:
-            return None
-        trained = self.total_steps * config.accumulate * config.batch_size * config.processes
-        held = held_back(size(data) or 0, config.seed, trained=trained, looks=said.probe_looks)
-        if not len(held):
-            return None
-        feed.sampler.hold_back(held, steps * config.accumulate)
-        return take(data, held.tolist(), collate_of(self.task))
-
     def _probe_loss(self) -> float:
-        config = self.config
-        found = evaluate(
-            self.model, self.task, self.probe, batch_size=config.batch_size, device=config.device
-        )
-        return found["loss"]
+        size, device = self.config.batch_size, self.config.device
+        return evaluate(self.model, self.task, self.probe, batch_size=size, device=device)["loss"]
 
     def _workload(self, fed: Sequence[Fed]) -> dict[str, int]:
         """Samples and tokens of the step's batches, in all processes."""
