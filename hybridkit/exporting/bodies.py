@@ -35,8 +35,8 @@ UNPACK_AFTER = """
         rows = Reshape (digits, row_shape)
         kept = Slice (rows, zero, width_1d, last_axis)
 """
-# A byte holds five digits of base 3, the lowest first; `first` is the digit of two bits that 0 becomes.
-_BASE3 = """
+# `codes` [N, bytes], a byte of which is five digits of base 3, lowest first, to `kept` digits, int32 [N, K]
+_BASE3_DIGITS = """
         last_axis = Constant <value_ints = [-1]> ()
         wide = Cast <to = 6> (codes)
         whole = Unsqueeze (wide, last_axis)
@@ -44,23 +44,34 @@ _BASE3 = """
         shifted = Div (whole, powers)
         three = Constant <value = int32[1] {3}> ()
         of_base = Mod (shifted, three)
-        first_digit = Constant <value_int: int = @first> ()
-        first_wide = Cast <to = 6> (first_digit)
-        digits = Add (of_base, first_wide)
         row_shape = Constant <value_ints = [0, -1]> ()
-        rows = Reshape (digits, row_shape)
+        rows = Reshape (of_base, row_shape)
         zero = Constant <value_ints = [0]> ()
         width = Constant <value_int: int = @K> ()
         width_1d = Reshape (width, last_axis)
         kept = Slice (rows, zero, width_1d, last_axis)
+"""
+BASE3_CODES = f"""
+        {_BASE3_DIGITS}
+        digit = Cast <to = 1> (kept)
+        offset = Constant <value_float = -1.0> ()
+        q = Add (digit, offset)
+"""
+# Four digits are one byte of two-bit codes, those of columns that are not there 0; `first` is the digit of
+# two bits that 0 becomes.
+_BASE3 = f"""
+        {_BASE3_DIGITS}
+        first_digit = Constant <value_int: int = @first> ()
+        first_wide = Cast <to = 6> (first_digit)
+        digits = Add (kept, first_wide)
         four = Constant <value_ints = [4]> ()
         less = Sub (zero, width_1d)
         short = Mod (less, four)
         padding = Concat <axis = 0> (zero, short)
-        padded = Pad (kept, padding, , last_axis)
+        padded = Pad (digits, padding, , last_axis)
         byte_shape = Constant <value_ints = [0, -1, 4]> ()
         fours = Reshape (padded, byte_shape)
-        places = Constant <value = int32[4] {1, 4, 16, 64}> ()
+        places = Constant <value = int32[4] {{1, 4, 16, 64}}> ()
         placed = Mul (fours, places)
         bytes = ReduceSum <keepdims = 0> (placed, last_axis)
         y = Cast <to = 2> (bytes)

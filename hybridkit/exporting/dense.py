@@ -1,8 +1,9 @@
 """Ternary codes of a file in fewer than two bits.
 
-3:4-sparse ones take 1.25 bits, and products of them are operators of their own. Others, in groups and of
-convolutions, can be repacked while the file loads: in base 3 five are a byte, 1.6 bits each. A node in front
-of the product makes row-major two-bit codes of them, out of constants, so that a runtime does it once.
+3:4-sparse ones take 1.25 bits, others, where that is asked for, 1.6: in base 3 five are a byte. Products of
+such codes with a scale per row are operators of their own, in base 3 those with int8 activations. Others, in
+groups and of convolutions, are repacked while the file loads: a node in front of the product makes row-major
+two-bit codes of them, out of constants, so that a runtime does it once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hybridkit.exporting.bodies import BASE3_REPACK, SPARSE34_REPACK
-from hybridkit.exporting.functions import DOMAIN, ROW_MAJOR, SPARSE34
+from hybridkit.exporting.functions import BASE3, DENSE, DOMAIN, ROW_MAJOR, SPARSE34
 from hybridkit.exporting.graph import PackedNode, array_of, initializer, packed_nodes
 from hybridkit.packing.codecs import SPARSE, Codec, codec
 
@@ -31,7 +32,7 @@ def use_sparse_products(model: ir.Model) -> None:
             continue
         integers = layer.integers()
         if SPARSE.holds(integers):
-            _exchange(model, layer, SPARSE.pack(integers), _TERNARY, SPARSE34)
+            _exchange(model, layer, integers, SPARSE34)
 
 
 def store_densely(model: ir.Model) -> None:
@@ -40,6 +41,8 @@ def store_densely(model: ir.Model) -> None:
         integers = layer.integers()
         if SPARSE.holds(integers):
             _rewrite(model, layer, integers, SPARSE34_REPACK)
+        elif layer.prefix == _TERNARY and layer.kind == "MatMul" and layer.int8:
+            _exchange(model, layer, integers, BASE3)
         elif integers.min(initial=0) >= -1 and integers.max(initial=0) <= 1:
             _rewrite(model, layer, integers, BASE3_REPACK)
 
@@ -61,8 +64,8 @@ def _ternary(model: ir.Model) -> list[PackedNode]:
 def restore_two_bits(model: ir.Model) -> None:
     """The inverse of both: two-bit codes as initializers."""
     for layer in list(packed_nodes(model)):
-        if layer.prefix == SPARSE34:
-            _exchange(model, layer, codec("two-bit").pack(layer.integers()), SPARSE34, _TERNARY)
+        if layer.prefix in DENSE:
+            _exchange(model, layer, layer.integers(), _TERNARY)
     for node in list(model.graph.all_nodes()):
         if node.domain != DOMAIN or node.op_type not in _REPACKS:
             continue
@@ -79,12 +82,13 @@ def restore_two_bits(model: ir.Model) -> None:
         node.graph.remove(node, safe=True)
 
 
-def _exchange(model: ir.Model, layer: PackedNode, rows: NDArray[np.uint8], old: str, new: str) -> None:
-    """Other codes for a product, whose operator reads them under another prefix."""
+def _exchange(model: ir.Model, layer: PackedNode, integers: NDArray[np.int8], prefix: str) -> None:
+    """The codes of a product as the operator of another prefix reads them."""
+    rows = codec(DENSE.get(prefix, "two-bit")).pack(integers)
     name = layer.codes.name or "codes"
     del model.graph.initializers[name]
     layer.node.replace_input_with(1, initializer(model.graph, name, rows))
-    layer.node.op_type = layer.node.op_type.replace(old, new)
+    layer.node.op_type = layer.node.op_type.replace(layer.prefix, prefix)
 
 
 def _rewrite(model: ir.Model, layer: PackedNode, integers: NDArray[np.int8], operator: str) -> None:

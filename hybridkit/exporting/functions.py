@@ -5,6 +5,7 @@ stock operators. Bodies are written in ONNX's textual syntax. The operators:
 
     {Ternary,Binary}MatMul{Int8,Float}          x [..., K], codes, scale [N], bias [N] -> y [..., N]
     Sparse34MatMul{Int8,Float}                  the same, of 3:4-sparse codes (packing/sparse.py)
+    Base3MatMulInt8                             the same, of ternary codes of which five are a byte
     {Ternary,Binary}Conv{Int8,Float}            x [B, C, ...], codes, scale [N], bias [N] -> y [B, N, ...]
     NBit{1,2,4,8}MatMul{Int8,Int8Blocks,Float}  x [..., K], codes, scale [N, groups], bias [N] -> y [..., N]
     {Ternary,Binary,NBit{1,2,4,8}}Gather        rows x [...], codes -> y float32 [..., K], integer-valued
@@ -14,8 +15,9 @@ stock operators. Bodies are written in ONNX's textual syntax. The operators:
 
 Attributes K and N give the matrix and `layout` the order of the uint8 codes: 0 is row-major, [N, bytes] with
 rows padded to whole bytes, lowest bits first; products and Gather may also have 1 and convolutions 2, the
-tiles of packing/tiles.py; 3:4-sparse codes have no other. Convolutions add ONNX's own attributes and flatten
-the weight [N, C/group, ...] to [N, K]. The numbers of rows are int64; negative ones count from the end.
+tiles of packing/tiles.py; 3:4-sparse codes and such in base 3 have no other. Convolutions add ONNX's own
+attributes and flatten the weight [N, C/group, ...] to [N, K]. The numbers of rows are int64; negative ones
+count from the end.
 Scale and bias are float32; scales of n-bit products may be float16, too. x may be float32, float16 or
 bfloat16; the arithmetic is float32 and y has the type of x:
 
@@ -86,10 +88,16 @@ _ALL: Final = (
 )
 STORAGES: Final = {storage.prefix: storage for storage in _ALL}
 SPARSE34: Final = "Sparse34"
+BASE3: Final = "Base3"
+DENSE: Final = {SPARSE34: "sparse34", BASE3: "base3"}  # codecs of fewer than two bits, by prefix; layout 0
 CACHED_ATTENTION: Final = "CachedAttention"
 _ATTENTION_ATTRIBUTES: Final = ("num_heads", "kv_num_heads", "scale", "softcap", "local_window_size")
 _ATTENTION_INPUTS: Final = ("query", "key", "value", "past_key", "past_value", "last", "total")
-_SPARSE34_MODES: Final = {f"{SPARSE34}MatMul{mode}": mode for mode in ("Int8", "Float")}
+_DENSE_BODIES: Final = {
+    f"{SPARSE34}MatMulInt8": bodies.SPARSE34_CODES + bodies.MATMUL["Int8"],
+    f"{SPARSE34}MatMulFloat": bodies.SPARSE34_CODES + bodies.MATMUL["Float"],
+    f"{BASE3}MatMulInt8": bodies.BASE3_CODES + bodies.MATMUL["Int8"],
+}
 _OPERATORS: Final = {s.prefix + stem: (s, stem) for s in STORAGES.values() for stem in s.stems}
 
 
@@ -104,7 +112,7 @@ def attribute_names(operator: str) -> tuple[str, ...]:
         return _ATTENTION_ATTRIBUTES
     if operator in bodies.REPACKS:
         return ("K", "first")
-    if operator in _SPARSE34_MODES:
+    if operator in _DENSE_BODIES:
         return ("K", "N", "layout")
     storage, stem = _OPERATORS[operator]
     if stem == "Unpack":
@@ -134,10 +142,9 @@ def function(operator: str, opset: int) -> onnx.FunctionProto:
     if operator == CACHED_ATTENTION:
         body, outputs = bodies.ATTENTION, "y, present_key, present_value"
         imports += ', "com.microsoft" : 1'
-    elif operator in _SPARSE34_MODES:
-        body = bodies.SPARSE34_CODES + bodies.MATMUL[_SPARSE34_MODES[operator]]
     else:
-        body = bodies.REPACKS.get(operator) or _body(*_OPERATORS[operator])
+        whole = bodies.REPACKS.get(operator) or _DENSE_BODIES.get(operator)
+        body = whole or _body(*_OPERATORS[operator])
     text = f"""
     <domain: "{DOMAIN}", opset_import: [{imports}]>
     {operator} <{attributes}> ({inputs}) => ({outputs}) {{

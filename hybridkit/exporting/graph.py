@@ -11,20 +11,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hybridkit.exporting.functions import DOMAIN, GATHER, ROW_MAJOR, SPARSE34, STORAGES
-from hybridkit.packing.codecs import SPARSE, codec
+from hybridkit.exporting.functions import DENSE, DOMAIN, GATHER, ROW_MAJOR, STORAGES
+from hybridkit.packing.codecs import codec
 
 _CONV_ATTRIBUTES: Final = ("kernel_shape", "strides", "pads", "dilations", "group")
 _KINDS: Final = ("MatMul", "Conv", "Embedding")
-_CODECS: Final = {prefix: storage.codec for prefix, storage in STORAGES.items()} | {SPARSE34: SPARSE.name}
+_CODECS: Final = {prefix: storage.codec for prefix, storage in STORAGES.items()} | DENSE
 
 
 @dataclass(frozen=True, slots=True)
 class PackedNode:
     """A node that stands for one packed layer, as translation writes it.
 
-    prefix is Ternary, Binary, NBit1, NBit2, NBit4, NBit8 or, in a file, Sparse34; kind MatMul, Conv or
-    Embedding; int8 says whether activations are quantised. `group_size` 0 means one scale per row.
+    prefix is Ternary, Binary, NBit1, NBit2, NBit4, NBit8 or, in a file, Sparse34 or Base3; kind MatMul,
+    Conv or Embedding; int8 says whether activations are quantised. `group_size` 0 means one scale per row.
     """
 
     node: ir.Node

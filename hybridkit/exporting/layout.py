@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hybridkit.exporting.dense import restore_two_bits
-from hybridkit.exporting.functions import ROW_MAJOR, SPARSE34, TILED
+from hybridkit.exporting.functions import DENSE, ROW_MAJOR, TILED
 from hybridkit.exporting.graph import PackedNode, array_of, gathers, initializer, packed_nodes
 from hybridkit.exporting.scales import widen_scales
 from hybridkit.packing.tiles import tile, tiled_shape, untile
@@ -41,7 +41,7 @@ def make_tiled(model: ir.Model) -> None:
     """Tiles for all products whose codes no stock operator reads and that padding makes little larger."""
     for codes, layers in _by_codes(model):
         first = layers[0]
-        if first.prefix == SPARSE34:
+        if first.prefix in DENSE:
             continue
         alike = {(p.kind, p.K, p.positions, p.group) for p in layers}
         others = len(codes.uses()) - len(layers) - sum(gathers(node) for node, _ in codes.uses())

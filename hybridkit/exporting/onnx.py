@@ -56,7 +56,8 @@ class OnnxExporter:
         """Options of the exporter."""
 
         dense: bool = option(
-            False, "ternary codes in 1.6 bits, 3:4-sparse ones in 1.25: a smaller file, repacked as it loads"
+            False,
+            "ternary codes in 1.6 bits, 3:4-sparse ones in 1.25: a smaller file; large layers stay so",
         )
 
     def __init__(self, options: Options | None = None) -> None:

@@ -27,14 +27,18 @@ from hybridkit.packing.activations import Activations
 from hybridkit.runtime.library import VARIABLE, library_path
 
 LowBit = Literal["ternary", "binary"]
-Rows = LowBit | Literal["sparse34"]  # with a scale per row
+Rows = LowBit | Literal["sparse34", "base3"]  # with a scale per row
 Codec = Rows | Literal["nbit1", "nbit2", "nbit4", "nbit8"]
 DType = Literal["float32", "float16", "bfloat16"]
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 _NONE: Final = np.empty(0, np.uint8)
 
-CODECS: Final = {"ternary": 0, "binary": 1, "nbit1": 2, "nbit2": 3, "nbit4": 4, "nbit8": 5, "sparse34": 6}
+CODECS: Final = {
+    **{"ternary": 0, "binary": 1, "nbit1": 2, "nbit2": 3, "nbit4": 4, "nbit8": 5},
+    **{"sparse34": 6, "base3": 7},
+}
+_BLOCKS: Final = {"sparse34": (80,), "base3": (4, 16, 4)}  # of tiles, where they are not [16, 4]
 ACTIVATIONS: Final = {"int8": 0, "float": 1}
 DTYPES: Final = {"float32": 0, "float16": 1, "bfloat16": 2}
 _MAX_SIZE: Final = 2**31 - 1  # HYBRIDKIT_MAX_SIZE: the largest N; no other size or attribute is larger
@@ -218,15 +222,14 @@ class Native:
     def tile(self, codec: Rows, codes: Bytes, K: int) -> Bytes:
         """Row-major codes [N, bytes] -> tiles [ceil(N / 16), blocks, 16, 4]: layout 0 to 1.
 
-        Of 3:4-sparse codes [ceil(N / 16), units, 80].
+        Of 3:4-sparse codes [ceil(N / 16), units, 80], of such in base 3 [ceil(N / 16), units, 4, 16, 4].
         """
         N, K = _sizes("N and K", len(codes), K)
         rows = self._codes(codec, codes, self._call["code_bytes"](CODECS[codec], 0, N, K))
         size = self._call["code_bytes"](CODECS[codec], 1, N, K)
         out = np.empty(size, np.uint8)
         _check(self._call["tile"](CODECS[codec], rows.ctypes.data, N, K, out.ctypes.data))
-        block = (80,) if codec == "sparse34" else (16, 4)
-        return out.reshape(-(-N // 16), -1, *block)
+        return out.reshape(-(-N // 16), -1, *_BLOCKS.get(codec, (16, 4)))
 
     def conv_tile(self, codec: LowBit, codes: Bytes, K: int, group: int, positions: int) -> Bytes:
         """Row-major codes [N, bytes] -> tiles of a convolution with `positions` in its kernel: layout 2."""

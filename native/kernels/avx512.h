@@ -15,8 +15,13 @@ void floats(const FloatWork& work);
 void group_floats(const FloatWork& work);
 void sparse_int8(const Int8Work& work);
 void sparse_floats(const FloatWork& work);
-void expand(const uint8_t* units, int64_t count, uint8_t* blocks);
+void expand_sparse(const uint8_t* units, int64_t count, uint8_t* blocks);
+void base3_int8(const Int8Work& work);
+void expand_base3(const uint8_t* units, int64_t count, uint8_t* blocks);
 void attend(const AttentionWork& work);
+
+constexpr DenseKernels kSparseKernels = {sparse_int8, sparse_floats, expand_sparse};
+constexpr DenseKernels kBase3Kernels = {base3_int8, nullptr, expand_base3};
 
 }  // namespace avx512
 }  // namespace hybridkit

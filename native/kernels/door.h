@@ -29,16 +29,17 @@ inline int64_t product(std::initializer_list<int64_t> factors, int64_t most) {
 
 constexpr bool is_nbit(int32_t codec) { return between(codec, HYBRIDKIT_NBIT1, HYBRIDKIT_NBIT8); }
 
-constexpr bool is_sparse(int32_t codec) { return codec == HYBRIDKIT_SPARSE34; }
+// Ternary ones in fewer than two bits.
+constexpr bool is_dense(int32_t codec) { return between(codec, HYBRIDKIT_SPARSE34, HYBRIDKIT_BASE3); }
 
-// Of a codec that is known, as kernels read it: those of 3:4-sparse codes when they are expanded.
+// Of a codec that is known, as kernels read it: those of dense codes when they are expanded.
 constexpr int bits_of(int32_t codec) {
   return is_nbit(codec) ? 1 << (codec - HYBRIDKIT_NBIT1) : codec == HYBRIDKIT_BINARY ? 1 : 2;
 }
 
 // What is wrong with the sizes of a packed matrix, or NULL.
 inline const char* problem_with_sizes(int32_t codec, int64_t N, int64_t K) {
-  if (!between(codec, HYBRIDKIT_TERNARY, HYBRIDKIT_SPARSE34)) return "unknown codec";
+  if (!between(codec, HYBRIDKIT_TERNARY, HYBRIDKIT_BASE3)) return "unknown codec";
   if (!between(N, 1, HYBRIDKIT_MAX_SIZE)) return "N must be from 1 to 2147483647";
   if (!between(K, 1, HYBRIDKIT_MAX_K)) return "K must be from 1 to 4194304";
   return nullptr;
@@ -46,7 +47,7 @@ inline const char* problem_with_sizes(int32_t codec, int64_t N, int64_t K) {
 
 // The same for a convolution, whose output channels are cut into `group` groups.
 inline const char* problem_with_conv_sizes(int32_t codec, int64_t N, int64_t K, int64_t group) {
-  if (is_nbit(codec) || is_sparse(codec)) return "convolutions take ternary and binary codes";
+  if (is_nbit(codec) || is_dense(codec)) return "convolutions take ternary and binary codes";
   if (const char* wrong = problem_with_sizes(codec, N, K)) return wrong;
   return group < 1 || N % group != 0 ? "output channels are not a multiple of group" : nullptr;
 }

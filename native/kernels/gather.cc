@@ -39,7 +39,7 @@ using namespace hybridkit;
 
 extern "C" const char* hybridkit_gather(int32_t codec, const uint8_t* codes, size_t code_bytes, int64_t N, int64_t K,
                                         const int64_t* rows, int64_t count, float* y) {
-  if (is_sparse(codec)) return "rows of 3:4-sparse codes cannot be gathered";
+  if (is_dense(codec)) return "rows of codes in fewer than two bits cannot be gathered";
   if (const char* wrong = problem_with_sizes(codec, N, K)) return wrong;
   if (const char* wrong = problem_with_codes(codes, code_bytes, hybridkit_code_bytes(codec, 1, N, K))) return wrong;
   if (count < 0) return "a negative number of rows";

@@ -5,7 +5,7 @@
  *           y   = float(x^ . q) * (s_x * scale) + bias
  *   float:  y   = (x . q) * scale + bias
  *
- * with the codes q in {-1, 0, 1} (ternary, 3:4-sparse) or {-1, 1} (binary). The integer sums are exact for K <= 2^22, so
+ * with the codes q in {-1, 0, 1} (ternary, base 3, 3:4-sparse) or {-1, 1} (binary). The integer sums are exact for K <= 2^22, so
  * int8 gives the same bits on every instruction set. A row (sample) that holds a NaN or an infinity gives NaN in all of
  * its outputs under int8; float behaves as a float32 matmul.
  *
@@ -35,6 +35,12 @@
  *   0  row-major: [N, ceil(5 ceil(K / 4) / 8)]; field i of a row is its bits 5 i ... 5 i + 4, lowest first
  *   1  tiled: [ceil(N / 16), ceil(K / 32), 80]; the five bytes of a row's fields 8 u ... 8 u + 7 are bytes 4 r ... 4 r + 3
  *      and 64 + r of [t, u], for row n = 16 t + r. What lies beyond N and K is whatever field 0 stands for.
+ *
+ * Ternary codes in base 3, five digits q + 1 in a byte:
+ *   0  row-major: [N, ceil(K / 5)]; byte i of row n is the sum of 3^p d(5 i + p), p = 0 ... 4
+ *   1  tiled: [ceil(N / 16), ceil(K / 80), 4, 16, 4]; byte [t, u, l, r, j] is ceil(256 v / 243), v the sum of
+ *      3^(4 - p) d(80 u + 20 l + 4 p + j) of row n = 16 t + r. Three times the byte is digit 0 times 256, and the byte
+ *      of the digits behind it. What lies beyond N and K is digit 0.
  *
  * Functions that can fail return NULL or a static message that says what is wrong.
  * Every size and attribute is checked before anything is allocated, read or written, whatever its value. What cannot be
@@ -76,7 +82,8 @@ typedef enum {
   HYBRIDKIT_NBIT2 = 3,
   HYBRIDKIT_NBIT4 = 4,
   HYBRIDKIT_NBIT8 = 5,
-  HYBRIDKIT_SPARSE34 = 6
+  HYBRIDKIT_SPARSE34 = 6,
+  HYBRIDKIT_BASE3 = 7
 } hybridkit_codec;
 typedef enum { HYBRIDKIT_INT8 = 0, HYBRIDKIT_FLOAT = 1, HYBRIDKIT_INT8_BLOCKS = 2 } hybridkit_activations;
 typedef enum { HYBRIDKIT_F32 = 0, HYBRIDKIT_F16 = 1, HYBRIDKIT_BF16 = 2 } hybridkit_dtype;
@@ -113,14 +120,15 @@ HYBRIDKIT_API const char* hybridkit_check_codes(int32_t codec, int32_t layout, c
 /* Layout 0 to layout 1. `out` takes hybridkit_code_bytes(codec, 1, N, K) bytes. */
 HYBRIDKIT_API const char* hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out);
 
-/* Whether the instruction set in use reads tiles of these codes as they are. Otherwise they are expanded at every call. */
-HYBRIDKIT_API int hybridkit_reads_tiles(int32_t codec);
+/* Whether tiles of such a matrix are better kept as they are than expanded once: the instruction set in use has int8
+ * products of them, and a matrix in base 3 is large. Otherwise they may be expanded at every call. */
+HYBRIDKIT_API int hybridkit_reads_tiles(int32_t codec, int64_t N, int64_t K);
 
-/* 3:4-sparse codes in layout 1 to ternary ones in layout 1. `out` takes hybridkit_code_bytes(HYBRIDKIT_TERNARY, 1, N, K)
- * bytes. */
-HYBRIDKIT_API const char* hybridkit_expand(const uint8_t* codes, int64_t N, int64_t K, uint8_t* out);
+/* 3:4-sparse codes or such in base 3, in layout 1, to ternary ones in layout 1. `out` takes
+ * hybridkit_code_bytes(HYBRIDKIT_TERNARY, 1, N, K) bytes. */
+HYBRIDKIT_API const char* hybridkit_expand(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out);
 
-/* Rows of codes in layout 1, other than 3:4-sparse ones, as numbers q: y [count, K]. A negative number of a row counts
+/* Rows of codes in layout 1, other than 3:4-sparse ones and such in base 3, as numbers q: y [count, K]. A negative number of a row counts
  * from the end, as in ONNX's Gather. */
 HYBRIDKIT_API const char* hybridkit_gather(int32_t codec, const uint8_t* codes, size_t code_bytes, int64_t N, int64_t K,
                                            const int64_t* rows, int64_t count, float* y);

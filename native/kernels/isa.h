@@ -22,9 +22,14 @@ constexpr int64_t padded_columns(int bits, int64_t K) {
   return (K + padding_of(bits) - 1) / padding_of(bits) * padding_of(bits);
 }
 constexpr int64_t blocks_of(int bits, int64_t K) { return padded_columns(bits, K) / block_columns(bits); }
-// 3:4-sparse codes: bytes of 32 columns of a tile, which expanded are two blocks of ternary ones.
-constexpr int kUnitBytes = 80, kUnitColumns = 32;
-constexpr int64_t units_of(int64_t K) { return (K + kUnitColumns - 1) / kUnitColumns; }
+// Ternary codes in fewer than two bits: what a tile is made of, and how many blocks of two-bit codes that becomes.
+struct Unit {
+  int bytes, blocks;
+
+  constexpr int columns() const { return 16 * blocks; }
+  constexpr int64_t of(int64_t K) const { return (K + columns() - 1) / columns(); }  // units of a tile
+};
+constexpr Unit kSparse{80, 2}, kBase3{256, 5};
 constexpr int64_t step_bytes(int bits) { return padding_of(bits) / block_columns(bits) * kBlockBytes; }
 constexpr int64_t groups_of(int64_t K, int64_t group_size) { return (K + group_size - 1) / group_size; }
 constexpr int64_t tiles_of(int64_t N) { return (N + kTileRows - 1) / kTileRows; }
@@ -107,6 +112,14 @@ constexpr int64_t attention_scratch(int64_t rows, int64_t head_size) {
   return kKeyBlock * (head_size + padded_head(head_size) + rows);
 }
 
+// Of ternary codes in fewer than two bits. Work has units in the place of so many blocks each.
+struct DenseKernels {
+  void (*int8)(const Int8Work&);      // of panels; null: units are expanded
+  void (*floats)(const FloatWork&);   // null: they are expanded
+  // So many units of a tile as blocks of two-bit codes.
+  void (*expand)(const uint8_t* units, int64_t count, uint8_t* blocks);
+};
+
 struct Isa {
   const char* name;
   bool (*supported)();
@@ -130,11 +143,7 @@ struct Isa {
   // [rows][columns] to [columns][rows], `stride` floats from row to row of each
   void (*transpose)(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride);
   void (*depthwise)(const DepthwiseWork&);
-  // Of 3:4-sparse tiles, whose units are in the place of two blocks each; null: they are expanded.
-  void (*sparse_int8)(const Int8Work&);  // of panels
-  void (*sparse_floats)(const FloatWork&);
-  // So many units of a 3:4-sparse tile as ternary blocks.
-  void (*expand)(const uint8_t* units, int64_t count, uint8_t* blocks);
+  DenseKernels sparse, base3;
   void (*attend)(const AttentionWork&);
 };
 

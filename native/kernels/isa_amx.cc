@@ -309,6 +309,6 @@ void group_int8(const Int8Work& work) {
 
 const Isa kAmx = {"amx", has_amx, Vector::panel, Vector::group_panel, Vector::panel, kFloatRows, 10, 16,
                   int8, avx512::floats, group_int8, avx512::group_floats, magnitude, quantize, place, transpose, depthwise,
-                   avx512::sparse_int8, avx512::sparse_floats, avx512::expand, avx512::attend};
+                   avx512::kSparseKernels, avx512::kBase3Kernels, avx512::attend};
 
 }  // namespace hybridkit

@@ -365,6 +365,6 @@ void attend(const AttentionWork& work) { attend_with<Floats8>(work); }
 
 const Isa kAvx2 = {"avx2", has_avx2, kPanel, kGroupPanel, kStreamRows, kFloatStreamRows, 0, 0, int8, floats,
                    group_int8, group_floats, magnitude, quantize, place, transpose, depthwise,
-                   nullptr, nullptr, expand, attend};
+                   kSparseExpanded, kBase3Expanded, attend};
 
 }  // namespace hybridkit

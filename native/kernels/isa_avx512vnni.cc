@@ -3,6 +3,7 @@
 
 #include "activations_avx2.h"
 #include "attention_avx2.h"
+#include "base3_avx512.h"
 #include "groups_vnni.h"
 #include "int8_vnni.h"
 #include "isa.h"
@@ -340,6 +341,6 @@ void group_floats(const FloatWork& work) {
 const Isa kAvx512Vnni = {"avx512vnni", has_avx512vnni, Vector::panel, Vector::group_panel, Vector::panel, kFloatRows, 0, 0,
                          avx512::int8, avx512::floats, avx512::group_int8, avx512::group_floats,
                          magnitude, quantize, place, transpose, depthwise,
-                   avx512::sparse_int8, avx512::sparse_floats, avx512::expand, avx512::attend};
+                   avx512::kSparseKernels, avx512::kBase3Kernels, avx512::attend};
 
 }  // namespace hybridkit

@@ -73,6 +73,6 @@ void attend(const AttentionWork& work) { attend_with<Floats8>(work); }
 
 const Isa kAvxVnni = {"avxvnni", has_avxvnni, Vector::panel, Vector::group_panel, Vector::panel, kFloatStreamRows, 0, 0,
                       int8_products<Vector>, floats, group_int8_products<Vector>, group_floats, magnitude, quantize, place, transpose, depthwise,
-                   nullptr, nullptr, expand, attend};
+                   kSparseExpanded, kBase3Expanded, attend};
 
 }  // namespace hybridkit

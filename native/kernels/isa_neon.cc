@@ -375,6 +375,6 @@ void attend(const AttentionWork& work) { attend_with<Floats4>(work); }
 }  // namespace
 
 const Isa kNeon = {"neon", has_neon_dot, kPanel, kPanel, kPanel, 0, 0, 0, int8, floats, group_int8, group_floats, magnitude, quantize, place, transpose, depthwise,
-                   nullptr, nullptr, expand, attend};
+                   kSparseExpanded, kBase3Expanded, attend};
 
 }  // namespace hybridkit

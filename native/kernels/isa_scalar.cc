@@ -151,6 +151,6 @@ void attend(const AttentionWork& work) { attend_with<OneFloat>(work); }
 }  // namespace
 
 const Isa kScalar = {"scalar", supported, 1, 1, 1 << 30, 1 << 30, 0, 0, int8, floats, group_int8, group_floats, magnitude, quantize, place, transpose, depthwise,
-                   nullptr, nullptr, expand, attend};
+                   kSparseExpanded, kBase3Expanded, attend};
 
 }  // namespace hybridkit

@@ -1,23 +1,53 @@
 // Orders of the codes: sizes, checks, and from row-major to tiled.
 #include <cstring>
 
+#include "dense.h"
 #include "door.h"
 #include "half.h"
 #include "hybridkit_kernels.h"
 #include "isa.h"
+#include "processor.h"
 
 namespace hybridkit {
 namespace {
+
+// Base 3 saves bytes and costs instructions: weights of smaller matrices tend to be in a cache, where that is no bargain.
+constexpr int64_t kLeastBase3 = int64_t{1} << 21;
 
 size_t tiled_bytes(int bits, int64_t N, int64_t K) {
   return static_cast<size_t>(tiles_of(N) * blocks_of(bits, K) * kBlockBytes);
 }
 
-size_t sparse_bytes(int64_t N, int64_t K) { return static_cast<size_t>(tiles_of(N) * units_of(K) * kUnitBytes); }
-
-int64_t sparse_row_bytes(int64_t K) { return ((K + 3) / 4 * 5 + 7) / 8; }
+size_t dense_bytes(int32_t codec, int64_t N, int64_t K) {
+  return static_cast<size_t>(tiles_of(N) * unit_of(codec).of(K) * unit_of(codec).bytes);
+}
 
 int64_t row_bytes(int bits, int64_t K) { return (K * bits + 7) / 8; }
+
+int64_t dense_row_bytes(int32_t codec, int64_t K) {
+  return codec == HYBRIDKIT_BASE3 ? (K + 4) / 5 : ((K + 3) / 4 * 5 + 7) / 8;
+}
+
+// A byte of layout 1 by that of layout 0, whose digits are in the other order, and which of those bytes there are.
+struct Base3Bytes {
+  uint8_t of[243] = {};
+  bool valid[256] = {};
+  constexpr Base3Bytes() {
+    for (int row_major = 0; row_major < 243; ++row_major) {
+      int turned = 0;
+      for (int digit = 0, left = row_major; digit < 5; ++digit, left /= 3) turned = 3 * turned + left % 3;
+      of[row_major] = static_cast<uint8_t>((256 * turned + 242) / 243);
+      valid[of[row_major]] = true;
+    }
+  }
+};
+constexpr Base3Bytes kBase3Bytes;
+
+bool is_base3(int32_t layout, const uint8_t* codes, size_t bytes) {
+  bool valid = true;
+  for (size_t i = 0; i < bytes; ++i) valid &= layout == 0 ? codes[i] < 243 : kBase3Bytes.valid[codes[i]];
+  return valid;
+}
 
 // Both bits of a digit are set in the digit 3 only. Eight bytes at a time; no early exit, so that it vectorises.
 bool has_digit_three(const uint8_t* codes, size_t bytes) {
@@ -32,9 +62,10 @@ bool has_digit_three(const uint8_t* codes, size_t bytes) {
   return (seen & 0x5555555555555555u) != 0;
 }
 
-const char* check(int32_t codec, const uint8_t* codes, size_t bytes, size_t expected) {
+const char* check(int32_t codec, int32_t layout, const uint8_t* codes, size_t bytes, size_t expected) {
   if (const char* wrong = problem_with_codes(codes, bytes, expected)) return wrong;
   if (codec == HYBRIDKIT_TERNARY && has_digit_three(codes, bytes)) return "the codes hold an invalid ternary digit";
+  if (codec == HYBRIDKIT_BASE3 && !is_base3(layout, codes, bytes)) return "the codes hold a byte that is none of base 3";
   return nullptr;
 }
 
@@ -80,12 +111,31 @@ void tile_rows(int bits, const uint8_t* codes, int64_t N, int64_t K, uint8_t* ou
 
 // The five bytes of eight fields lie together in a row, four of them and one in a tile.
 void tile_sparse(const uint8_t* codes, int64_t N, int64_t K, uint8_t* out) {
-  const int64_t bytes = sparse_row_bytes(K), units = units_of(K);
-  std::memset(out, 0, sparse_bytes(N, K));
+  const int64_t bytes = dense_row_bytes(HYBRIDKIT_SPARSE34, K), units = kSparse.of(K);
+  std::memset(out, 0, dense_bytes(HYBRIDKIT_SPARSE34, N, K));
   for (int64_t n = 0; n < N; ++n, codes += bytes) {
-    uint8_t* tile = out + n / kTileRows * units * kUnitBytes;
+    uint8_t* tile = out + n / kTileRows * units * kSparse.bytes;
     const int64_t row = n % kTileRows;
-    for (int64_t i = 0; i < bytes; ++i) tile[i / 5 * kUnitBytes + (i % 5 < 4 ? 4 * row + i % 5 : kBlockBytes + row)] = codes[i];
+    for (int64_t i = 0; i < bytes; ++i) tile[i / 5 * kSparse.bytes + (i % 5 < 4 ? 4 * row + i % 5 : kBlockBytes + row)] = codes[i];
+  }
+}
+
+// 20 digits of a row are four bytes in both orders: one of each four neighbours goes into each byte of a tile.
+void tile_base3(const uint8_t* codes, int64_t N, int64_t K, uint8_t* out) {
+  const int64_t bytes = dense_row_bytes(HYBRIDKIT_BASE3, K), units = kBase3.of(K);
+  std::memset(out, 0, dense_bytes(HYBRIDKIT_BASE3, N, K));
+  for (int64_t n = 0; n < N; ++n, codes += bytes) {
+    uint8_t* line = out + n / kTileRows * units * kBase3.bytes + n % kTileRows * 4;
+    for (int64_t first = 0; first < bytes; first += 4, line += kBlockBytes) {
+      int places[4] = {}, place = 1, column = 0;
+      for (int64_t i = first; i < bytes && i < first + 4; ++i) {
+        for (int digit = 0, left = codes[i]; digit < 5; ++digit, left /= 3) {
+          places[column % 4] += left % 3 * place;
+          if (++column % 4 == 0) place *= 3;
+        }
+      }
+      for (int j = 0; j < 4; ++j) line[j] = kBase3Bytes.of[places[j]];
+    }
   }
 }
 
@@ -98,8 +148,8 @@ extern "C" {
 
 size_t hybridkit_code_bytes(int32_t codec, int32_t layout, int64_t N, int64_t K) {
   if (problem_with_sizes(codec, N, K) != nullptr) return 0;
-  if (layout == 0) return static_cast<size_t>(N * (is_sparse(codec) ? sparse_row_bytes(K) : row_bytes(bits_of(codec), K)));
-  if (layout == 1 && is_sparse(codec)) return sparse_bytes(N, K);
+  if (layout == 0) return static_cast<size_t>(N * (is_dense(codec) ? dense_row_bytes(codec, K) : row_bytes(bits_of(codec), K)));
+  if (layout == 1 && is_dense(codec)) return dense_bytes(codec, N, K);
   return layout == 1 ? tiled_bytes(bits_of(codec), N, K) : 0;
 }
 
@@ -107,13 +157,13 @@ const char* hybridkit_check_codes(int32_t codec, int32_t layout, const uint8_t* 
                                   int64_t K) {
   if (const char* wrong = problem_with_sizes(codec, N, K)) return wrong;
   if (layout != 0 && layout != 1) return "unknown layout";
-  return check(codec, codes, bytes, hybridkit_code_bytes(codec, layout, N, K));
+  return check(codec, layout, codes, bytes, hybridkit_code_bytes(codec, layout, N, K));
 }
 
 const char* hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out) {
   if (const char* wrong = problem_with_sizes(codec, N, K)) return wrong;
-  if (is_sparse(codec)) {
-    tile_sparse(codes, N, K, out);
+  if (is_dense(codec)) {
+    codec == HYBRIDKIT_BASE3 ? tile_base3(codes, N, K, out) : tile_sparse(codes, N, K, out);
     return nullptr;
   }
   const int bits = bits_of(codec);
@@ -128,19 +178,25 @@ const char* hybridkit_tile(int32_t codec, const uint8_t* codes, int64_t N, int64
   return nullptr;
 }
 
-int hybridkit_reads_tiles(int32_t codec) {
-  return is_sparse(codec) ? isa().sparse_int8 != nullptr : between(codec, HYBRIDKIT_TERNARY, HYBRIDKIT_NBIT8);
+int hybridkit_reads_tiles(int32_t codec, int64_t N, int64_t K) {
+  if (problem_with_sizes(codec, N, K) != nullptr) return 0;
+  if (!is_dense(codec)) return 1;
+  if (dense_kernels_of(isa(), codec).int8 == nullptr) return 0;
+  return codec != HYBRIDKIT_BASE3 || (has_vbmi() && N * K >= kLeastBase3);
 }
 
-const char* hybridkit_expand(const uint8_t* codes, int64_t N, int64_t K, uint8_t* out) {
-  if (const char* wrong = problem_with_sizes(HYBRIDKIT_SPARSE34, N, K)) return wrong;
-  const int64_t units = units_of(K), blocks = blocks_of(2, K);
-  uint8_t last[2 * kBlockBytes];
-  for (int64_t tile = 0; tile < tiles_of(N); ++tile, codes += units * kUnitBytes, out += blocks * kBlockBytes) {
-    isa().expand(codes, blocks / 2, out);
-    if (blocks % 2 == 0) continue;  // else the last unit has columns that ternary tiles do not
-    isa().expand(codes + blocks / 2 * kUnitBytes, 1, last);
-    std::memcpy(out + (blocks - 1) * kBlockBytes, last, kBlockBytes);
+const char* hybridkit_expand(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out) {
+  if (const char* wrong = problem_with_sizes(codec, N, K)) return wrong;
+  if (!is_dense(codec)) return "only codes in fewer than two bits are expanded";
+  const Unit unit = unit_of(codec);
+  const auto expand = dense_kernels_of(isa(), codec).expand;
+  const int64_t blocks = blocks_of(2, K), whole = blocks / unit.blocks, left = blocks % unit.blocks;
+  for (int64_t tile = 0; tile < tiles_of(N); ++tile, codes += unit.of(K) * unit.bytes, out += blocks * kBlockBytes) {
+    expand(codes, whole, out);
+    if (left == 0) continue;  // else the last unit has columns that tiles of two-bit codes do not
+    uint8_t last[kBase3.blocks * kBlockBytes];
+    expand(codes + whole * unit.bytes, 1, last);
+    std::memcpy(out + whole * unit.blocks * kBlockBytes, last, static_cast<size_t>(left) * kBlockBytes);
   }
   return nullptr;
 }
@@ -184,7 +240,7 @@ size_t hybridkit_conv_code_bytes(int32_t codec, int64_t N, int64_t K, int64_t gr
 const char* hybridkit_check_conv_codes(int32_t codec, const uint8_t* codes, size_t bytes, int64_t N, int64_t K,
                                        int64_t group) {
   if (const char* wrong = problem_with_conv_sizes(codec, N, K, group)) return wrong;
-  return check(codec, codes, bytes, hybridkit_conv_code_bytes(codec, N, K, group));
+  return check(codec, 2, codes, bytes, hybridkit_conv_code_bytes(codec, N, K, group));
 }
 
 const char* hybridkit_conv_tile(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, int64_t group, int64_t taps,

@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "dense.h"
 #include "door.h"
 #include "half.h"
 #include "hybridkit_kernels.h"
@@ -25,10 +26,12 @@ struct Product {
   int bits() const { return bits_of(matrix.codec); }
   bool grouped() const { return is_nbit(matrix.codec); }
   int64_t groups() const { return grouped() ? groups_of(matrix.K, matrix.group_size) : 1; }
-  bool sparse() const { return is_sparse(matrix.codec); }
-  // of ternary codes, where sparse ones are expanded
-  int64_t blocks() const { return sparse() ? 2 * units_of(matrix.K) : blocks_of(bits(), matrix.K); }
-  int64_t tile_bytes() const { return sparse() ? units_of(matrix.K) * kUnitBytes : blocks() * kBlockBytes; }
+  bool dense() const { return is_dense(matrix.codec); }
+  Unit unit() const { return unit_of(matrix.codec); }
+  const DenseKernels& dense_kernels() const { return dense_kernels_of(isa, matrix.codec); }
+  // of two-bit codes, where dense ones are expanded
+  int64_t blocks() const { return dense() ? unit().blocks * unit().of(matrix.K) : blocks_of(bits(), matrix.K); }
+  int64_t tile_bytes() const { return dense() ? unit().bytes * unit().of(matrix.K) : blocks() * kBlockBytes; }
   int64_t padded_K() const { return blocks() * block_columns(bits()); }
 };
 
@@ -62,7 +65,7 @@ W work_of(const Product& p, const Grid& grid, int64_t task, int64_t first_row, i
 
 constexpr int64_t kExpanded = 2;  // tiles at a time: as many as wide kernels take
 
-// Runs a kernel of ternary codes on 3:4-sparse tiles. False without memory.
+// Runs a kernel of two-bit codes on dense tiles. False without memory.
 template <class W, class Kernel>
 bool run_expanded(const Product& p, const W& work, const Kernel& kernel) {
   const int64_t bytes = work.blocks * kBlockBytes;
@@ -74,7 +77,8 @@ bool run_expanded(const Product& p, const W& work, const Kernel& kernel) {
   for (int64_t tile = 0; tile < work.tiles; tile += kExpanded) {
     part.tiles = at_most(kExpanded, work.tiles - tile);
     for (int64_t t = 0; t < part.tiles; ++t) {
-      p.isa.expand(work.codes + (tile + t) * p.tile_bytes(), work.blocks / 2, expanded + t * bytes);
+      const uint8_t* units = work.codes + (tile + t) * p.tile_bytes();
+      p.dense_kernels().expand(units, work.blocks / p.unit().blocks, expanded + t * bytes);
     }
     part.columns = at_most(part.tiles * kTileRows, work.columns - tile * kTileRows);
     part.scale = work.scale + tile * kTileRows;
@@ -87,20 +91,21 @@ bool run_expanded(const Product& p, const W& work, const Kernel& kernel) {
 
 // The integer products of a task. False without memory.
 bool multiply_codes(const Product& p, const Int8Work& work) {
-  if (!p.sparse()) {
+  if (!p.dense()) {
     p.grouped() ? p.isa.group_int8(work) : p.isa.int8(work);
     return true;
   }
   const bool in_panels = work.panel > 1 || work.rows == 1;
-  if (!in_panels || p.isa.sparse_int8 == nullptr) return run_expanded(p, work, p.isa.int8);
-  p.isa.sparse_int8(work);
+  const auto kernel = p.dense_kernels().int8;
+  if (!in_panels || kernel == nullptr) return run_expanded(p, work, p.isa.int8);
+  kernel(work);
   return true;
 }
 
 // The same of floats.
 bool multiply_floats(const Product& p, const FloatWork& work) {
-  if (p.sparse() && p.isa.sparse_floats == nullptr) return run_expanded(p, work, p.isa.floats);
-  const auto kernel = p.sparse() ? p.isa.sparse_floats : p.grouped() ? p.isa.group_floats : p.isa.floats;
+  const auto kernel = p.dense() ? p.dense_kernels().floats : p.grouped() ? p.isa.group_floats : p.isa.floats;
+  if (kernel == nullptr) return run_expanded(p, work, p.isa.floats);
   kernel(work);
   return true;
 }
@@ -250,8 +255,9 @@ const char* problem(const hybridkit_matrix& matrix, int32_t dtype, const void* x
 
 // How many rows are multiplied at a time.
 int64_t most_rows(const hybridkit_matrix& matrix) {
-  const int64_t padded = is_sparse(matrix.codec) ? units_of(matrix.K) * kUnitColumns
-                                                 : padded_columns(bits_of(matrix.codec), matrix.K);
+  const Unit unit = unit_of(matrix.codec);
+  const int64_t padded = is_dense(matrix.codec) ? unit.of(matrix.K) * unit.columns()
+                                                : padded_columns(bits_of(matrix.codec), matrix.K);
   const int64_t scales = matrix.group_size == 0 ? 0 : 8 * groups_of(matrix.K, matrix.group_size);
   const int64_t bytes_of_row = matrix.activations == HYBRIDKIT_FLOAT ? 4 * padded : padded + scales;
   return at_least(kScratchBytes / bytes_of_row / kBlockRows * kBlockRows, kBlockRows);

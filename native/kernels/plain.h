@@ -86,8 +86,8 @@ struct SparseDigits {
 };
 constexpr SparseDigits kSparseDigits;
 
-inline void expand(const uint8_t* units, int64_t count, uint8_t* blocks) {
-  for (; count > 0; --count, units += kUnitBytes, blocks += 2 * kBlockBytes) {
+inline void expand_sparse(const uint8_t* units, int64_t count, uint8_t* blocks) {
+  for (; count > 0; --count, units += kSparse.bytes, blocks += kSparse.blocks * kBlockBytes) {
     for (int row = 0; row < kTileRows; ++row) {
       uint64_t fields = units[kBlockBytes + row];
       for (int byte = 3; byte >= 0; --byte) fields = fields << 8 | units[4 * row + byte];
@@ -99,6 +99,27 @@ inline void expand(const uint8_t* units, int64_t count, uint8_t* blocks) {
     }
   }
 }
+
+// Three times a byte of base 3 is a digit and, below it, the byte of the digits that follow.
+inline void expand_base3(const uint8_t* units, int64_t count, uint8_t* blocks) {
+  constexpr int digits_of_byte = 5, planes = 4;
+  for (; count > 0; --count, units += kBase3.bytes, blocks += kBase3.blocks * kBlockBytes) {
+    memset(blocks, 0, kBase3.blocks * kBlockBytes);
+    for (int i = 0; i < kBase3.bytes; ++i) {
+      uint32_t byte = units[i];
+      for (int p = 0; p < digits_of_byte; ++p) {
+        byte *= 3;
+        const int fours = i / kBlockBytes * digits_of_byte + p;
+        blocks[fours / planes * kBlockBytes + i % kBlockBytes] |= static_cast<uint8_t>(byte >> 8 << (2 * (fours % planes)));
+        byte &= 0xff;
+      }
+    }
+  }
+}
+
+// Where units have no products of their own.
+[[maybe_unused]] constexpr DenseKernels kSparseExpanded = {nullptr, nullptr, expand_sparse};
+[[maybe_unused]] constexpr DenseKernels kBase3Expanded = {nullptr, nullptr, expand_base3};
 
 }  // namespace
 }  // namespace hybridkit

@@ -61,6 +61,7 @@ bool has_avx2() {
 #if defined(HYBRIDKIT_EMULATED)
 bool has_avxvnni() { return true; }
 bool has_avx512vnni() { return true; }
+bool has_vbmi() { return true; }
 bool has_amx() { return true; }
 #else
 bool has_avxvnni() { return has_avx2() && Cpuid::bit(cpuid().eax7_1, 4); }
@@ -72,6 +73,8 @@ bool has_avx512vnni() {
                           Cpuid::bit(c.ebx7, 31);
   return has_avx2() && c.saves(zmm) && f_dq_bw_vl && Cpuid::bit(c.ecx7, 11);
 }
+
+bool has_vbmi() { return has_avx512vnni() && Cpuid::bit(cpuid().ecx7, 1); }
 
 bool has_amx() {
 #if defined(__linux__)
@@ -87,6 +90,10 @@ bool has_amx() {
 #endif
 }
 #endif
+#endif
+
+#if !defined(__x86_64__)
+bool has_vbmi() { return false; }
 #endif
 
 #if defined(__aarch64__)

@@ -10,6 +10,7 @@ namespace hybridkit {
 bool has_avx2();        // with FMA and F16C
 bool has_avxvnni();     // has_avx2() with AVX-VNNI
 bool has_avx512vnni();  // has_avx2() with AVX-512 F, BW, DQ, VL and VNNI
+bool has_vbmi();        // of AVX-512: bytes by index
 bool has_amx();         // asks the system for its registers
 bool has_neon_dot();    // NEON with dot products
 

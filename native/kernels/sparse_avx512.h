@@ -10,13 +10,13 @@
 namespace hybridkit {
 namespace {
 
-constexpr int kFields = kUnitColumns / 4;
+constexpr int kFields = kSparse.columns() / 4;
 
 // A unit of a tile: 16 rows in the lanes, their 40 bits in two parts.
-struct Unit {
+struct SparseUnit {
   __m512i low, high;
 
-  explicit Unit(const uint8_t* codes)
+  explicit SparseUnit(const uint8_t* codes)
       : low(_mm512_loadu_si512(codes)),
         high(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + kBlockBytes)))) {}
 
@@ -63,12 +63,12 @@ struct ColumnTable {
 // One row of activations times a tile. Four sums side by side are enough: a shift and a look-up stand before each
 // product.
 inline void sparse_row(const Int8Work& work, const DigitTable& table, int64_t tile) {
-  const uint8_t* codes = work.codes + tile * (work.blocks / 2) * kUnitBytes;
+  const uint8_t* codes = work.codes + tile * work.blocks / kSparse.blocks * kSparse.bytes;
   const int8_t* x = work.x;
   __m512i sum[4] = {Vector::zero(), Vector::zero(), Vector::zero(), Vector::zero()};
-  for (int64_t left = work.blocks; left > 0; left -= 2, codes += kUnitBytes, x += kUnitColumns) {
+  for (int64_t left = work.blocks; left > 0; left -= kSparse.blocks, codes += kSparse.bytes, x += kSparse.columns()) {
     ask_for(codes);
-    const Unit unit(codes);
+    const SparseUnit unit(codes);
 #pragma GCC unroll 8
     for (int i = 0; i < kFields; ++i) sum[i % 4] = Vector::dot(sum[i % 4], table.digits(unit.field(i)), x + 4 * i);
   }
@@ -78,14 +78,14 @@ inline void sparse_row(const Int8Work& work, const DigitTable& table, int64_t ti
 // `rows` rows of a panel times `tiles` tiles.
 template <int rows, int tiles>
 void sparse_panel(const Int8Work& work, const DigitTable& table, const int8_t* x, int64_t tile, int64_t row) {
-  const int64_t next_tile = work.blocks / 2 * kUnitBytes;
+  const int64_t next_tile = work.blocks / kSparse.blocks * kSparse.bytes;
   const uint8_t* codes = work.codes + tile * next_tile;
   __m512i sum[rows][tiles];
   for (auto& of_row : sum)
     for (auto& part : of_row) part = Vector::zero();
-  for (int64_t left = work.blocks; left > 0; left -= 2, codes += kUnitBytes, x += rows * kUnitColumns) {
+  for (int64_t left = work.blocks; left > 0; left -= kSparse.blocks, codes += kSparse.bytes, x += rows * kSparse.columns()) {
     for (int t = 0; t < tiles; ++t) ask_for(codes + t * next_tile);
-    const Unit unit[2] = {Unit(codes), Unit(codes + (tiles - 1) * next_tile)};
+    const SparseUnit unit[2] = {SparseUnit(codes), SparseUnit(codes + (tiles - 1) * next_tile)};
 #pragma GCC unroll 8
     for (int i = 0; i < kFields; ++i) {
       __m512i digits[tiles];
@@ -124,7 +124,7 @@ void sparse_rows(const Int8Work& work, const DigitTable& table, const int8_t* x,
 template <int rows, int chains>
 inline void unit_of_floats(const uint8_t* codes, const ColumnTable& table, const float* x, int64_t stride, int count,
                            __m512 (&sum)[chains][rows]) {
-  const Unit unit(codes);
+  const SparseUnit unit(codes);
 #pragma GCC unroll 8
   for (int i = 0; i < kFields; ++i) {
     const __m512i field = unit.field(i);
@@ -143,14 +143,14 @@ inline void unit_of_floats(const uint8_t* codes, const ColumnTable& table, const
 template <int rows>
 void sparse_tile_of_floats(const FloatWork& work, const ColumnTable& table, int64_t tile) {
   constexpr int chains = rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1;
-  const uint8_t* codes = work.codes + tile * (work.blocks / 2) * kUnitBytes;
+  const uint8_t* codes = work.codes + tile * work.blocks / kSparse.blocks * kSparse.bytes;
   const float* x = work.x;
   __m512 sum[chains][rows];
   for (auto& chain : sum)
     for (auto& of_row : chain) of_row = _mm512_setzero_ps();
-  for (int64_t left = work.K; left > 0; left -= kUnitColumns, codes += kUnitBytes, x += kUnitColumns) {
-    if (left >= kUnitColumns) {
-      unit_of_floats<rows, chains>(codes, table, x, work.x_stride, kUnitColumns, sum);
+  for (int64_t left = work.K; left > 0; left -= kSparse.columns(), codes += kSparse.bytes, x += kSparse.columns()) {
+    if (left >= kSparse.columns()) {
+      unit_of_floats<rows, chains>(codes, table, x, work.x_stride, kSparse.columns(), sum);
     } else {
       unit_of_floats<rows, chains>(codes, table, x, work.x_stride, static_cast<int>(left), sum);
     }
@@ -201,10 +201,10 @@ void sparse_floats(const FloatWork& work) {
   });
 }
 
-void expand(const uint8_t* units, int64_t count, uint8_t* blocks) {
+void expand_sparse(const uint8_t* units, int64_t count, uint8_t* blocks) {
   const DigitTable table;
-  for (; count > 0; --count, units += kUnitBytes, blocks += 2 * kBlockBytes) {
-    const Unit unit(units);
+  for (; count > 0; --count, units += kSparse.bytes, blocks += kSparse.blocks * kBlockBytes) {
+    const SparseUnit unit(units);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       __m512i digits = table.digits(unit.field(4 * half));

@@ -77,7 +77,7 @@ Attributes matrix(const Source& source, int64_t native) {
 template <typename Source>
 Attributes read(const Source& source, const Operator& op) {
   const bool convolution = op.convolution;
-  const int64_t native = convolution ? kConvTiled : op.codec == HYBRIDKIT_SPARSE34 ? kRowMajor : kTiled;
+  const int64_t native = convolution ? kConvTiled : op.codec >= HYBRIDKIT_SPARSE34 ? kRowMajor : kTiled;
   Attributes attributes = matrix(source, native);
   if (op.nbit()) {
     attributes.group_size = source.integer("group_size");

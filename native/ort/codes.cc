@@ -104,14 +104,15 @@ Codes::Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor)
   if (const char* wrong = tile(codec, attributes, data_, given, tiles.get())) throw std::runtime_error(wrong);
   data_ = tiles.get();
   own_ = std::move(tiles);
-  if (!hybridkit_reads_tiles(codec)) expand(attributes);
+  if (!attributes.convolution && !hybridkit_reads_tiles(codec, attributes.N, attributes.K)) expand(attributes);
 }
 
 void Codes::expand(const Attributes& attributes) {
+  const size_t bytes = native_bytes(HYBRIDKIT_TERNARY, attributes);
+  std::shared_ptr<uint8_t> tiles = allocate_codes(bytes);
+  if (const char* wrong = hybridkit_expand(codec_, data_, attributes.N, attributes.K, tiles.get())) throw std::runtime_error(wrong);
   codec_ = HYBRIDKIT_TERNARY;
-  bytes_ = native_bytes(codec_, attributes);
-  std::shared_ptr<uint8_t> tiles = allocate_codes(bytes_);
-  if (const char* wrong = hybridkit_expand(data_, attributes.N, attributes.K, tiles.get())) throw std::runtime_error(wrong);
+  bytes_ = bytes;
   data_ = tiles.get();
   own_ = std::move(tiles);
 }

@@ -51,6 +51,7 @@ constexpr struct {
     {"NBit8MatMulFloat", HYBRIDKIT_NBIT8, HYBRIDKIT_FLOAT, false},
     {"Sparse34MatMulInt8", HYBRIDKIT_SPARSE34, HYBRIDKIT_INT8, false},
     {"Sparse34MatMulFloat", HYBRIDKIT_SPARSE34, HYBRIDKIT_FLOAT, false},
+    {"Base3MatMulInt8", HYBRIDKIT_BASE3, HYBRIDKIT_INT8, false},
     {"TernaryConvInt8", HYBRIDKIT_TERNARY, HYBRIDKIT_INT8, true},
     {"TernaryConvFloat", HYBRIDKIT_TERNARY, HYBRIDKIT_FLOAT, true},
     {"BinaryConvInt8", HYBRIDKIT_BINARY, HYBRIDKIT_INT8, true},

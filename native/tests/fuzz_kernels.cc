@@ -85,12 +85,14 @@ class Source {
 bool is_size(int64_t value) { return value >= 1 && value <= kLargest; }
 bool is_nbit(int32_t codec) { return codec >= HYBRIDKIT_NBIT1 && codec <= HYBRIDKIT_NBIT8; }
 bool allowed(int32_t codec, int64_t N, int64_t K, int64_t group = 1) {
-  return codec >= 0 && codec <= 6 && is_size(N) && K >= 1 && K <= kLargestK && group >= 1 && N % group == 0;
+  return codec >= 0 && codec <= 7 && is_size(N) && K >= 1 && K <= kLargestK && group >= 1 && N % group == 0;
 }
 bool is_group_size(int32_t codec, int64_t size) {
   return size >= 16 && size <= 65536 && size % (codec == HYBRIDKIT_NBIT1 ? 32 : 16) == 0;
 }
 bool is_sparse(int32_t codec) { return codec == HYBRIDKIT_SPARSE34; }
+bool is_base3(int32_t codec) { return codec == HYBRIDKIT_BASE3; }
+bool is_dense(int32_t codec) { return is_sparse(codec) || is_base3(codec); }
 bool is_one_bit(int32_t codec) { return codec == HYBRIDKIT_BINARY || codec == HYBRIDKIT_NBIT1; }
 int64_t bits_of(int32_t codec) {
   return is_one_bit(codec) ? 1 : codec == HYBRIDKIT_NBIT4 ? 4 : codec == HYBRIDKIT_NBIT8 ? 8 : 2;
@@ -99,16 +101,18 @@ int64_t bits_of(int32_t codec) {
 // The header's definitions of the layouts; 0 for what is not allowed.
 Wide row_major_bytes(int32_t codec, int64_t N, int64_t K) {
   if (!allowed(codec, N, K)) return 0;
+  if (is_base3(codec)) return Wide{N} * ((K + 4) / 5);
   return Wide{N} * ((is_sparse(codec) ? (K + 3) / 4 * 5 + 7 : K * bits_of(codec) + 7) / 8);
 }
 Wide tile_bytes(int32_t codec, int64_t N, int64_t K, int64_t group = 1) {
   if (!allowed(codec, N, K, group)) return 0;
   if (is_sparse(codec)) return Wide{(N + 15) / 16} * ((K + 31) / 32) * 80;
+  if (is_base3(codec)) return Wide{(N + 15) / 16} * ((K + 79) / 80) * 256;
   const int64_t columns = is_one_bit(codec) ? 32 : 16;
   return Wide{group} * ((N / group + 15) / 16) * ((K + columns - 1) / columns) * columns * 2 * bits_of(codec);
 }
 Wide conv_bytes(int32_t codec, int64_t N, int64_t K, int64_t group) {
-  return is_nbit(codec) || is_sparse(codec) ? Wide{0} : tile_bytes(codec, N, K, group);
+  return is_nbit(codec) || is_dense(codec) ? Wide{0} : tile_bytes(codec, N, K, group);
 }
 
 // Codes, scale, bias, x and y of a call, and what it is given of them.
@@ -221,7 +225,7 @@ void tells_kernel_and_tasks(const hybridkit_matrix& matrix, int64_t M) {
 void multiply(Source& source) {
   Call call{};
   hybridkit_matrix& m = call.matrix;
-  m.codec = source.type(7);
+  m.codec = source.type(8);
   m.activations = source.type(is_nbit(m.codec) ? 3 : 2);
   call.dtype = source.type(3);
   m.N = source.between(1, source.one_of<int64_t>({8, 20, 70}));
@@ -349,19 +353,26 @@ void convolve(Source& source) {
   });
 }
 
+// Whether no codes have such a byte.
+bool is_wrong(int32_t codec, int32_t layout, uint8_t byte) {
+  if (codec == HYBRIDKIT_TERNARY) return (byte & byte >> 1 & 0x55) != 0;
+  if (!is_base3(codec)) return false;
+  return layout == 0 ? byte >= 243 : (256 * (byte * 243 / 256) + 242) / 243 != byte;
+}
+
 // What a check says about good codes, and about damaged ones.
 template <class Check>
-void try_check(Source& source, int32_t codec, std::vector<uint8_t> codes, const Check& check) {
+void try_check(Source& source, int32_t codec, int32_t layout, std::vector<uint8_t> codes, const Check& check) {
   CHECK(check(codes.data(), codes.size()) == nullptr, "good codes are refused");
   CHECK(check(nullptr, codes.size()) != nullptr, "null codes");
   const size_t at = source.bytes(3) % codes.size();
   CHECK(check(codes.data(), at) != nullptr, "truncated codes");
   codes[at] |= static_cast<uint8_t>(3 << 2 * (source.bytes(1) % 4));
-  CHECK((check(codes.data(), codes.size()) != nullptr) == (codec == HYBRIDKIT_TERNARY), "a digit 3");
+  CHECK((check(codes.data(), codes.size()) != nullptr) == is_wrong(codec, layout, codes[at]), "another byte");
 }
 
 void lay_out(Source& source) {
-  const int32_t codec = source.type(7), layout = source.type(2);
+  const int32_t codec = source.type(8), layout = source.type(2);
   int64_t group = source.between(1, 4), taps = source.between(1, 9);
   int64_t N = group * source.between(1, 40), K = taps * source.between(1, 40);
   source.damage({&N, &K, &group, &taps});
@@ -388,11 +399,11 @@ void lay_out(Source& source) {
   out.assign(expected.size(), kUntouched);
   CHECK(hybridkit_tile(codec, codes.data(), N, K, out.data()) == nullptr && out == expected, "tile");
   for (const int32_t given : {0, 1}) {
-    try_check(source, codec, given == 0 ? codes : expected, [&](const uint8_t* from, size_t bytes) {
+    try_check(source, codec, given, given == 0 ? codes : expected, [&](const uint8_t* from, size_t bytes) {
       return hybridkit_check_codes(codec, given, from, bytes, N, K);
     });
   }
-  if (!is_sparse(codec)) {
+  if (!is_dense(codec)) {
     const bool there = !source.chance(64);
     const int64_t row = there ? source.between(-N, N - 1) : source.hostile();
     std::vector<float> found(static_cast<size_t>(K), 1e9f);
@@ -407,7 +418,7 @@ void lay_out(Source& source) {
   out.assign(convolution.size(), kUntouched);
   CHECK(hybridkit_conv_tile(codec, codes.data(), N, K, group, taps, out.data()) == nullptr && out == convolution,
         "tile of a convolution");
-  try_check(source, codec, convolution, [&](const uint8_t* from, size_t bytes) {
+  try_check(source, codec, 2, convolution, [&](const uint8_t* from, size_t bytes) {
     return hybridkit_check_conv_codes(codec, from, bytes, N, K, group);
   });
 }

@@ -79,6 +79,7 @@ struct Output {
 // Of tiles, by the header's definition of layouts 1 and 2.
 inline size_t tiled_bytes(int32_t codec, int64_t N, int64_t K, int64_t group) {
   if (codec == HYBRIDKIT_SPARSE34) return static_cast<size_t>((N + 15) / 16 * ((K + 31) / 32) * 80);
+  if (codec == HYBRIDKIT_BASE3) return static_cast<size_t>((N + 15) / 16 * ((K + 79) / 80) * 256);
   constexpr int64_t bytes_of_16[] = {4, 2, 2, 4, 8, 16};  // columns of a row, by codec
   const int64_t rows = N / group, columns = bytes_of_16[codec] == 2 ? 32 : 16;
   return static_cast<size_t>(group * ((rows + 15) / 16) * 16 * ((K + columns - 1) / columns) * (columns / 16) *
@@ -108,6 +109,7 @@ inline hybridkit_matrix matrix_of(const reference::Layer& layer, int32_t activat
 
 inline const char* name_of(int32_t codec, int32_t activations) {
   if (codec == HYBRIDKIT_SPARSE34) return activations == HYBRIDKIT_INT8 ? "3:4-sparse int8" : "3:4-sparse float";
+  if (codec == HYBRIDKIT_BASE3) return activations == HYBRIDKIT_INT8 ? "base 3 int8" : "base 3 float";
   if (codec >= HYBRIDKIT_NBIT1) {
     return activations == HYBRIDKIT_FLOAT ? "n-bit float" : activations == HYBRIDKIT_INT8 ? "n-bit int8" : "n-bit blocks";
   }

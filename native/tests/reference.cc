@@ -10,7 +10,7 @@ namespace {
 constexpr double kUnit = 1.0 / (1 << 24);  // half a unit in the last place of 1, in float32
 
 int bits_of(int32_t codec) {
-  constexpr int bits[] = {2, 1, 1, 2, 4, 8, 2};
+  constexpr int bits[] = {2, 1, 1, 2, 4, 8, 2, 2};
   return bits[codec];
 }
 
@@ -43,6 +43,37 @@ std::vector<bool> field_bits(const Layer& layer, int64_t n, int64_t fields) {
     for (int bit = 0; bit < 5; ++bit) bits.push_back(field >> bit & 1);
   }
   return bits;
+}
+
+// In base 3: the digit of column k; beyond K it is 0.
+int base3_digit(const Layer& layer, int64_t n, int64_t k) { return k < layer.K ? layer.code(n, k) + 1 : 0; }
+
+std::vector<uint8_t> base3_rows(const Layer& layer) {
+  std::vector<uint8_t> bytes;
+  for (int64_t n = 0; n < layer.N; ++n) {
+    for (int64_t first = 0; first < layer.K; first += 5) {
+      int sum = 0;
+      for (int64_t p = 4; p >= 0; --p) sum = 3 * sum + base3_digit(layer, n, first + p);
+      bytes.push_back(static_cast<uint8_t>(sum));
+    }
+  }
+  return bytes;
+}
+
+std::vector<uint8_t> base3_tiles(const Layer& layer) {
+  const int64_t lines = (layer.K + 79) / 80 * 4;
+  std::vector<uint8_t> bytes((layer.N + 15) / 16 * lines * 64);
+  for (int64_t n = 0; n < layer.N; ++n) {
+    for (int64_t line = 0; line < lines; ++line) {
+      for (int64_t j = 0; j < 4; ++j) {
+        int v = 0;
+        for (int64_t p = 0; p < 5; ++p) v = 3 * v + base3_digit(layer, n, 20 * line + 4 * p + j);
+        const double third = std::ceil(256.0 * v / 243);
+        bytes[((n / 16 * lines + line) * 16 + n % 16) * 4 + j] = static_cast<uint8_t>(third);
+      }
+    }
+  }
+  return bytes;
 }
 
 // float16 has 5 bits of exponent and 10 of mantissa, bfloat16 8 and 7.
@@ -160,7 +191,7 @@ Layer random_layer(test::Random& random, int32_t codec, int64_t N, int64_t K, in
   const bool nbit = codec >= HYBRIDKIT_NBIT2 && codec <= HYBRIDKIT_NBIT8, extreme = random.chance(10);
   for (int64_t i = 0; i < N * K; ++i) {
     const auto draw = nbit ? random.between(-half, half - 1) : random.between(0, 2);
-    const auto code = codec == HYBRIDKIT_TERNARY ? draw - 1 : bits_of(codec) == 1 ? draw % 2 * 2 - 1 : draw;
+    const auto code = codec == HYBRIDKIT_TERNARY || codec == HYBRIDKIT_BASE3 ? draw - 1 : bits_of(codec) == 1 ? draw % 2 * 2 - 1 : draw;
     layer.codes.push_back(static_cast<int8_t>(nbit && extreme ? (draw < 0 ? -half : half - 1) : code));
   }
   for (int64_t n = 0; layer.sparse() && n < N; ++n) {
@@ -181,6 +212,7 @@ Layer random_layer(test::Random& random, int32_t codec, int64_t N, int64_t K, in
 }
 
 std::vector<uint8_t> row_major(const Layer& layer) {
+  if (layer.base3()) return base3_rows(layer);
   if (layer.sparse()) {
     const int64_t fields = (layer.K + 3) / 4, row = (5 * fields + 7) / 8;
     std::vector<uint8_t> bytes(layer.N * row);
@@ -202,6 +234,7 @@ std::vector<uint8_t> row_major(const Layer& layer) {
 }
 
 std::vector<uint8_t> tiled(const Layer& layer, int64_t group, int64_t taps) {
+  if (layer.base3()) return base3_tiles(layer);
   if (layer.sparse()) {
     const int64_t units = (layer.K + 31) / 32;
     std::vector<uint8_t> bytes((layer.N + 15) / 16 * units * 80);

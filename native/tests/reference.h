@@ -23,6 +23,7 @@ struct Layer {
   int64_t groups() const { return grouped() ? (K + group_size - 1) / group_size : 1; }
   int8_t code(int64_t n, int64_t k) const { return codes[n * K + k]; }
   bool sparse() const { return codec == HYBRIDKIT_SPARSE34; }
+  bool base3() const { return codec == HYBRIDKIT_BASE3; }
 };
 
 Layer random_layer(test::Random& random, int32_t codec, int64_t N, int64_t K, int64_t group_size = 0);

@@ -40,7 +40,8 @@ TEST(gather_refuses_nonsense) {
   const auto gathers = [&](int32_t codec, int64_t N, int64_t K, int64_t row, int64_t count = 1, size_t bytes = 64) {
     return hybridkit_gather(codec, codes.data(), bytes, N, K, &row, count, y.data()) == nullptr;
   };
-  CHECK(!gathers(HYBRIDKIT_SPARSE34, 4, 16, 0) && !gathers(-1, 4, 16, 0) && !gathers(7, 4, 16, 0), "codec");
+  CHECK(!gathers(HYBRIDKIT_SPARSE34, 4, 16, 0) && !gathers(HYBRIDKIT_BASE3, 4, 16, 0) && !gathers(-1, 4, 16, 0) &&
+            !gathers(8, 4, 16, 0), "codec");
   CHECK(!gathers(0, 0, 16, 0) && !gathers(0, 4, 0, 0) && !gathers(0, most, 16, 0), "sizes");
   CHECK(!gathers(0, 4, 16, 4) && !gathers(0, 4, 16, -5) && !gathers(0, 4, 16, most) && !gathers(0, 4, 16, -most), "row");
   CHECK(!gathers(0, 4, 16, 0, -1) && !gathers(0, 4, 16, 0, most), "count");

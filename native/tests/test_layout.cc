@@ -5,6 +5,7 @@
 
 #include "harness.h"
 #include "hybridkit_kernels.h"
+#include "products.h"
 #include "reference.h"
 
 namespace {
@@ -30,7 +31,7 @@ TEST(layout_out_of_range_has_no_size) {
       CHECK(hybridkit_code_bytes(HYBRIDKIT_TERNARY, layout, size, 5) == 0, "N %lld", static_cast<long long>(size));
       CHECK(hybridkit_code_bytes(HYBRIDKIT_BINARY, layout, 5, size) == 0, "K %lld", static_cast<long long>(size));
     }
-    CHECK(hybridkit_code_bytes(7, layout, 5, 5) == 0 && hybridkit_code_bytes(-1, layout, 5, 5) == 0, "codec");
+    CHECK(hybridkit_code_bytes(8, layout, 5, 5) == 0 && hybridkit_code_bytes(-1, layout, 5, 5) == 0, "codec");
     CHECK(hybridkit_code_bytes(0, layout, 5, HYBRIDKIT_MAX_K + 1) == 0, "K");
   }
   for (int shift = 31; shift < 63; ++shift) {  // 2^40 groups of a row of 2^22 codes have 2^64 bytes, which is 0
@@ -92,7 +93,7 @@ TEST(layout_tiling_refuses_nonsense) {
     return hybridkit_conv_tile(0, codes.data(), N, K, group, taps, out.data()) == nullptr;
   };
   constexpr int64_t huge = int64_t{1} << 31, least = std::numeric_limits<int64_t>::min();
-  CHECK(!tiles(7, 4, 4) && !tiles(0, 0, 4) && !tiles(0, huge, 4) && !tiles(0, 4, huge) && !tiles(0, 4, -1), "tile");
+  CHECK(!tiles(8, 4, 4) && !tiles(0, 0, 4) && !tiles(0, huge, 4) && !tiles(0, 4, huge) && !tiles(0, 4, -1), "tile");
   CHECK(!conv(4, 4, 0, 1) && !conv(4, 4, 3, 1) && !conv(4, 4, least, 1) && !conv(huge, 4, huge, 1), "group");
   CHECK(!conv(4, 4, 1, 0) && !conv(4, 4, 1, 3) && !conv(4, 4, 1, -1) && !conv(4, 4, 1, huge), "taps");
   CHECK(out == std::vector<uint8_t>(256, 7), "wrote");
@@ -112,36 +113,61 @@ const char* check_conv(int32_t codec, const std::vector<uint8_t>& codes, int64_t
   return hybridkit_check_conv_codes(codec, codes.data(), codes.size(), N, K, 1);
 }
 
-TEST(layout_of_sparse_codes) {
+TEST(layout_of_dense_codes) {
   test::Random random(23);
-  for (int i = 0; i < 100 * test::cases(); ++i) {
-    const int64_t N = random.between(1, 40), K = random.between(1, 100);
-    auto layer = reference::random_layer(random, HYBRIDKIT_SPARSE34, N, K);
+  for (int i = 0; i < 200 * test::cases(); ++i) {
+    const auto codec = random.one_of<int32_t>({HYBRIDKIT_SPARSE34, HYBRIDKIT_BASE3});
+    const int64_t N = random.between(1, 40), K = random.between(1, 200);
+    auto layer = reference::random_layer(random, codec, N, K);
     const auto codes = reference::row_major(layer), tiled = reference::tiled(layer);
-    CHECK(hybridkit_code_bytes(HYBRIDKIT_SPARSE34, 0, N, K) == codes.size(), "row-major");
-    CHECK(hybridkit_code_bytes(HYBRIDKIT_SPARSE34, 1, N, K) == tiled.size(), "tiled");
+    CHECK(hybridkit_code_bytes(codec, 0, N, K) == codes.size(), "row-major");
+    CHECK(hybridkit_code_bytes(codec, 1, N, K) == tiled.size(), "tiled");
     std::vector<uint8_t> out(tiled.size(), 0xff);
-    CHECK(hybridkit_tile(HYBRIDKIT_SPARSE34, codes.data(), N, K, out.data()) == nullptr && out == tiled, "tile");
-    CHECK(check_tiled(HYBRIDKIT_SPARSE34, tiled, N, K) == nullptr, "every byte is right");
+    CHECK(hybridkit_tile(codec, codes.data(), N, K, out.data()) == nullptr && out == tiled, "tile");
+    CHECK(check_row_major(codec, codes, N, K) == nullptr && check_tiled(codec, tiled, N, K) == nullptr, "good codes");
     out.pop_back();
-    CHECK(check_tiled(HYBRIDKIT_SPARSE34, out, N, K) != nullptr, "truncated");
-    CHECK(hybridkit_conv_code_bytes(HYBRIDKIT_SPARSE34, N, K, 1) == 0, "no convolutions");
+    CHECK(check_tiled(codec, out, N, K) != nullptr, "truncated");
+    CHECK(hybridkit_conv_code_bytes(codec, N, K, 1) == 0, "no convolutions");
 
     layer.codec = HYBRIDKIT_TERNARY;
     const auto expected = reference::tiled(layer);
-    std::vector<uint8_t> ternary(expected.size(), 0xff);
-    CHECK(hybridkit_expand(tiled.data(), N, K, ternary.data()) == nullptr, "expand");
-    // digits beyond N and K are any: what they meet is 0, or not used
-    for (int64_t n = 0; n < N; ++n) {
-      for (int64_t k = 0; k < K; ++k) {
-        const int64_t at = ((n / 16 * ((K + 15) / 16) + k / 16) * 16 + n % 16) * 4 + k % 4;
-        const int shift = k % 16 / 4 * 2;
-        CHECK((ternary[at] >> shift & 3) == (expected[at] >> shift & 3), "N %lld K %lld", static_cast<long long>(N),
-              static_cast<long long>(K));
+    products::for_every_isa([&](const char* isa) {
+      std::vector<uint8_t> ternary(expected.size(), 0xff);
+      CHECK(hybridkit_expand(codec, tiled.data(), N, K, ternary.data()) == nullptr, "expand");
+      // digits beyond N and K are any: what they meet is 0, or not used
+      for (int64_t n = 0; n < N; ++n) {
+        for (int64_t k = 0; k < K; ++k) {
+          const int64_t at = ((n / 16 * ((K + 15) / 16) + k / 16) * 16 + n % 16) * 4 + k % 4;
+          const int shift = k % 16 / 4 * 2;
+          CHECK((ternary[at] >> shift & 3) == (expected[at] >> shift & 3), "%s codec %d N %lld K %lld", isa, codec,
+                static_cast<long long>(N), static_cast<long long>(K));
+        }
       }
-    }
+    });
   }
-  CHECK(hybridkit_expand(nullptr, 0, 4, nullptr) != nullptr && hybridkit_reads_tiles(7) == 0, "nonsense");
+  CHECK(hybridkit_expand(HYBRIDKIT_BASE3, nullptr, 0, 4, nullptr) != nullptr, "no rows");
+  CHECK(hybridkit_expand(HYBRIDKIT_TERNARY, nullptr, 4, 4, nullptr) != nullptr, "two bits");
+  CHECK(hybridkit_reads_tiles(8, 4, 4) == 0 && hybridkit_reads_tiles(HYBRIDKIT_TERNARY, 4, 0) == 0, "nonsense");
+}
+
+TEST(layout_of_base3_knows_its_bytes) {
+  for (int row_major = 0; row_major < 256; ++row_major) {
+    const std::vector<uint8_t> codes(4, static_cast<uint8_t>(row_major));
+    CHECK((check_row_major(HYBRIDKIT_BASE3, codes, 1, 20) == nullptr) == (row_major < 243), "%d", row_major);
+    std::vector<uint8_t> tiled(256);
+    tiled[5] = static_cast<uint8_t>(row_major);  // every byte that tiling gives, and no other
+    bool given = false;
+    for (int v = 0; v < 243; ++v) given |= (256 * v + 242) / 243 == row_major;
+    CHECK((check_tiled(HYBRIDKIT_BASE3, tiled, 1, 20) == nullptr) == given, "%d", row_major);
+  }
+}
+
+TEST(layout_small_matrices_in_base3_are_expanded) {
+  products::for_every_isa([&](const char* isa) {
+    CHECK(hybridkit_reads_tiles(HYBRIDKIT_BASE3, 384, 384) == 0, "%s", isa);
+    CHECK(hybridkit_reads_tiles(HYBRIDKIT_TERNARY, 384, 384) == 1, "%s", isa);
+    CHECK(hybridkit_reads_tiles(HYBRIDKIT_BASE3, 4096, 4096) == hybridkit_reads_tiles(HYBRIDKIT_SPARSE34, 384, 384), "%s", isa);
+  });
 }
 
 TEST(layout_checks_find_damage) {
@@ -162,7 +188,7 @@ TEST(layout_checks_find_damage) {
       damaged = good;
       damaged[random.between(0, static_cast<int64_t>(good.size()) - 1)] |= 3 << 2 * random.between(0, 3);
       CHECK((check(codec, damaged, N, K) != nullptr) == (codec == HYBRIDKIT_TERNARY), "a digit 3");
-      CHECK(check(7, good, N, K) != nullptr && check(codec, good, 0, K) != nullptr, "nonsense");
+      CHECK(check(8, good, N, K) != nullptr && check(codec, good, 0, K) != nullptr, "nonsense");
       CHECK(check(codec, good, N, -1) != nullptr, "nonsense");
     }
   }

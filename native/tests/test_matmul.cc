@@ -29,7 +29,7 @@ void check_product(const reference::Layer& layer, int32_t activations, int32_t d
 }
 
 void check_random(test::Random& random, int64_t M, int64_t N, int64_t K) {
-  const auto codec = random.one_of<int32_t>({HYBRIDKIT_TERNARY, HYBRIDKIT_BINARY, HYBRIDKIT_SPARSE34});
+  const auto codec = random.one_of<int32_t>({HYBRIDKIT_TERNARY, HYBRIDKIT_BINARY, HYBRIDKIT_SPARSE34, HYBRIDKIT_BASE3});
   const auto activations = random.one_of<int32_t>({HYBRIDKIT_INT8, HYBRIDKIT_FLOAT});
   const auto dtype = random.one_of<int32_t>({HYBRIDKIT_F32, HYBRIDKIT_F32, HYBRIDKIT_F16, HYBRIDKIT_BF16});
   check_product(reference::random_layer(random, codec, N, K), activations, dtype,
@@ -109,7 +109,7 @@ TEST(matmul_special_values) {
   for (const float value : {kNaN, -kNaN, kInfinity, -kInfinity, -0.0f, denormal, -denormal, tiny, 1e-5f, 9e-6f, huge}) {
     for (int i = 0; i < 6 * test::cases(); ++i) {
       const int64_t M = random.between(1, 20), N = random.between(1, 40), K = random.between(1, 120);
-      const auto codec = random.one_of<int32_t>({HYBRIDKIT_TERNARY, HYBRIDKIT_BINARY, HYBRIDKIT_SPARSE34});
+      const auto codec = random.one_of<int32_t>({HYBRIDKIT_TERNARY, HYBRIDKIT_BINARY, HYBRIDKIT_SPARSE34, HYBRIDKIT_BASE3});
       auto x = random_activations(random, M * K, K);
       x[random.between(0, M * K - 1)] = value;
       if (i % 3 == 0) std::fill(x.begin(), x.end(), value);
@@ -142,7 +142,7 @@ TEST(matmul_of_any_bytes_stays_in_bounds) {  // a host that checks nothing gets 
   test::Random random(9);
   for (int i = 0; i < 40 * test::cases(); ++i) {
     const int64_t M = random.between(1, 20), N = random.between(1, 40), K = random.between(1, 120);
-    const auto codec = random.one_of<int32_t>({HYBRIDKIT_TERNARY, HYBRIDKIT_BINARY, HYBRIDKIT_SPARSE34});
+    const auto codec = random.one_of<int32_t>({HYBRIDKIT_TERNARY, HYBRIDKIT_BINARY, HYBRIDKIT_SPARSE34, HYBRIDKIT_BASE3});
     const auto layer = reference::random_layer(random, codec, N, K);
     std::vector<uint8_t> codes(hybridkit_code_bytes(codec, 1, N, K));
     for (uint8_t& byte : codes) byte = static_cast<uint8_t>(random.bits());

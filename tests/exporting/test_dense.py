@@ -70,8 +70,8 @@ class Network(nn.Module):
         return self.twice(torch.relu(self.twice(self.sparse_rows(self.sparse(torch.relu(self.groups(x)))))))
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
+@pytest.fixture(scope="module", params=["int8", "float"])
+def files(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("dense")
     torch.manual_seed(0)
     network, x = Network(), torch.randn(2, 16, 9)
@@ -81,19 +81,24 @@ def files(tmp_path_factory):
         "sparse_rows": {"quantizer": "ternary-sparse"},
     }
     packed = hybridkit.quantize(
-        network, quantizer="ternary-mse", overrides=own, quantize_all=True, example_inputs=(x,)
+        network,
+        quantizer="ternary-mse",
+        overrides=own,
+        quantize_all=True,
+        activations=request.param,
+        example_inputs=(x,),
     ).packed
     found = {}
     for how in (False, True):
         path = folder / f"{how}.onnx"
         export(network, packed, path, example_inputs=(x,), options={"dense": how})
         found[how] = path
-    return found, x.numpy()
+    return found, x.numpy(), request.param
 
 
 @pytest.mark.parametrize("native", [True, False])
 def test_it_computes_the_same(files, native):
-    paths, x = files
+    paths, x, _ = files
     plain, small = (session(paths[how], native=native).run(None, {"input": x})[0] for how in (False, True))
     np.testing.assert_array_equal(plain, small)
 
@@ -105,7 +110,7 @@ def stored(path):
 
 
 def test_products_of_sparse_codes_are_operators_of_their_own(files):
-    paths, _ = files
+    paths, _, _ = files
     for path in paths.values():
         codes, operators = stored(path)
         assert operators.count("Sparse34MatMulInt8") + operators.count("Sparse34MatMulFloat") == 1
@@ -113,11 +118,15 @@ def test_products_of_sparse_codes_are_operators_of_their_own(files):
 
 
 def test_codes_are_smaller_and_stored_once(files):
-    paths, _ = files
+    paths, _, activations = files
     codes, operators = stored(paths[True])
-    assert operators.count("Base3Repack") == 3
+    product = activations == "int8"  # of codes in base 3
+    assert operators.count("Base3Repack") == (2 if product else 3)
+    assert operators.count("Base3MatMulInt8") == product
     assert operators.count("Sparse34Repack") == 1
     rows = {name: array.shape for name, array in codes.items() if name.endswith(("base3", "sparse34"))}
+    if product:
+        rows["rows.base3"] = codes["rows.codes"].shape
     assert rows == {
         "line.base3": (48, 10),
         "rows.base3": (70, 10),
@@ -129,7 +138,7 @@ def test_codes_are_smaller_and_stored_once(files):
 
 
 def test_what_reads_such_a_file_gets_two_bits_back(files, tmp_path):
-    paths, _ = files
+    paths, _, _ = files
     models = {how: ir.load(path) for how, path in paths.items()}
     for model in models.values():
         make_row_major(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +73,11 @@ def run_ort(model, feed, *, inline=True, optimise=True):
 
 
 def random_codes(prefix, N, K, rng):
-    if prefix == "Sparse34":
-        sparse = codec("sparse34")
-        packed = rng.integers(0, 256, (N, sparse.row_bytes(K)), np.uint8)
-        return sparse.unpack(packed, K), packed
+    if prefix in functions.DENSE:
+        dense = codec(functions.DENSE[prefix])
+        values = 243 if prefix == "Base3" else 256
+        packed = rng.integers(0, values, (N, dense.row_bytes(K)), np.uint8)
+        return dense.unpack(packed, K), packed
     levels = np.array(codec(PREFIXES[prefix]).levels, np.int8)
     codes = rng.choice(levels, (N, K))
     return codes, codec(PREFIXES[prefix]).pack(codes)
@@ -99,8 +101,10 @@ def expected_matmul(x, codes, scale, bias, mode):
     return y.reshape(*x.shape[:-1], len(codes))
 
 
-@pytest.mark.parametrize("mode", ["Int8", "Float"])
-@pytest.mark.parametrize("prefix", [*sorted(PREFIXES), "Sparse34"])
+@pytest.mark.parametrize(
+    ("prefix", "mode"),
+    [*itertools.product([*sorted(PREFIXES), "Sparse34"], ["Int8", "Float"]), ("Base3", "Int8")],
+)
 @quick
 @example(K=1, N=1, lead=(), layout=0, runtime={"inline": True}, seed=0)
 @example(K=1, N=1, lead=(), layout=1, runtime={"inline": True}, seed=0)
@@ -118,7 +122,7 @@ def expected_matmul(x, codes, scale, bias, mode):
 def test_matmul_body(prefix, mode, K, N, lead, layout, runtime, seed):
     rng = np.random.default_rng(seed)
     codes, packed = random_codes(prefix, N, K, rng)
-    layout = 0 if prefix == "Sparse34" else layout
+    layout = 0 if prefix in functions.DENSE else layout
     scale = rng.uniform(0.01, 2, N).astype(np.float32)
     bias = rng.normal(size=N).astype(np.float32)
     x = (rng.normal(size=(*lead, K)) * 10.0 ** rng.integers(-7, 3)).astype(np.float32)

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from hybridkit.exporting.functions import STORAGES, function, input_names
+from hybridkit.exporting.functions import DENSE, STORAGES, function, input_names
 from hybridkit.packing.codecs import codec
 from hybridkit.packing.tiles import tile
 from hybridkit.runtime.library import library_path, register
@@ -17,7 +17,7 @@ from hybridkit.runtime.library import library_path, register
 needs_library = pytest.mark.skipif(library_path() is None, reason="installed without the native library")
 
 OPSET = 18
-CODECS = {prefix: storage.codec for prefix, storage in STORAGES.items()} | {"Sparse34": "sparse34"}
+CODECS = {prefix: storage.codec for prefix, storage in STORAGES.items()} | DENSE
 BITS = {prefix: storage.bits for prefix, storage in STORAGES.items()}
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 

@@ -52,23 +52,24 @@ def test_a_library_of_somebody_else_gets_a_clear_error(tmp_path):
 
 
 @needs_library
+@pytest.mark.parametrize(("dense", "values"), [("sparse34", 256), ("base3", 243)])
 @few
 @given(
     st.sampled_from(NATIVE.isas if NATIVE else [""]),
-    *(st.integers(1, n) for n in (5, 40, 100)),
+    *(st.integers(1, n) for n in (5, 40, 200)),
     st.integers(0, 99),
 )
-def test_sparse_codes_of_the_packing_codec(isa, M, N, K, seed):
+def test_dense_codes_of_the_packing_codec(dense, values, isa, M, N, K, seed):
     rng = np.random.default_rng(seed)
-    packed = rng.integers(0, 256, (N, codec("sparse34").row_bytes(K)), np.uint8)
-    q = codec("sparse34").unpack(packed, K)
+    packed = rng.integers(0, values, (N, codec(dense).row_bytes(K)), np.uint8)
+    q = codec(dense).unpack(packed, K)
     x = rng.integers(-127, 128, (M, K)).astype(np.float32)
     x[:, 0] = 127  # so that the scale of activations is 1
     scale, bias = rng.normal(size=(2, N)).astype(np.float32)
-    NATIVE.check("sparse34", 0, packed, N, K)
+    NATIVE.check(dense, 0, packed, N, K)
     with NATIVE.using_isa(isa):
-        tiles = NATIVE.tile("sparse34", packed, K)
-        y = NATIVE.matmul(x, tiles, scale, bias, codec="sparse34", activations="int8")
+        tiles = NATIVE.tile(dense, packed, K)
+        y = NATIVE.matmul(x, tiles, scale, bias, codec=dense, activations="int8")
     np.testing.assert_array_equal(y, (x @ q.T.astype(np.float32)) * scale + bias)
 
 

@@ -1,5 +1,6 @@
 """The native operators against the portable bodies on stock ONNX Runtime: int8 is equal bit for bit."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ort_models import needs_library, node_model, random_layer, run, session_of, tiled
 
+from hybridkit.exporting.functions import DENSE
 from hybridkit.runtime import native
 
 pytestmark = needs_library
@@ -35,8 +37,9 @@ def assert_same(mode, dtype, native, portable, bound):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("prefix", [*PREFIXES, "Sparse34"])
+@pytest.mark.parametrize(
+    ("prefix", "mode"), [*itertools.product([*PREFIXES, "Sparse34"], MODES), ("Base3", "Int8")]
+)
 @quick
 @example(N=1, K=1, lead=[], layout=1, exponent=0, seed=0)
 @example(N=17, K=777, lead=[2], layout=0, exponent=0, seed=1)
@@ -52,7 +55,7 @@ def assert_same(mode, dtype, native, portable, bound):
 )
 def test_matmul(prefix, mode, dtype, N, K, lead, layout, exponent, seed):
     layer = random_layer(prefix, N, K, seed)
-    layout = 0 if prefix == "Sparse34" else layout
+    layout = 0 if prefix in DENSE else layout
     held = layer if layout == 0 else tiled(layer, prefix, K)
     x = activations((*lead, K), seed, exponent)
     shape = [f"d{i}" for i in range(len(lead))] + [K]
@@ -106,14 +109,20 @@ def test_nbit_matmul(prefix, mode, dtype, N, K, lead, layout, group_size, scales
     assert_same("Float" if mode == "Float" else "Int8", dtype, native, portable, bound)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_sparse_codes_on_every_instruction_set(mode):
+@pytest.mark.parametrize(
+    ("prefix", "mode", "N", "K"),
+    [
+        ("Sparse34", "Int8", 40, 300),
+        ("Sparse34", "Float", 40, 300),
+        ("Base3", "Int8", 40, 300),
+        ("Base3", "Int8", 1500, 1430),  # so large that it stays so
+    ],
+)
+def test_dense_codes_on_every_instruction_set(prefix, mode, N, K):
     """Where no kernel reads them they become ternary as the session is made."""
-    N, K = 40, 300
     x = activations((5, K), 1)
-    model = node_model(
-        f"Sparse34MatMul{mode}", random_layer("Sparse34", N, K, 0), ["rows", K], N=N, K=K, layout=0
-    )
+    layer = random_layer(prefix, N, K, 0)
+    model = node_model(f"{prefix}MatMul{mode}", layer, ["rows", K], N=N, K=K, layout=0)
     portable = run(model, x, native=False)
     library = native.load()
     for isa in library.isas:

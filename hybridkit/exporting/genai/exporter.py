@@ -41,7 +41,8 @@ class GenaiExporter:
             1, "of n-bit products of float activations: 4 rounds those to int8 in blocks, faster"
         )
         dense: bool = option(
-            False, "ternary codes in 1.6 bits, 3:4-sparse ones in 1.25: a smaller file, repacked as it loads"
+            False,
+            "ternary codes in 1.6 bits, 3:4-sparse ones in 1.25: a smaller file; large layers stay so",
         )
         stock: bool = option(
             False, "ONNX Runtime's own attention and n-bit products: slower, for runtimes without our library"

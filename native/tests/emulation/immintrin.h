@@ -10,12 +10,16 @@
 #include <simde/x86/avx2.h>
 #include <simde/x86/avx512/add.h>
 #include <simde/x86/avx512/and.h>
+#include <simde/x86/avx512/avg.h>
+#include <simde/x86/avx512/blend.h>
 #include <simde/x86/avx512/dpbusd.h>
 #include <simde/x86/avx512/fmadd.h>
 #include <simde/x86/avx512/load.h>
 #include <simde/x86/avx512/loadu.h>
+#include <simde/x86/avx512/mov_mask.h>
 #include <simde/x86/avx512/mul.h>
 #include <simde/x86/avx512/or.h>
+#include <simde/x86/avx512/permutex2var.h>
 #include <simde/x86/avx512/permutexvar.h>
 #include <simde/x86/avx512/set.h>
 #include <simde/x86/avx512/set1.h>
@@ -94,6 +98,14 @@ inline __m512i mm512_srai_epi32(__m512i vector, unsigned count) {
   return lanes.to<__m512i>();
 }
 
+// SIMDe adds signed bytes, whose overflow the sanitizer sees. `sign` is 1, or -1 to subtract.
+inline __m512i mm512_add_epi8(__m512i a, __m512i b, int sign) {
+  auto lanes = Lanes<uint8_t, 64>::from(a);
+  const auto more = Lanes<uint8_t, 64>::from(b);
+  for (int i = 0; i < 64; ++i) lanes.of[i] = static_cast<uint8_t>(lanes.of[i] + sign * more.of[i]);
+  return lanes.to<__m512i>();
+}
+
 inline __m512 mm512_cvtepi32_ps(__m512i vector) {
   const auto from = Lanes<int32_t, 16>::from(vector);
   Lanes<float, 16> lanes;
@@ -149,14 +161,6 @@ inline __m256 mm512_extractf32x8_ps(__m512 vector, int half) {
   Lanes<float, 8> lanes;
   for (int i = 0; i < 8; ++i) lanes.of[i] = from.of[8 * half + i];
   return lanes.to<__m256>();
-}
-
-template <class V>
-V permutex2var(V first, __m512i index, V second) {
-  const auto of_first = Lanes<uint32_t, 16>::from(first), of_second = Lanes<uint32_t, 16>::from(second);
-  auto lanes = Lanes<uint32_t, 16>::from(index);
-  for (uint32_t& lane : lanes.of) lane = (lane & 16 ? of_second : of_first).of[lane & 15];
-  return lanes.to<V>();
 }
 
 template <int count, class Halves, class Floats>
@@ -224,6 +228,10 @@ using __mmask16 = uint16_t;
 #define _mm256_maskload_epi32(from, mask) emulation::mm256_maskload_epi32(from, mask)
 #define _mm512_maskz_loadu_ps(mask, from) emulation::mm512_maskz_loadu_ps(mask, from)
 #define _mm512_mask_storeu_ps(to, mask, vector) emulation::mm512_mask_storeu_ps(to, mask, vector)
+#undef _mm512_add_epi8
+#undef _mm512_sub_epi8
+#define _mm512_add_epi8(a, b) emulation::mm512_add_epi8(a, b, 1)
+#define _mm512_sub_epi8(a, b) emulation::mm512_add_epi8(a, b, -1)
 #define _mm512_srai_epi32(vector, count) emulation::mm512_srai_epi32(vector, count)
 #define _mm512_cvtepi32_ps(vector) emulation::mm512_cvtepi32_ps(vector)
 #define _mm512_cvtepu8_epi32(vector) emulation::mm512_cvtepu8_epi32(vector)
@@ -235,8 +243,6 @@ using __mmask16 = uint16_t;
 #define _mm512_unpackhi_pd(a, b) emulation::unpack<double>(a, b, true)
 #define _mm512_shuffle_f32x4(a, b, quarters) emulation::mm512_shuffle_f32x4(a, b, quarters)
 #define _mm512_extractf32x8_ps(vector, half) emulation::mm512_extractf32x8_ps(vector, half)
-#define _mm512_permutex2var_epi32(first, index, second) emulation::permutex2var<__m512i>(first, index, second)
-#define _mm512_permutex2var_ps(first, index, second) emulation::permutex2var<__m512>(first, index, second)
 #define _mm256_cvtph_ps(vector) emulation::mm256_cvtph_ps(vector)
 #define _mm512_cvtph_ps(vector) emulation::mm512_cvtph_ps(vector)
 #define _tile_loadconfig(config) emulation::tile_loadconfig(config)
