@@ -8,8 +8,10 @@ other bits on processors of another maker, so each maker has its own.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import platform
@@ -129,16 +131,17 @@ def of_onnx(path: Path) -> str:
 
 def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Train, export, resume, with the command line, in an environment that fixes the kernels."""
+    command = [sys.executable, __file__, "--measure", str(folder), *names]
     environment = {**os.environ, **SAME_KERNELS, "HYBRIDKIT_RUNS": str(folder)}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
 
-    def hybridkit(*words: str) -> Mapping[str, Any]:
-        command = [sys.executable, "-m", "hybridkit", *words, "--json"]
-        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(words)}: {done.stderr}")
-        found: Mapping[str, Any] = json.loads(done.stdout)
-        return found
 
+def measured(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The same in this process, which has that environment."""
     found: dict[str, str] = {}
     for name in names:
         words = [word.format(torch=torch_folder()) for word in RUNS[name]]
@@ -152,13 +155,31 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def hybridkit(*words: str) -> Mapping[str, Any]:
+    """The document that a command prints."""
+    from hybridkit.cli import run
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = run([*words, "--json"])
+    if code:
+        raise SystemExit(f"hybridkit {' '.join(words)} exited with {code}")
+    found: Mapping[str, Any] = json.loads(printed.getvalue())
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write down what comes out")
+    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        folder, *names = options.measure
+        print(json.dumps(measured(Path(folder), names)))
+        return
     with tempfile.TemporaryDirectory() as folder:
         found = digests(Path(folder), RUNS)
     print(json.dumps(found, indent=2))
-    if parser.parse_args().write:
+    if options.write:
         write_down(GOLDEN, found)
 
 

@@ -16,7 +16,8 @@ from hybridkit.quant.checkpoint import open_tensors
 from hybridkit.quant.convert import _BLOCK
 from hybridkit.quant.post_training import quantize, quantize_to_file
 
-WIDTH, LAYERS = 4096, 16  # 64 MiB each, 1 GiB in all: four times what may be in memory
+WIDTH, LAYERS = 4096, 12
+LIMIT = 4 * WIDTH**2 + 200_000_000  # bytes of memory: the largest layer's and 200 MB
 MEASURE = """
 import sys, torch
 from torch import nn
@@ -66,7 +67,7 @@ def sparse_checkpoint(folder):
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_memory_is_bounded_by_the_largest_layer_and_200_mb(tmp_path):
     index, target = sparse_checkpoint(tmp_path), tmp_path / "packed.hk.safetensors"
-    assert sum(path.stat().st_size for path in tmp_path.glob("part-*")) > 1 << 30
+    assert sum(path.stat().st_size for path in tmp_path.glob("part-*")) >= 3 * LIMIT
     try:
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, index, target, str(WIDTH), str(LAYERS)],
@@ -74,7 +75,7 @@ def test_memory_is_bounded_by_the_largest_layer_and_200_mb(tmp_path):
             text=True,
             check=True,
         )
-        assert int(done.stdout) <= 4 * WIDTH**2 + 200_000_000
+        assert int(done.stdout) <= LIMIT
         packed = PackedModel.open(target)
         assert len(packed.layers) == LAYERS
         assert packed.layers["0"].zero_fraction == 1
