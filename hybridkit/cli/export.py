@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -131,7 +132,9 @@ def command(
     subject = described(source, flags.model, inputs)
     metadata = {name: value for name, value in source.metadata.items() if not (inputs and name == "inputs")}
     inside = getattr(registry().load("exporter", chosen), "folder", False)
-    with travelling(None if inside else source.assets, output) as assets:
+    beside: AbstractContextManager[dict[str, Any]]
+    beside = nullcontext({}) if inside else travelling(source.assets, output)
+    with beside as assets:
         report = write(
             source,
             subject,
@@ -148,10 +151,10 @@ def command(
     spared = _left_alone(source)
     if json:
         document = {"report": report, "ratio": report.ratio, "left_alone": spared}
-        emit_json("export", document | assets_fields(output))
+        emit_json("export", document | ({} if inside else assets_fields(output)))
     else:
         _print(report)
-        print(*assets_lines(output, report.file_bytes), sep="\n", end="")
+        print(*([] if inside else assets_lines(output, report.file_bytes)), sep="\n", end="")
         print(*left_alone_lines(spared), sep="\n", end="\n" if spared else "")
 
 

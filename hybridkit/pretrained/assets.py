@@ -7,6 +7,7 @@ them, and RECORD, which says where they came from. There are no weights in it.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import tempfile
@@ -171,7 +172,8 @@ def beside(product: Path) -> Path:
 def travelling(assets: Assets | None, product: Path) -> Iterator[dict[str, Any]]:
     """The metadata of a product that is written in this context; once it is, its assets lie beside it.
 
-    Assets of a product that was there before, and had some, go.
+    Assets of a product that was there before, and had some, go, unless a file beside shares its name, and so may
+    share them: m.hk.safetensors and m.onnx have m.assets.
     """
     folder = beside(product)
     if assets is not None:
@@ -179,7 +181,8 @@ def travelling(assets: Assets | None, product: Path) -> Iterator[dict[str, Any]]
             yield {"assets": assets.about}
         return
     yield {}
-    if (folder / RECORD).is_file():
+    others = product.parent.glob(f"{glob.escape(folder.stem)}.*")
+    if (folder / RECORD).is_file() and not any(other not in (product, folder) for other in others):
         remove(folder)
 
 

@@ -201,6 +201,16 @@ def test_nothing_appears_where_the_product_fails(place):
     assert set(place.iterdir()) == before, "those of the product before are gone"
 
 
+def test_those_of_a_file_of_the_same_name_stay(place):
+    assets = assets_of(open_pretrained("model"), network("bert"))
+    packed = place / "m.hk.safetensors"
+    with travelling(assets, packed):
+        packed.touch()
+    with travelling(None, place / "m.onnx"):
+        (place / "m.onnx").touch()
+    assert names(place / "m.assets") == KEPT
+
+
 def test_where_they_are(place):
     for product in ("a.hk.safetensors", "a.hk.safetensors.index.json", "a.onnx"):
         assert beside(place / product) == place / "a.assets"

@@ -53,15 +53,16 @@ def exported(request, tmp_path_factory):
     folders.write(request.param, place / "source")
     (place / "source" / "chat_template.jinja").write_text(TEMPLATE)
     packed = quantized(place / "source", place, "--activations", "int8", "--embeddings", "8")
-    assert run(["export", str(place / "chat"), "--target", "genai", "--from", str(packed)]) == 0
-    return place / "source", packed, place / "chat"
+    chat = place / "m"  # the assets of the packed file lie in m.assets, which is not the folder's
+    assert run(["export", str(chat), "--target", "genai", "--from", str(packed)]) == 0
+    return place / "source", packed, chat
 
 
 def test_all_of_it_lies_in_one_folder(exported):
     *_, chat = exported
     names = {"model.onnx", "genai_config.json", "tokenizer.json", "config.json", "chat_template.jinja"}
     assert names <= {path.name for path in chat.iterdir()}
-    assert {path.name for path in chat.parent.iterdir()} == {"source", "m.hk.safetensors", "m.assets", "chat"}
+    assert {path.name for path in chat.parent.iterdir()} == {"source", "m.hk.safetensors", "m.assets", "m"}
 
 
 @pytest.mark.parametrize("native", [True, False])
