@@ -172,8 +172,8 @@ def beside(product: Path) -> Path:
 def travelling(assets: Assets | None, product: Path) -> Iterator[dict[str, Any]]:
     """The metadata of a product that is written in this context; once it is, its assets lie beside it.
 
-    Assets of a product that was there before, and had some, go, unless a file beside shares its name, and so may
-    share them: m.hk.safetensors and m.onnx have m.assets.
+    Assets of a product that was there before, and had some, go, unless a file beside shares its name, and so
+    may share them: m.hk.safetensors and m.onnx have m.assets.
     """
     folder = beside(product)
     if assets is not None:
