@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from hybridkit.optim.protocol import Announced
-from hybridkit.tasks.data import Batch, size, take
+from hybridkit.tasks.data import Batch, count, size, take
+from hybridkit.tasks.protocol import Task, forward
 from hybridkit.tasks.splits import fixed_permutation
 from hybridkit.training.config import TrainConfig
 from hybridkit.training.feed import Feed, Sampled
@@ -48,3 +53,34 @@ def held_back(samples: int, seed: int, *, trained: int, looks: int) -> NDArray[n
     size = max(min(samples // 4, SMALL), min(samples // 8, MOST))
     size = max(min(size, affordable), LEAST)
     return np.sort(fixed_permutation(samples, seed)[:size])
+
+
+@contextlib.contextmanager
+def own_statistics(model: nn.Module, task: Task, batches: Iterable[Batch]) -> Iterator[None]:
+    """Running means and variances as the weights that are in place give them on `batches`; put back after.
+
+    What BatchNorm has gathered while it trained belongs to the weights of those steps, not to a mean of them
+    (Izmailov et al. 2018, arXiv 1803.05407, section 3.2).
+    """
+    layers: list[Any] = [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
+    before = [(layer.momentum, {n: b.clone() for n, b in layer.named_buffers()}) for layer in layers]
+    mode = {layer: layer.training for layer in model.modules()}
+    try:
+        if layers:
+            model.eval()
+            for layer in layers:
+                layer.train().reset_running_stats()
+                layer.momentum = None  # all batches count alike
+            with torch.no_grad():
+                for batch in batches:
+                    if count(batch) > 1:  # one sample has no variance
+                        forward(task, model, batch)
+            for module, training in mode.items():
+                module.training = training
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, (momentum, buffers) in zip(layers, before, strict=True):
+                layer.momentum = momentum
+                for name, buffer in layer.named_buffers():
+                    buffer.copy_(buffers[name])

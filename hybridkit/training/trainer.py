@@ -45,7 +45,7 @@ from hybridkit.training.distillation.teaching import Teaching
 from hybridkit.training.distillation.terms import DEFAULT, SELF, UNLABELLED, parse_layer_map, parse_terms
 from hybridkit.training.distributed import world
 from hybridkit.training.engine import Engine
-from hybridkit.training.evaluation import evaluate
+from hybridkit.training.evaluation import batches, evaluate
 from hybridkit.training.feed import Fed, Feed, Sampled, Streamed, StreamedAhead, origin
 from hybridkit.training.network import (
     Allocation,
@@ -59,7 +59,7 @@ from hybridkit.training.network import (
     seed_everything,
 )
 from hybridkit.training.objective import Objective
-from hybridkit.training.probe import hold_back
+from hybridkit.training.probe import hold_back, own_statistics
 from hybridkit.training.progress import Progress
 from hybridkit.training.schema import RandomStates, RunState, rehearse
 from hybridkit.training.weights import load_weights
@@ -207,7 +207,8 @@ class Trainer:
 
     def _probe_loss(self) -> float:
         size, device = self.config.batch_size, self.config.device
-        return evaluate(self.model, self.task, self.probe, batch_size=size, device=device)["loss"]
+        with own_statistics(self.model, self.task, batches(self.task, self.probe, size, device)):
+            return evaluate(self.model, self.task, self.probe, batch_size=size, device=device)["loss"]
 
     def _workload(self, fed: Sequence[Fed]) -> dict[str, int]:
         """Samples and tokens of the step's batches, in all processes."""

@@ -6,11 +6,14 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
+from hybridkit.tasks.resolve import make_task
 from hybridkit.training.config import resolve
 from hybridkit.training.history import read_notes
 from hybridkit.training.loop import resume, train
 from hybridkit.training.metrics import read_records
+from hybridkit.training.probe import own_statistics
 from hybridkit.training.trainer import Trainer
 
 TASK = "tiny_task:tiny"  # 72 samples; an epoch has 12 steps
@@ -95,3 +98,38 @@ def test_it_is_written_down(tmp_path):
         r["step"] for r in read_records(run.metrics_path) if r.get("went_back")
     ]
     assert resume(run, max_steps=44, trusted={TASK}).run.checkpoint().step == 44
+
+
+def test_running_statistics_are_those_of_the_weights_that_are_judged():
+    task = make_task(TASK)
+    inputs, labels = task.splits().train
+    cuts = ((0, 20), (20, 40), (40, 41))  # the last one alone has no variance
+    batches = [(inputs[a:b], labels[a:b]) for a, b in cuts]
+    model = nn.Sequential(nn.Linear(8, 5), nn.BatchNorm1d(5, momentum=0.3), nn.Dropout(0.5), nn.Linear(5, 3))
+    model(inputs)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model[2].eval()
+    with own_statistics(model, task, batches):
+        outputs = [model[0](x) for x, _ in batches[:2]]
+        mean = torch.stack([o.mean(dim=0) for o in outputs]).mean(dim=0)
+        variance = torch.stack([o.var(dim=0) for o in outputs]).mean(dim=0)
+        torch.testing.assert_close(model[1].running_mean, mean)
+        torch.testing.assert_close(model[1].running_var, variance)
+        assert model[0].training
+        assert not model[2].training
+    assert model[1].momentum == 0.3
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_network_without_them_does_not_run():
+    class Counted(nn.Linear):
+        runs = 0
+
+        def forward(self, x):
+            self.runs += 1
+            return super().forward(x)
+
+    task, model = make_task(TASK), Counted(8, 3)
+    with own_statistics(model, task, [task.splits().train]):
+        assert not model.runs
