@@ -189,7 +189,11 @@ def kernel_blocks() -> dict[str, str]:
         first_table, *others = groups.tables(json.loads(path.read_text("utf-8")))
         promised.append(markdown(first_table))
         times += map(markdown, others)
+    import instructions
+
+    counts = json.loads((RESULTS / "instructions.json").read_text("utf-8"))
     found = {
+        "instructions": [markdown(instructions.table(counts))],
         "groups": promised,
         "groups-shapes": times,
         "kernels": numbers,

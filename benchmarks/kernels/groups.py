@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import layers
 import limits
-from layers import FP32, INT8, OURS, OURS_FLOAT, Peer, blocks, groups, sparse34
+from layers import FP32, INT8, OURS, OURS_FLOAT, Peer, blocks, dense, groups
 from timed import Net, OrtRun, compare, ort_session
 
 from hybridkit.bench.machine import this_machine
@@ -50,8 +50,9 @@ def _stock(bits: int, level: int, name: str) -> Peer:
 PEERS: Final = (
     OURS,
     OURS_FLOAT,
-    Peer("3:4-sparse, int8", 1.25, sparse34("Int8"), "Sparse34MatMulInt8"),
-    Peer("3:4-sparse, float", 1.25, sparse34("Float"), "Sparse34MatMulFloat"),
+    Peer("base 3, int8", 1.6, dense("Base3", "Int8"), "Base3MatMulInt8"),
+    Peer("3:4-sparse, int8", 1.25, dense("Sparse34", "Int8"), "Sparse34MatMulInt8"),
+    Peer("3:4-sparse, float", 1.25, dense("Sparse34", "Float"), "Sparse34MatMulFloat"),
     _ours(1, 128, "Int8", "1 bit, groups of 128, int8"),
     _ours(1, 128, "Float", "1 bit, groups of 128, float"),
     _ours(2, 64, "Int8", "2 bits, groups of 64, int8"),
@@ -72,6 +73,7 @@ PACKED: Final = tuple(peer for peer in PEERS if peer not in (INT8, FP32))
 # Ours, what it is compared with, and how many times as long it may take.
 CLAIMS: Final = (
     (OURS.name, INT8.name, 1.0),
+    ("base 3, int8", OURS.name, 1.10),
     ("3:4-sparse, int8", OURS.name, 1.10),
     ("3:4-sparse, float", OURS_FLOAT.name, 1.10),
     ("2 bits, groups of 64, int8", OURS.name, 1.10),

@@ -16,9 +16,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from hybridkit.exporting.functions import DOMAIN, DOMAIN_VERSION, function
+from hybridkit.exporting.functions import BASE3, DENSE, DOMAIN, DOMAIN_VERSION, function
 from hybridkit.exporting.layout import worth_tiling
-from hybridkit.packing.codecs import SPARSE
+from hybridkit.packing.codecs import codec
 from hybridkit.packing.tiles import tile, tiled_shape
 
 OPSET: Final = 18
@@ -197,16 +197,17 @@ def _ternary(mode: str) -> Build:
     return build
 
 
-def sparse34(mode: str) -> Build:
-    """As our 3:4-sparse operator."""
+def dense(prefix: str, mode: str) -> Build:
+    """As our operator of ternary codes in fewer than two bits."""
 
     def build(layer: Layer) -> None:
         n, k = layer.n, layer.k
-        codes = layer.constant("codes", layer.bytes_(n, SPARSE.row_bytes(k)))
+        random = layer.bytes_(n, codec(DENSE[prefix]).row_bytes(k))
+        codes = layer.constant("codes", random % 243 if prefix == BASE3 else random)
         scale = layer.constant("scale", np.full(n, 0.01, np.float32))
         bias = layer.constant("bias", np.zeros(n, np.float32))
         sizes = {"K": k, "N": n, "layout": 0}
-        layer.node(f"Sparse34MatMul{mode}", [layer.x, codes, scale, bias], [layer.y], domain=DOMAIN, **sizes)
+        layer.node(f"{prefix}MatMul{mode}", [layer.x, codes, scale, bias], [layer.y], domain=DOMAIN, **sizes)
 
     return build
 
