@@ -2,7 +2,7 @@
 
     python benchmarks/kernels/instructions.py --library libhybridkit.so [--arm BUILD] [--out RESULT.json]
 
-Products of 64 x 2560 are run by single steps (native/instructions.cc), under every instruction set of this
+Products of 32 x 2560 are run by single steps (native/instructions.cc), under every instruction set of this
 processor but `scalar`. BUILD is a folder that CMake built for 64-bit Arm with native/aarch64.cmake; `neon` is
 then counted in qemu-user, as the difference between two products and one.
 """
@@ -27,8 +27,8 @@ from hybridkit.packing.atomic import atomic_file
 from hybridkit.runtime.native import CODECS, Native
 
 RESULTS: Final = Path(__file__).resolve().parents[1] / "results"
-N, K, WEIGHTS = 64, 2560, 32  # counts are told for so many weights and a row of activations
-ROWS: Final = (1, 8, 32)
+N, K, WEIGHTS = 32, 2560, 32  # counts are told for so many weights and a row of activations
+ROWS: Final = (1, 8)
 INT8, FLOAT, BLOCKS = 0, 1, 2
 # What is multiplied: codec, activations, columns that share a scale.
 CASES: Final = {
