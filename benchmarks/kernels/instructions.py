@@ -135,7 +135,8 @@ def table(document: dict[str, Any]) -> TextTable:
         [(name, *(cell(isa, name, m) for isa in isas for m in ROWS)) for name in CASES],
         [
             f"All that a product of {document['n']} x {document['k']} executes on one thread, quantising "
-            "its activations too. neon: in qemu-user."
+            "its activations too, and expanding codes that an instruction set does not read (base 3, "
+            "3:4-sparse), which a session does once. neon: in qemu-user."
         ],
     )
 

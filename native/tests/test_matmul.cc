@@ -84,7 +84,7 @@ reference::Layer constant_layer(int32_t codec, int64_t N, int64_t K, int8_t code
 }
 
 TEST(matmul_extremes_are_exact) {  // every weight and every activation of the same sign: the largest sums there are
-  for (const int32_t codec : {HYBRIDKIT_TERNARY, HYBRIDKIT_BINARY}) {
+  for (const int32_t codec : {HYBRIDKIT_TERNARY, HYBRIDKIT_BINARY, HYBRIDKIT_BASE3}) {
     for (const float value : {3.0f, -3.0f}) {
       for (const int64_t M : {1, 9, 40}) {
         const auto K = int64_t{65536}, N = M == 1 ? int64_t{17} : int64_t{1};
@@ -101,6 +101,7 @@ TEST(matmul_largest_K) {
   const std::vector<float> x(static_cast<size_t>(K), -1.0f);
   check_product(constant_layer(HYBRIDKIT_TERNARY, 1, K, 1), HYBRIDKIT_INT8, HYBRIDKIT_F32, x, 1, nullptr);
   check_product(constant_layer(HYBRIDKIT_BINARY, 1, K, -1), HYBRIDKIT_INT8, HYBRIDKIT_F32, x, 1, nullptr);
+  check_product(constant_layer(HYBRIDKIT_BASE3, 1, K, 1), HYBRIDKIT_INT8, HYBRIDKIT_F32, x, 1, nullptr);
 }
 
 TEST(matmul_special_values) {
