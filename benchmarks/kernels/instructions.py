@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import shutil
 import subprocess
@@ -45,6 +46,7 @@ CASES: Final = {
     "4 bits, 32, float": ("nbit4", FLOAT, 32),
     "8 bits, 32, int8 in blocks": ("nbit8", BLOCKS, 32),
 }
+_CASES: Final = tuple(itertools.product(CASES, ROWS))
 
 
 def main() -> None:
@@ -69,7 +71,7 @@ def counted(library: Path, folder: Path) -> Iterator[dict[str, Any]]:
     """On this processor."""
     program = _program(toolchain.compiler(), folder / "instructions")
     for isa in Native(library).isas:
-        for name, m in _cases(isa):
+        for name, m in _CASES if isa != "scalar" else ():
             words = [program, library, isa, *_words(name, m)]
             yield _row(isa, name, m, int(_output(words)))
 
@@ -83,16 +85,12 @@ def counted_on_arm(build: Path, folder: Path) -> Iterator[dict[str, Any]]:
     library, log = build / "native/libhybridkit.so", folder / "executed"
     machine = ["-cpu", "max", "-L", "/usr/aarch64-linux-gnu"]
     steps = [emulator, *machine, "-singlestep", "-d", "exec,nochain", "-D", log]
-    for name, m in _cases("neon"):
+    for name, m in _CASES:
         lines = []
         for repeats in (1, 2):
             _output([*steps, program, library, "neon", *_words(name, m), str(repeats)])
             lines.append(_lines(log))
         yield _row("neon", name, m, lines[1] - lines[0])
-
-
-def _cases(isa: str) -> Iterator[tuple[str, int]]:
-    return ((name, m) for name in CASES for m in ROWS if isa != "scalar")
 
 
 def _words(name: str, m: int) -> list[str]:

@@ -34,10 +34,8 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 _NONE: Final = np.empty(0, np.uint8)
 
-CODECS: Final = {
-    **{"ternary": 0, "binary": 1, "nbit1": 2, "nbit2": 3, "nbit4": 4, "nbit8": 5},
-    **{"sparse34": 6, "base3": 7},
-}
+_CODECS: Final = ("ternary", "binary", "nbit1", "nbit2", "nbit4", "nbit8", "sparse34", "base3")
+CODECS: Final = {name: number for number, name in enumerate(_CODECS)}  # of hybridkit_codec
 _BLOCKS: Final = {"sparse34": (80,), "base3": (4, 16, 4)}  # of tiles, where they are not [16, 4]
 ACTIVATIONS: Final = {"int8": 0, "float": 1}
 DTYPES: Final = {"float32": 0, "float16": 1, "bfloat16": 2}

@@ -64,19 +64,21 @@ def own_statistics(model: nn.Module, task: Task, batches: Iterable[Batch]) -> It
     """
     layers: list[Any] = [m for m in model.modules() if getattr(m, "running_mean", None) is not None]
     before = [(layer.momentum, {n: b.clone() for n, b in layer.named_buffers()}) for layer in layers]
-    mode = {layer: layer.training for layer in model.modules()}
+    mode = {module: module.training for module in model.modules()}
     try:
         if layers:
             model.eval()
             for layer in layers:
                 layer.train().reset_running_stats()
                 layer.momentum = None  # all batches count alike
-            with torch.no_grad():
-                for batch in batches:
-                    if count(batch) > 1:  # one sample has no variance
-                        forward(task, model, batch)
-            for module, training in mode.items():
-                module.training = training
+            try:
+                with torch.no_grad():
+                    for batch in batches:
+                        if count(batch) > 1:  # one sample has no variance
+                            forward(task, model, batch)
+            finally:
+                for module, training in mode.items():
+                    module.training = training
         yield
     finally:
         with torch.no_grad():

@@ -128,8 +128,8 @@ HYBRIDKIT_API int hybridkit_reads_tiles(int32_t codec, int64_t N, int64_t K);
  * hybridkit_code_bytes(HYBRIDKIT_TERNARY, 1, N, K) bytes. */
 HYBRIDKIT_API const char* hybridkit_expand(int32_t codec, const uint8_t* codes, int64_t N, int64_t K, uint8_t* out);
 
-/* Rows of codes in layout 1, other than 3:4-sparse ones and such in base 3, as numbers q: y [count, K]. A negative number of a row counts
- * from the end, as in ONNX's Gather. */
+/* Rows of codes in layout 1, other than 3:4-sparse ones and such in base 3, as numbers q: y [count, K]. A negative
+ * number of a row counts from the end, as in ONNX's Gather. */
 HYBRIDKIT_API const char* hybridkit_gather(int32_t codec, const uint8_t* codes, size_t code_bytes, int64_t N, int64_t K,
                                            const int64_t* rows, int64_t count, float* y);
 

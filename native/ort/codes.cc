@@ -104,7 +104,7 @@ Codes::Codes(int32_t codec, const Attributes& attributes, const Tensor& tensor)
   if (const char* wrong = tile(codec, attributes, data_, given, tiles.get())) throw std::runtime_error(wrong);
   data_ = tiles.get();
   own_ = std::move(tiles);
-  if (!attributes.convolution && !hybridkit_reads_tiles(codec, attributes.N, attributes.K)) expand(attributes);
+  if (!hybridkit_reads_tiles(codec, attributes.N, attributes.K)) expand(attributes);
 }
 
 void Codes::expand(const Attributes& attributes) {

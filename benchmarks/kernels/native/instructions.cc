@@ -10,7 +10,6 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -69,7 +68,7 @@ struct Product {
 };
 
 #if defined(__x86_64__)
-// Steps of a child between two of its signals, less those of the second signal itself.
+// Steps of a child up to its next signal, with those that raise it.
 long steps_of(pid_t child) {
   int status = 0;
   for (long steps = 0;; ++steps) {
@@ -98,7 +97,7 @@ long counted(Product& product) {
   }
   int status = 0;
   waitpid(child, &status, 0);  // at the first signal
-  const long empty = steps_of(child);
+  const long empty = steps_of(child);  // what raising a signal takes
   const long both = steps_of(child);
   kill(child, SIGKILL);
   waitpid(child, &status, 0);
